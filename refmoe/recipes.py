@@ -1,0 +1,173 @@
+"""The counter-based integer generator: inputs and parameters, the same bits in any language.   Spec 7.2
+
+Element i of the tensor `name` under `seed` is a function of (seed, name, i) alone, so one expert, one row or one element
+can be made without the rest. Only 64-bit integer arithmetic is used, and every value is exact in float32.
+"""
+
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_BLOCK = 1 << 16  # elements worked on at a time: the temporaries stay in cache
+
+
+class MoEParams(NamedTuple):
+    """The layer's parameters, contracted axis last; what a configuration does not have is None. Gradients have this type too."""
+
+    w_router: object  # (E, D)
+    router_bias: object  # (E,)
+    selection_bias: object  # (E,), float32 in every store
+    w_gate: object  # (E, F, D)
+    w_up: object  # (E, F, D)
+    w_down: object  # (E, D, F)
+    b_gate: object  # (E, F)
+    b_up: object  # (E, F)
+    b_down: object  # (E, D)
+    shared: object  # SharedParams
+
+
+class SharedParams(NamedTuple):
+    """The shared expert's parameters: one expert of width S, kept with a leading axis of 1 as the routed ones are."""
+
+    w_gate: object  # (1, S, D)
+    w_up: object  # (1, S, D)
+    w_down: object  # (1, D, S)
+    b_gate: object  # (1, S)
+    b_up: object  # (1, S)
+    b_down: object  # (1, D)
+    w_shared_gate: object  # (1, D)
+
+
+def mix64(z):
+    """The finaliser of splitmix64 on a Python integer: a bijection of 64-bit words."""
+    z &= _MASK
+    z = ((z ^ (z >> 30)) * _MIX_1) & _MASK
+    z = ((z ^ (z >> 27)) * _MIX_2) & _MASK
+    return z ^ (z >> 31)
+
+
+def tensor_key(seed, name):
+    """mix64(fnv1a64(name) + seed * golden): the starting point of one tensor's counter."""
+    digest = 0xCBF29CE484222325
+    for byte in name.encode():
+        digest = ((digest ^ byte) * 0x100000001B3) & _MASK
+    return mix64(digest + seed * _GOLDEN)
+
+
+def words(seed, name, start, count):
+    """word_i = mix64(key + (i + 1) * golden) for i = start .. start + count - 1, as uint64."""
+    z = np.arange(start + 1, start + count + 1, dtype=np.uint64)
+    z *= np.uint64(_GOLDEN)
+    z += np.uint64(tensor_key(seed, name))
+    for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
+        z ^= z >> np.uint64(shift)
+        z *= np.uint64(factor)
+    z ^= z >> np.uint64(31)
+    return z
+
+
+def _bell(word):
+    """The sum of the word's four 16-bit fields, centred: an integer in +-131070, in units of 2^-16 (sigma 0.577)."""
+    total = np.zeros(word.shape, np.int32)
+    for field in range(4):
+        total += ((word >> np.uint64(16 * field)) & np.uint64(0xFFFF)).astype(np.int32)
+    return (total - 131070).astype(np.float32) * np.float32(2.0**-16)
+
+
+def _bf16(word):
+    """The bell value with the low 16 bits of its float32 pattern cleared: 8 significant bits."""
+    return (_bell(word).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def _wide(word):
+    """sign, 23 fraction bits and an exponent from -20 to 19: 24 significant bits over 40 binades."""
+    fraction = (word & np.uint64(0x7FFFFF)).astype(np.uint32)
+    exponent = ((word >> np.uint64(32)) % np.uint64(40)).astype(np.uint32) + np.uint32(127 - 20)
+    sign = (word >> np.uint64(63)).astype(np.uint32)
+    return (sign << np.uint32(31) | exponent << np.uint32(23) | fraction).view(np.float32)
+
+
+def _dyadic(word):
+    """An integer from -4 to 4: products and sums of them are exact in any order."""
+    return ((word >> np.uint64(32)) % np.uint64(9)).astype(np.float32) - np.float32(4)
+
+
+RECIPES = {"bell": _bell, "bf16": _bf16, "wide": _wide, "dyadic": _dyadic}
+
+
+def generate(name, shape, seed, recipe="bell", exponent=0, start=0):
+    """recipe(word_i) * 2^exponent, as float32 of the given shape, from element `start` on.   Spec 7.2
+
+    Raises ValueError for an unknown recipe. `exponent` must keep every value normal in float32 (it does for -40 .. 40).
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {recipe!r}; choose one of these")
+    count = prod(shape)
+    out = np.empty(count, np.float32)
+    scale = np.float32(2.0**exponent)
+    for at in range(0, count, _BLOCK):
+        size = min(_BLOCK, count - at)
+        out[at : at + size] = RECIPES[recipe](words(seed, name, start + at, size)) * scale
+    return out.reshape(shape)
+
+
+def fan_in_exponent(fan_in):
+    """The exponent s of the scale 2^s nearest below 1/sqrt(fan_in): -ceil(log2(fan_in) / 2), by integers."""
+    return -(((fan_in - 1).bit_length() + 1) // 2)
+
+
+def parameter_shapes(config):
+    """name -> (shape, exponent of its scale) of every parameter a configuration has, in the order of `MoEParams`."""
+    D, F, E = config.hidden_size, config.intermediate_size, config.num_experts
+    routing, experts = config.routing, config.experts
+    shapes = {"w_router": ((E, D), fan_in_exponent(D))}
+    if routing.router_bias:
+        shapes["router_bias"] = ((E,), -3)
+    if routing.selection_bias:
+        shapes["selection_bias"] = ((E,), -3)
+    shapes |= _expert_shapes(experts, D, F, E)
+    S = experts.shared_intermediate_size
+    if S:
+        shapes |= {f"shared.{name}": row for name, row in _expert_shapes(experts, D, S, 1).items()}
+    if experts.shared_gate:
+        shapes["shared.w_shared_gate"] = ((1, D), fan_in_exponent(D))
+    return shapes
+
+
+def _expert_shapes(experts, D, F, E):
+    into, back = fan_in_exponent(D), fan_in_exponent(F)
+    shapes = {"w_gate": ((E, F, D), into), "w_up": ((E, F, D), into), "w_down": ((E, D, F), back)}
+    if experts.biases:
+        shapes |= {"b_gate": ((E, F), -3), "b_up": ((E, F), -3), "b_down": ((E, D), -3)}
+    return shapes if experts.gated else {n: s for n, s in shapes.items() if not n.endswith("_gate")}
+
+
+def init_params(config, seed=0, recipe="bell"):
+    """Every parameter by integer recipe: the same bits on every machine and in every language.   Spec 7.2
+
+    Weights are scaled by a power of two near 1/sqrt(fan_in), biases by 2^-3. recipe "bf16" gives values that every
+    store can hold.
+    """
+    made = {n: generate(n, shape, seed, recipe, e) for n, (shape, e) in parameter_shapes(config).items()}
+    return assemble_params(made)
+
+
+def assemble_params(arrays):
+    """A dictionary of parameters by name ("w_gate", "shared.w_gate" ...) -> MoEParams; missing ones are None."""
+    shared = {name.removeprefix("shared."): a for name, a in arrays.items() if name.startswith("shared.")}
+    routed = {name: a for name, a in arrays.items() if not name.startswith("shared.")}
+    inner = SharedParams(**{f: shared.get(f) for f in SharedParams._fields}) if shared else None
+    return MoEParams(**{f: routed.get(f) for f in MoEParams._fields if f != "shared"}, shared=inner)
+
+
+def name_params(params):
+    """MoEParams -> dictionary by name; the inverse of `assemble_params`."""
+    named = {f: getattr(params, f) for f in MoEParams._fields if f != "shared"}
+    if params.shared is not None:
+        named |= {f"shared.{f}": getattr(params.shared, f) for f in SharedParams._fields}
+    return {name: array for name, array in named.items() if array is not None}
