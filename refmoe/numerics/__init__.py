@@ -1,0 +1,276 @@
+"""The one door: contract, sum, evaluate, in three profiles.   Spec 6
+
+Every stored tensor of the layer is made by one of the three methods of `Numerics`, under the name of what it makes; the
+name decides its format. In `exact` and `chain` a stored value is the exact real value of its formula, rounded once
+(`chain` contracts with a float32 chain instead); in `float64` everything is IEEE binary64, one operation for each
+written one. NumPy and C agree in every bit.
+"""
+
+import os
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+from .. import kernels
+from ..formats import FORMATS, canonical_nan, is_representable, round_fraction, round_to
+from .arithmetic import Binary64, PreciseArithmetic
+from .bounded import BoundedArithmetic
+from .contract import NumpyEngine, Rule
+from .precise import PrecisionNeeded, round_interval
+from .rounding import exact_sum, rounding_test, sequential_sum
+
+# Stages that stay float32 when the store is narrower; every other stage has the format of the store.   Spec 6.7
+FLOAT32_STAGES = frozenset(
+    """logits scores choice_scores group_scores raw_topk_weights topk_weights selection_bias lse margin
+    losses.balance losses.z losses.importance d_losses
+    d_logits d_logits_task d_logits_balance d_logits_importance d_logits_z d_scores d_topk_weights""".split()
+)
+STORE_STAGES = frozenset(
+    """x w_router router_bias w_gate w_up w_down b_gate b_up b_down w_shared_gate
+    x_rows weighted_x_rows gate_rows up_rows hidden_rows y_rows routed shared_gate_logits shared_gate shared y
+    d_y d_routed d_y_rows d_hidden_rows d_gate_rows d_up_rows d_weighted_x_rows d_x_rows
+    d_shared d_shared_gate d_shared_gate_logits d_x_gate
+    d_x d_x_experts d_x_shared d_x_router
+    d_w_router d_router_bias d_w_gate d_w_up d_w_down d_b_gate d_b_up d_b_down d_w_shared_gate""".split()
+)
+FORMAT_OF = dict.fromkeys(sorted(FLOAT32_STAGES), "float32") | dict.fromkeys(sorted(STORE_STAGES), "store")
+
+STORES = {"exact": ("float32", "bf16", "fp16"), "chain": ("float32", "bf16", "fp16"), "float64": ("float64",)}
+_BITS = (200, 400, 800, 1600, 3200)  # precisions tried in turn on what a rounding test leaves over
+_BLOCK = 1 << 15  # elements of a formula read at a time: its temporaries stay in cache
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """The arithmetic policy `num`: profile, storage format, engine.   Spec 6
+
+    profile "exact", "chain" or "float64"; store "float32", "bf16" or "fp16" ("float64" exactly when the profile is);
+    backend "auto", "c" or "numpy"; threads and kernel choose within C; force_tier ("compensated", "exact") sends every
+    output of an exact contraction at least to that tier. Raises ValueError, or ImportError if backend "c" is missing.
+    """
+
+    profile: str = "exact"
+    store: str | None = None
+    backend: str = "auto"
+    threads: int | None = None
+    kernel: str | None = None
+    force_tier: str | None = None
+    engine: object = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        _check_choice("profile", self.profile, STORES)
+        store = self.store or STORES[self.profile][0]
+        if store not in STORES[self.profile]:
+            allowed = ", ".join(STORES[self.profile])
+            raise ValueError(f"store: expected {allowed} with profile {self.profile!r}, got {store!r}; choose one of these")
+        _check_choice("backend", self.backend, ("auto", "c", "numpy"))
+        _check_choice("force_tier", self.force_tier, (None, "compensated", "exact"))
+        object.__setattr__(self, "store", store)
+        object.__setattr__(self, "engine", _make_engine(self.backend, self.kernel, self.threads))
+
+    def format_of(self, name):
+        """The format of the stage `name`."""
+        wanted = FORMAT_OF[name.removeprefix("shared.")]
+        if self.profile == "float64":
+            return "float64"
+        return self.store if wanted == "store" else "float32"
+
+    @property
+    def dtype(self):
+        """The NumPy type of the carriers."""
+        return np.float64 if self.profile == "float64" else np.float32
+
+    # --- contractions: Spec 6.3 ---------------------------------------------------------------------------------------
+
+    def contract(self, name, x_rows, w, offsets=None, bias=None):
+        """out[n, m] = sum_k x_rows[n, k] w[e(n), m, k] + bias[e(n), m].
+
+        x_rows (N, K), w (E, M, K) with offsets (E+1,), or w (M, K) for one group -> (N, M)
+        """
+        w = w if w.ndim == 3 else w[None]
+        offsets = _whole(len(x_rows)) if offsets is None else offsets
+        bias = bias if bias is None or bias.ndim == 2 else bias[None]
+        return self.engine.grouped_matmul(self._rule(name), x_rows, w, offsets, bias=bias)
+
+    def contract_backward_x(self, name, pairs, offsets=None):
+        """out[n, k] = sum over the pairs, then over m, of d[n, m] w[e(n), m, k]: one stage.
+
+        pairs [(d (N, M), w (E, M, K) or (M, K))] -> (N, K)
+        """
+        pairs = [(d, w if w.ndim == 3 else w[None]) for d, w in pairs]
+        offsets = _whole(len(pairs[0][0])) if offsets is None else offsets
+        return self.engine.grouped_matmul_backward_x(self._rule(name), pairs, offsets)
+
+    def contract_backward_w(self, name, d_rows, x_rows, offsets=None, acc=None):
+        """out[e, m, k] = sum over the rows n of e, ascending, of d_rows[n, m] x_rows[n, k] (+ acc).
+
+        d_rows (N, M), x_rows (N, K) -> (E, M, K), or (M, K) without offsets
+        """
+        rule = self._rule(name)
+        if offsets is not None:
+            return self.engine.grouped_matmul_backward_w(rule, d_rows, x_rows, offsets, acc=acc)
+        acc = None if acc is None else acc[None]
+        return self.engine.grouped_matmul_backward_w(rule, d_rows, x_rows, _whole(len(d_rows)), acc=acc)[0]
+
+    def contract_rows(self, name, a, b):
+        """out[n] = sum_k a[n, k] b[n, k]: N groups of one row, so the same law as any contraction."""
+        offsets = np.arange(len(a) + 1, dtype=np.int64)
+        return self.engine.grouped_matmul(self._rule(name), a, b[:, None, :], offsets)[:, 0]
+
+    def _rule(self, name):
+        return Rule(self.profile, self.format_of(name), self.force_tier)
+
+    # --- sums: Spec 6.4 -----------------------------------------------------------------------------------------------
+
+    def sum(self, name, terms):
+        """The sum of the terms; a term is a stored array or a pair of them, standing for their product.
+
+        terms: list of arrays or pairs that broadcast to one shape -> array. `exact` and `chain`: the exact sum,
+        rounded once. `float64`: in the order of the list, from +0.
+        """
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            terms = [_product(term) for term in terms]
+            return sequential_sum(terms) if self.profile == "float64" else exact_sum(terms, self.format_of(name))
+
+    # --- formulas: Spec 6.5 -------------------------------------------------------------------------------------------
+
+    def evaluate(self, name, formula, *stored, core=0, **constants):
+        """formula(m, *stored, **constants), rounded once.
+
+        The last `core` axes of each stored array belong to one instance of the formula (0: element by element, 1: row by
+        row, 2: the whole table); the axes before them broadcast.
+        """
+        stored = [np.asarray(array, np.float64) for array in stored]
+        if self.profile == "float64":
+            with np.errstate(all="ignore"):
+                out = formula(Binary64(), *stored, **constants)
+            return canonical_nan(np.asarray(out, np.float64) + 0.0)
+        stored = _broadcast_loops(stored, core)
+        if stored[0].ndim == core or stored[0].size <= _BLOCK:
+            return _rounded_once(formula, stored, core, constants, self.format_of(name))
+        step = max(1, _BLOCK * len(stored[0]) // stored[0].size)
+        blocks = [[array[at : at + step] for array in stored] for at in range(0, len(stored[0]), step)]
+        return np.concatenate([_rounded_once(formula, b, core, constants, self.format_of(name)) for b in blocks])
+
+    # --- the door -----------------------------------------------------------------------------------------------------
+
+    def check_stored(self, name, array, shape):
+        """The array itself if it can be the stored tensor `name`, else an error that says what is wrong with it.
+
+        Raises TypeError for a wrong type, dtype or byte order, ValueError for a wrong shape or a value the format lacks.
+        """
+        if not isinstance(array, np.ndarray):
+            got = type(array).__name__
+            raise TypeError(f"{name}: expected a NumPy array of shape {shape}, got {got}; convert it with numpy.asarray")
+        if array.dtype != self.dtype or not array.dtype.isnative:
+            wanted = np.dtype(self.dtype).name
+            raise TypeError(f"{name}: expected native {wanted} for profile {self.profile!r}, got {array.dtype.str}; use .astype(numpy.{wanted})")
+        if array.shape != tuple(shape):
+            raise ValueError(f"{name}: expected shape {tuple(shape)}, got {array.shape}; check the axes against the configuration")
+        wanted = self.format_of(name.rpartition(".")[2])
+        if wanted in ("bf16", "fp16") and not is_representable(array, wanted):
+            fix = f"round it with refmoe.formats.round_to(array, {wanted!r})"
+            raise ValueError(f"{name}: expected values that {wanted} can represent, got others; {fix}")
+        return array
+
+    def check_environment(self):
+        """Raises RuntimeError unless this thread rounds to nearest even and keeps subnormals.   Spec 6.1"""
+        least = np.full(2, 2.0**-149, np.float32)
+        half = np.full(2, UNIT_PROBE)
+        keeps = (least * np.float32(1) == least).all() and (least.astype(np.float64) > 0).all()
+        nearest = (1.0 + half == 1.0).all() and (-1.0 - half == -1.0).all() and (1.0 + 3 * half == 1.0 + 4 * half).all()
+        if not (keeps and nearest):
+            raise RuntimeError(
+                "floating-point environment: expected round-to-nearest with subnormals kept, got another mode; "
+                "some library changed it in this thread (fast-math code does): restore it or use a fresh process"
+            )
+
+
+UNIT_PROBE = 2.0**-53
+
+
+def _check_choice(name, value, allowed):
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {value!r}; choose one of these")
+
+
+def _make_engine(backend, kernel, threads):
+    asked = os.environ.get("REFMOE_BACKEND", "auto") if backend == "auto" else backend
+    _check_choice("REFMOE_BACKEND", asked, ("auto", "c", "numpy"))
+    if asked == "numpy":
+        return NumpyEngine()
+    if asked == "auto" and kernels.build_error() is not None:
+        _warn_once(kernels.build_error())
+        return NumpyEngine()
+    return kernels.load(kernel=kernel, threads=threads)
+
+
+@lru_cache(maxsize=1)
+def _warn_once(cause):
+    warnings.warn(f"refmoe runs on NumPy alone, which is slower but gives the same bits: {cause}", RuntimeWarning, stacklevel=5)
+
+
+def _whole(rows):
+    return np.array([0, rows], np.int64)
+
+
+def _product(term):
+    if isinstance(term, tuple):
+        a, b = term
+        return a.astype(np.float64) * b.astype(np.float64)  # exact for float32 operands
+    return np.asarray(term, np.float64)
+
+
+def _broadcast_loops(stored, core):
+    loops = np.broadcast_shapes(*(array.shape[: array.ndim - core] for array in stored))
+    return [np.broadcast_to(array, loops + array.shape[array.ndim - core :]) for array in stored]
+
+
+def _rounded_once(formula, stored, core, constants, name):
+    """The first reading in float64 with error bounds; the second, of what that left undecided, in intervals."""
+    m = BoundedArithmetic()
+    with np.errstate(all="ignore"):
+        result = formula(m, *(m.array(array, _bits(array)) for array in stored), **constants)
+        value = np.asarray(result.v, np.float64)
+        out, decided = rounding_test(value, np.broadcast_to(result.e, value.shape), name)
+    loops = stored[0].ndim - core
+    decided |= _has_nonfinite(stored, core).reshape(decided.shape[:loops] + (1,) * (decided.ndim - loops))
+    for bits in _BITS:
+        if decided.all():
+            return out
+        with suppress(PrecisionNeeded):
+            _read_again(PreciseArithmetic(bits), formula, stored, loops, constants, out, decided, name)
+    if decided.all():
+        return out
+    raise ArithmeticError(f"{formula.__name__}: undecided at {_BITS[-1]} bits; please report the inputs")
+
+
+def _bits(array):
+    """Significant bits of the elements, at most: 24 for float32 values and counts below 2^24."""
+    return 24 if (array == array.astype(np.float32)).all() else 53
+
+
+def _has_nonfinite(stored, core):
+    """Per instance: is there an infinity or NaN among its inputs? There the IEEE value with its limits stands."""
+    bad = [~np.isfinite(array) for array in stored]
+    axes = tuple(range(-core, 0))
+    return np.logical_or.reduce([b.any(axis=axes) if core else b for b in bad])
+
+
+def _read_again(m, formula, stored, loops, constants, out, decided, name):
+    pending = ~decided.reshape(decided.shape[:loops] + (-1,)).all(axis=-1) if decided.ndim > loops else ~decided
+    index = np.nonzero(pending) if loops else ...
+    value = formula(m, *(m.array(array[index]) for array in stored), **constants)
+    rounded = np.frompyfunc(lambda v: round_interval(v, lambda q, negative: round_fraction(q, name, negative)), 1, 1)(value)
+    done = np.frompyfunc(lambda pair: pair[0], 1, 1)(rounded)
+    kept = np.frompyfunc(lambda pair: pair[1] if pair[0] else 0.0, 1, 1)(rounded)
+    old = out[index]
+    new = np.where(np.asarray(done, bool) & ~decided[index], np.asarray(kept, np.float64).astype(out.dtype), old)
+    out[index] = new
+    decided[index] = decided[index] | np.asarray(done, bool)
+
+
+__all__ = ["FORMATS", "FORMAT_OF", "Numerics", "Rule", "round_to"]

@@ -1,0 +1,199 @@
+"""What a formula may use, and the readings of it that are plain arrays.   Spec 6.5
+
+A leaf writes its formula once, over an arithmetic `m`. A reading supplies + - * / on its values and the primitives below
+(exp, sigmoid, ...); the named functions of the chapters are composed here, once for all readings.
+"""
+
+import numpy as np
+
+from . import elementary
+from .precise import Precise
+
+
+class Arithmetic:
+    """The functions composed from a reading's primitives; `x` is any of its values, exact where a branch asks for it."""
+
+    def minimum(self, x, bound):
+        """min(x, bound); NaN stays NaN."""
+        return self.where(self.real(x) > bound, bound, x)
+
+    def clip(self, x, low, high):
+        return self.where(self.real(x) < low, low, self.minimum(x, high))
+
+    def indicator(self, mask):
+        """1 where the mask holds, else 0, as a value of the reading."""
+        return self.where(mask, 1, 0)
+
+    def softmax(self, z):
+        """exp(z_j) / sum_i exp(z_i) along the last axis, shifted by the maximum."""
+        powers = self.exp(z - self.max(z, keepdims=True))
+        return powers / self.sum(powers, keepdims=True)
+
+    def masked_softmax(self, z, mask):
+        """softmax over the elements where the mask holds, 0 elsewhere; the others must not exceed their row's maximum."""
+        powers = self.where(mask, self.exp(z - self.max(z, keepdims=True)), 0)
+        total = self.sum(powers, keepdims=True)
+        return powers / self.where(self.real(total) == 0, 1, total)
+
+    def logsumexp(self, z):
+        """log(sum_i exp(z_i)) along the last axis."""
+        top = self.max(z, keepdims=True)
+        total = self.sum(self.exp(z - top), keepdims=True)
+        return self.last(self.log(total) + top)
+
+    def last(self, x):
+        """Drops a last axis of length 1."""
+        return self.sum(x)
+
+    def centre(self, values, weights):
+        """values_j - sum_i weights_i values_i, for weights that sum to one.
+
+        Computed on values shifted by their first element, so that equal values give exactly zero in every reading.
+        """
+        shifted = values - self.first(values)
+        return shifted - self.sum(weights * shifted, keepdims=True)
+
+    def relu(self, x):
+        return self.where(self.real(x) <= 0, 0, x)
+
+    def step(self, x):
+        """The derivative of relu: 0 at 0; NaN stays NaN."""
+        real = self.real(x)
+        return self.where(real > 0, 1, self.where(real <= 0, 0, x))
+
+    def silu(self, x, alpha=1):
+        """x sigmoid(alpha x)."""
+        return self._with_limits(x, lambda t: t * self.sigmoid(t * alpha), 0, np.inf)
+
+    def silu_derivative(self, x, alpha=1):
+        """s (1 + alpha x (1 - s)), s = sigmoid(alpha x) and 1 - s = sigmoid(-alpha x)."""
+        return self._with_limits(x, lambda t: self._silu_slope(t * alpha), 0, 1)
+
+    def _silu_slope(self, t):
+        return self.sigmoid(t) * (1 + t * self.sigmoid(-t))
+
+    def normal_cdf(self, x):
+        """Phi(x) = erfc(-x / sqrt 2) / 2."""
+        return self.erfc(-x / self.sqrt(self.constant(2))) / 2
+
+    def gelu(self, x):
+        """x Phi(x)."""
+        return self._with_limits(x, lambda t: t * self.normal_cdf(t), 0, np.inf)
+
+    def gelu_derivative(self, x):
+        """Phi(x) + x phi(x), phi the density of the normal distribution."""
+        return self._with_limits(x, self._gelu_slope, 0, 1)
+
+    def _gelu_slope(self, t):
+        density = self.exp(-(t * t) / 2) / self.sqrt(self.pi * 2)
+        return self.normal_cdf(t) + t * density
+
+    def gelu_tanh(self, x):
+        """x/2 (1 + tanh y) = x sigmoid(2y), y = sqrt(2/pi) (x + 0.044715 x^3)."""
+        return self._with_limits(x, lambda t: t * self.sigmoid(self._tanh_argument(t)), 0, np.inf)
+
+    def gelu_tanh_derivative(self, x):
+        """sigmoid(2y) + x 2y' sigmoid(2y) sigmoid(-2y)."""
+        return self._with_limits(x, self._gelu_tanh_slope, 0, 1)
+
+    def _gelu_tanh_slope(self, t):
+        twice_y = self._tanh_argument(t)
+        slope = self.sqrt(8 / self.pi) * (1 + t * t * (3 * self.constant(0.044715)))
+        s = self.sigmoid(twice_y)
+        return s + t * slope * (s * self.sigmoid(-twice_y))
+
+    def _tanh_argument(self, t):
+        return self.sqrt(8 / self.pi) * (t * (1 + t * t * self.constant(0.044715)))
+
+    def sigmoid_derivative(self, x):
+        """s (1 - s)."""
+        return self.sigmoid(x) * self.sigmoid(-x)
+
+    def sqrt_softplus_derivative(self, x):
+        """sigmoid(x) / (2 sqrt(softplus(x)))."""
+        return self.sigmoid(x) / (2 * self.sqrt(self.softplus(x)))
+
+    def _with_limits(self, x, inner, at_minus, at_plus):
+        """inner(x), and at an infinity the limit."""
+        real = self.real(x)
+        low, high = real == -np.inf, real == np.inf
+        if not (np.any(low) or np.any(high)):
+            return inner(x)
+        y = inner(self.where(low | high, 0, x))
+        return self.where(high, at_plus, self.where(low, at_minus, y))
+
+    def first(self, x):
+        """x[..., :1]."""
+        return self.take(x, (..., slice(0, 1)))
+
+
+class Plain(Arithmetic):
+    """A reading whose values are NumPy arrays."""
+
+    pi = np.pi
+
+    def constant(self, c):
+        return c
+
+    def take(self, x, index):
+        return x[index]
+
+    def where(self, mask, a, b):
+        return np.where(mask, a, b)
+
+
+class Binary64(Plain):
+    """IEEE binary64 and the library's fixed algorithms: one operation for each written one.   Profile float64."""
+
+    exp = staticmethod(elementary.exp)
+    log = staticmethod(elementary.log)
+    sigmoid = staticmethod(elementary.sigmoid)
+    softplus = staticmethod(elementary.softplus)
+    tanh = staticmethod(elementary.tanh)
+    erf = staticmethod(elementary.erf)
+    erfc = staticmethod(elementary.erfc)
+    sqrt = staticmethod(np.sqrt)
+
+    def array(self, stored):
+        return stored
+
+    def real(self, x):
+        return x
+
+    def sum(self, x, axis=-1, keepdims=False):
+        """Sequential along the axis: np.add.accumulate is the recurrence itself, np.sum is not."""
+        for one in sorted((a % x.ndim for a in _axes(axis)), reverse=True):
+            x = np.take(np.add.accumulate(x, axis=one), [-1], axis=one)
+        return x if keepdims else x.squeeze(tuple(a % x.ndim for a in _axes(axis)))
+
+    def max(self, x, axis=-1, keepdims=False):
+        return np.max(x, axis=axis, keepdims=keepdims)
+
+
+class PreciseArithmetic(Arithmetic, Precise):
+    """Object arrays of intervals of any precision; exact where the formula is rational."""
+
+    def real(self, x):
+        """The exact values, comparable with floats."""
+        return np.frompyfunc(lambda t: getattr(t, "lo", t), 1, 1)(x)
+
+    def where(self, mask, a, b):
+        return np.where(np.asarray(mask, bool), self._objects(a), self._objects(b))
+
+    def _objects(self, x):
+        return x if isinstance(x, np.ndarray) else np.array(x if hasattr(x, "lo") else self.constant(x), object)
+
+    def take(self, x, index):
+        return x[index]
+
+    def sum(self, x, axis=-1, keepdims=False):
+        for one in sorted((a % x.ndim for a in _axes(axis)), reverse=True):
+            x = super().sum(x, axis=one, keepdims=True)
+        return x if keepdims else x.squeeze(tuple(a % x.ndim for a in _axes(axis)))
+
+    def max(self, x, axis=-1, keepdims=False):
+        return super().max(x, axis=axis, keepdims=keepdims)
+
+
+def _axes(axis):
+    return axis if isinstance(axis, tuple) else (axis,)
