@@ -1,0 +1,69 @@
+"""The grouped product and its two backward products, expert by expert.   Spec 3.1, 5.4
+
+Rows of an expert lie together: rows expert_offsets[e] .. expert_offsets[e+1] belong to expert e. Weights are an array
+(E, M, K), or anything with a `shape` that gives expert e's (M, K) array when called as w(e): a memory map, a recipe, a
+checkpoint. Their gradient goes into an array, or into a sink with take(e, d_w). Each expert is visited once.
+"""
+
+import numpy as np
+
+
+def grouped_matmul(name, x_rows, w, expert_offsets, bias, num):
+    """out[n] = w[e(n)] x[n] + bias[e(n)].   Spec 3.1
+
+    x_rows (N, K), w (E, M, K), bias (E, M) or None -> (N, M)
+    """
+    if isinstance(w, np.ndarray):
+        return num.contract(name, x_rows, w, expert_offsets, bias)
+    out = np.zeros((len(x_rows), w.shape[1]), x_rows.dtype)
+    for e, rows in _experts_with_rows(expert_offsets):
+        out[rows] = num.contract(name, x_rows[rows], w(e), bias=None if bias is None else bias[e])
+    return out
+
+
+def grouped_matmul_backward_x(name, pairs, expert_offsets, num):
+    """out[n] = sum over the pairs of w[e(n)]^T d[n]: one stage, the first pair's terms first.   Spec 5.4
+
+    pairs [(d_rows (N, M), w (E, M, K)), ...] -> (N, K)
+    """
+    if all(isinstance(w, np.ndarray) for _, w in pairs):
+        return num.contract_backward_x(name, pairs, expert_offsets)
+    out = np.zeros((len(pairs[0][0]), pairs[0][1].shape[2]), pairs[0][0].dtype)
+    for e, rows in _experts_with_rows(expert_offsets):
+        out[rows] = num.contract_backward_x(name, [(d[rows], _of(w, e)) for d, w in pairs])
+    return out
+
+
+def grouped_matmul_backward_w(name, d_rows, x_rows, expert_offsets, into, num):
+    """d_w[e] = sum over the rows n of e of d[n] x[n]^T, exactly +0 for an expert without rows.   Spec 5.4
+
+    d_rows (N, M), x_rows (N, K) -> (E, M, K); with `into`: added to that array, or given to that sink (then the sink is
+    returned)
+    """
+    if into is None or isinstance(into, np.ndarray):
+        return num.contract_backward_w(name, d_rows, x_rows, expert_offsets, acc=into)
+    for e in range(len(expert_offsets) - 1):
+        rows = slice(int(expert_offsets[e]), int(expert_offsets[e + 1]))
+        into.take(e, num.contract_backward_w(name, d_rows[rows], x_rows[rows]))
+    return into
+
+
+def bias_backward(name, d_rows, expert_offsets, into, num):
+    """d_b[e] = sum over the rows n of e of d[n], exact and rounded once.   Spec 5.4
+
+    d_rows (N, M) -> (E, M)
+    """
+    starts = np.zeros((len(expert_offsets) - 1, d_rows.shape[1]), d_rows.dtype) if into is None else into
+    return np.stack([num.sum(name, [start, *d_rows[rows]]) for start, rows in zip(starts, _all(expert_offsets), strict=True)])
+
+
+def _of(w, e):
+    return w[e] if isinstance(w, np.ndarray) else w(e)
+
+
+def _all(offsets):
+    return [slice(int(a), int(b)) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+
+
+def _experts_with_rows(offsets):
+    return [(e, rows) for e, rows in enumerate(_all(offsets)) if rows.stop > rows.start]

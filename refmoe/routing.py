@@ -1,0 +1,243 @@
+"""The router's stage: from tokens to the experts they choose and the weights they give them, and back.   Spec 1, 5.1-5.3
+
+    logits -> scores -> choice scores -> selection -> weights
+
+Only the logits and the scores carry gradient; what is chosen is a constant of the way back.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from . import selection
+from .scores import ELEMENTWISE_SLOPES, SCORE_FNS
+
+
+class RoutingRecord(NamedTuple):
+    """What the router made. With replayed indices nothing is ranked, and choice_scores, group_scores, margin are None."""
+
+    logits: object  # (T, E)
+    scores: object  # (T, E)
+    choice_scores: object  # (T, E), after the group mask
+    group_scores: object  # (T, G)
+    topk_indices: object  # (T, K), best first; -1 unused
+    raw_topk_weights: object  # (T, K), before the drop; only with normalize_after_drop
+    topk_weights: object  # (T, K)
+    lse: object  # (T,), log-sum-exp of the logits; reported, read by nothing
+    margin: object  # (T,), K-th minus (K+1)-th choice score; reported, read by nothing
+
+
+def router_logits(x, w_router, router_bias, num):
+    """logits = x w_router^T + router_bias: one contraction, float32 in every store.   Spec 1.1
+
+    x (T, D), w_router (E, D), router_bias (E,) or None -> logits (T, E)
+    """
+    return num.contract("logits", x, w_router, bias=router_bias)
+
+
+def router_logits_backward(d_logits, x, w_router, router_bias, num, into_w=None, into_bias=None):
+    """d_x = d_logits w_router;  d_w_router = d_logits^T x;  d_router_bias = sum_t d_logits.   Spec 5.1
+
+    d_logits (T, E), x (T, D), w_router (E, D) -> d_x_router (T, D), d_w_router (E, D), d_router_bias (E,) or None
+    The parameters' gradients are added to `into_w` and `into_bias` where given.
+    """
+    # logits = x w_router^T + router_bias
+    d_x = num.contract_backward_x("d_x_router", [(d_logits, w_router)])
+    d_w_router = num.contract_backward_w("d_w_router", d_logits, x, acc=into_w)
+    if router_bias is None:
+        return d_x, d_w_router, None
+    start = np.zeros_like(router_bias) if into_bias is None else into_bias
+    return d_x, d_w_router, num.sum("d_router_bias", [start, *d_logits])
+
+
+def choice_scores(logits, scores, selection_bias, routing, num):
+    """What is ranked: the base (scores or logits), plus the selection bias, masked by groups.   Spec 1.3
+
+    logits (T, E), scores (T, E), selection_bias (E,) or None -> choice_scores (T, E), group_scores (T, G) or None
+    """
+    ranked = logits if routing.selection_base == "logits" else scores
+    if selection_bias is not None:
+        ranked = num.sum("choice_scores", [ranked, selection_bias[None]])
+    return selection.grouped(ranked, routing, num) if routing.num_groups > 1 else (ranked, None)
+
+
+def select_topk(choice_scores, top_k):
+    """The top_k best experts of each token, best first; ties to the lowest id.   Spec 1.4
+
+    choice_scores (T, E) -> topk_indices (T, K)
+    """
+    return selection.ranked(choice_scores, top_k)
+
+
+# --- weights: Spec 1.5 and 5.3 ---------------------------------------------------------------------------------------
+
+
+def topk_weights(logits, scores, topk_indices, kept, config, num):
+    """The combine weights of the slots, by the one of three rules that the configuration selects.   Spec 1.5
+
+    logits (T, E), scores (T, E), topk_indices (T, K), kept (T, K) bool: the slots that count -> topk_weights (T, K)
+    c is the scaling factor; a slot that does not count has weight +0.
+    (a) softmax, normalised, eps 0:  c softmax(kept logits): one stage over the logits
+    (b) not normalised:              c scores
+    (c) otherwise:                   c scores / (sum scores + eps), or over max(sum scores, eps)
+    """
+    routing = config.routing
+    c = routing.scaling_factor
+    index = _safe(topk_indices)
+    s = np.take_along_axis(scores, index, axis=-1)
+    if not routing.normalize:
+        w = s if c == 1.0 else num.evaluate("topk_weights", lambda m, s: s * c, s)
+        return np.where(kept, w, np.zeros_like(w))
+    if softmax_of_kept(config):
+        z = np.take_along_axis(logits, index, axis=-1)
+        return num.evaluate("topk_weights", lambda m, z, u: m.masked_softmax(z, m.real(u) == 1) * c, z, kept, core=1)
+    _refuse_zero_sums(s, kept, routing)
+    return num.evaluate("topk_weights", lambda m, s, u: _normalized(m, s, u, routing)[0] * c, s, kept, core=1)
+
+
+def topk_weights_backward(d_topk_weights, logits, scores, topk_indices, kept, config, num):
+    """The router's task gradient: d_logits_task, and d_scores where the rule goes back through them.   Spec 5.3
+
+    d_topk_weights (T, K) and the forward's arguments -> d_logits (T, E), d_scores (T, E) or None
+    """
+    routing = config.routing
+    used, index = topk_indices >= 0, _safe(topk_indices)
+    gathered = [np.take_along_axis(array, index, axis=-1) for array in (logits, scores)]
+    if softmax_of_kept(config):
+        # w = c softmax(z)
+        d_z = num.evaluate("d_logits_task", _kept_softmax_backward, d_topk_weights, gathered[0], kept, core=1, c=routing.scaling_factor)
+        return _scatter(d_z, topk_indices, used, logits), None
+    if routing.score_fn in ELEMENTWISE_SLOPES:
+        # w = c s / (sum s + eps),   s = s(z)
+        slope = ELEMENTWISE_SLOPES[routing.score_fn]
+
+        def formula(m, G, z, s, u):
+            return _d_score(m, G, s, u, routing) * slope(m, z)
+
+        d_z = num.evaluate("d_logits_task", formula, d_topk_weights, *gathered, kept, core=1)
+        return _scatter(d_z, topk_indices, used, logits), None
+    # w = c s / (sum s + eps),   s = softmax(z) over all experts: every logit takes part
+    d_s = num.evaluate("d_scores", lambda m, G, s, u: _d_score(m, G, s, u, routing), d_topk_weights, gathered[1], kept, core=1)
+    d_scores = _scatter(d_s, topk_indices, used, logits)
+    return SCORE_FNS[routing.score_fn][1](d_scores, logits, num), d_scores
+
+
+def softmax_of_kept(config):
+    """True if the weights are a softmax over the logits kept, one stage forward and back.   Spec 1.5 (a)"""
+    r = config.routing
+    return r.score_fn == "softmax" and r.normalize and r.norm_eps == 0.0 and not config.dispatch.normalize_after_drop
+
+
+def _kept_softmax_backward(m, G, z, used, c):
+    """d_z_j = c w_j (G_j - sum_i G_i w_i)."""
+    w = m.masked_softmax(z, m.real(used) == 1)
+    G = m.where(m.real(used) == 1, G, 0)
+    return w * m.centre(G, w) * c
+
+
+def _normalized(m, s, used, routing):
+    """(s / den, den) over the used slots; den = sum s + eps, or max(sum s, eps)."""
+    s = m.where(m.real(used) == 1, s, 0)
+    den = _denominator(m, m.sum(s, keepdims=True), routing)
+    return s / den, den
+
+
+def _denominator(m, total, routing):
+    if routing.norm_eps_mode == "add":
+        den = total + routing.norm_eps if routing.norm_eps else total
+    else:
+        den = m.where(m.real(total) < routing.norm_eps, routing.norm_eps, total)
+    # A row without used slots has no weights; 1 keeps its zeros zero.
+    return m.where(m.real(den) == 0, 1, den)
+
+
+def _d_score(m, G, s, used, routing):
+    """d_s_j = c (G_j - sum_i G_i s_i / den) / den; not normalised: c G_j; a sum clamped to eps is a constant."""
+    mask = m.real(used) == 1
+    c = routing.scaling_factor
+    G = m.where(mask, G, 0)
+    if not routing.normalize:
+        return G * c
+    s = m.where(mask, s, 0)
+    total = m.sum(s, keepdims=True)
+    den = _denominator(m, total, routing)
+    # sum_i s_i (G_j - G_i) + eps G_j, over den: the same number without cancelling
+    numerator = _differences(m, G, s)
+    if routing.norm_eps_mode == "add":
+        numerator = numerator + G * routing.norm_eps if routing.norm_eps else numerator
+    else:
+        numerator = m.where(m.real(total) < routing.norm_eps, G * den, numerator)
+    return m.where(mask, numerator * c / (den * den), 0)
+
+
+def _differences(m, G, s):
+    """sum_i s_i (G_j - G_i) for each j."""
+    pairs = m.take(G, (..., slice(None), None)) - m.take(G, (..., None, slice(None)))
+    return m.sum(pairs * m.take(s, (..., None, slice(None))))
+
+
+def _refuse_zero_sums(s, kept, routing):
+    counted = np.where(kept, s, np.zeros_like(s))
+    zero = (counted == 0).all(axis=-1) & kept.any(axis=-1)
+    if routing.norm_eps == 0.0 and zero.any():
+        token = int(np.nonzero(zero)[0][0])
+        raise ValueError(
+            f"routing.normalize: expected a positive sum of kept scores, got 0 for token {token}; "
+            "set routing.norm_eps or raise its logits"
+        )
+
+
+def _safe(topk_indices):
+    """The indices, an unused slot pointing where a used one of its token does, so that every slot can be gathered."""
+    used = topk_indices >= 0
+    stand_in = np.take_along_axis(topk_indices, used.argmax(axis=-1)[:, None], axis=-1)
+    return np.where(used, topk_indices, np.maximum(stand_in, 0))
+
+
+def _scatter(values, topk_indices, used, like):
+    """values (T, K) at their experts, +0 elsewhere -> (T, E)."""
+    out = np.zeros(like.shape, values.dtype)
+    token, slot = np.nonzero(used)
+    out[token, topk_indices[token, slot]] = values[token, slot]
+    return out
+
+
+# --- the stage -------------------------------------------------------------------------------------------------------
+
+
+def route(x, params, config, num, given):
+    """Logits to selection; the weights follow in `layer`, which may have to drop slots first.   Spec 1
+
+    x (T, D) -> RoutingRecord with topk_weights still None
+    """
+    logits = given.logits if given.logits is not None else router_logits(x, params.w_router, params.router_bias, num)
+    _refuse_nonfinite(logits)
+    scores = SCORE_FNS[config.routing.score_fn][0](logits, num)
+    lse = num.evaluate("lse", lambda m, z: m.logsumexp(z), logits, core=1)
+    if given.topk_indices is not None:
+        indices = selection.given(given.topk_indices, config.num_experts)
+        return RoutingRecord(logits, scores, None, None, indices, None, None, lse, None)
+    ranked, group_scores = choice_scores(logits, scores, params.selection_bias, config.routing, num)
+    indices = select_topk(ranked, config.top_k)
+    return RoutingRecord(logits, scores, ranked, group_scores, indices, None, None, lse, _margin(ranked, config.top_k, num))
+
+
+def _refuse_nonfinite(logits):
+    bad = ~np.isfinite(logits)
+    if bad.any():
+        token, expert = (int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"logits: expected finite values, got {logits[token, expert]} for token {token}, expert {expert}; "
+            "check x and w_router for infinities, NaN or overflow"
+        )
+
+
+def _margin(ranked, top_k, num):
+    """K-th minus (K+1)-th choice score of each token; infinite where the next expert is masked, or there is none."""
+    ordered = -np.sort(-ranked, axis=-1)
+    if ordered.shape[-1] == top_k:
+        return np.full(len(ordered), np.inf, num.dtype)
+    last, following = ordered[:, top_k - 1], ordered[:, top_k]
+    masked = np.isneginf(following)
+    difference = num.sum("margin", [last, -np.where(masked, last, following)])
+    return np.where(masked, num.dtype(np.inf), difference)

@@ -1,0 +1,70 @@
+"""Score functions of the router's logits, and back.   Spec 1.2, 5.2
+
+Each gradient is one stage that evaluates the derivative at the logit, never from a stored, rounded score.
+"""
+
+
+def softmax(logits, num):
+    """scores_j = exp(logits_j) / sum_i exp(logits_i).   Spec 1.2
+
+    logits (T, E) -> scores (T, E)
+    """
+    return num.evaluate("scores", lambda m, z: m.softmax(z), logits, core=1)
+
+
+def softmax_backward(d_scores, logits, num):
+    """d_logits_j = p_j (d_scores_j - sum_i d_scores_i p_i), p = softmax(logits).   Spec 5.2
+
+    d_scores (T, E), logits (T, E) -> d_logits (T, E)
+    """
+    return num.evaluate("d_logits_task", _softmax_backward, d_scores, logits, core=1)
+
+
+def _softmax_backward(m, d_scores, z):
+    p = m.softmax(z)
+    return p * m.centre(d_scores, p)
+
+
+def sigmoid(logits, num):
+    """scores = 1 / (1 + exp(-logits)).   Spec 1.2
+
+    logits (T, E) -> scores (T, E)
+    """
+    return num.evaluate("scores", lambda m, z: m.sigmoid(z), logits)
+
+
+def sigmoid_backward(d_scores, logits, num):
+    """d_logits = d_scores s (1 - s), s = sigmoid(logits).   Spec 5.2
+
+    d_scores (T, E), logits (T, E) -> d_logits (T, E)
+    """
+    return num.evaluate("d_logits_task", lambda m, d, z: d * m.sigmoid_derivative(z), d_scores, logits)
+
+
+def sqrt_softplus(logits, num):
+    """scores = sqrt(log(1 + exp(logits))).   Spec 1.2; the score of DeepSeek-V4
+
+    logits (T, E) -> scores (T, E)
+    """
+    return num.evaluate("scores", lambda m, z: m.sqrt(m.softplus(z)), logits)
+
+
+def sqrt_softplus_backward(d_scores, logits, num):
+    """d_logits = d_scores sigmoid(logits) / (2 sqrt(softplus(logits))).   Spec 5.2
+
+    d_scores (T, E), logits (T, E) -> d_logits (T, E)
+    """
+    return num.evaluate("d_logits_task", lambda m, d, z: d * m.sqrt_softplus_derivative(z), d_scores, logits)
+
+
+SCORE_FNS = {
+    "softmax": (softmax, softmax_backward),
+    "sigmoid": (sigmoid, sigmoid_backward),
+    "sqrt_softplus": (sqrt_softplus, sqrt_softplus_backward),
+}
+
+# The derivative s'(z) of the scores that are functions of their own logit alone, for formulas that go on from it.
+ELEMENTWISE_SLOPES = {
+    "sigmoid": lambda m, z: m.sigmoid_derivative(z),
+    "sqrt_softplus": lambda m, z: m.sqrt_softplus_derivative(z),
+}
