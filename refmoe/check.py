@@ -1,0 +1,230 @@
+"""The gradient checker: every gradient of the layer against complex step and central differences.   Spec 5.10
+
+Complex step reads the forward's own formulas in complex128, x + ih with h = 1e-200: the imaginary part of the result,
+over h, is the derivative to full precision. Branches, selection, counts and maxima are those of the real run. The
+complex functions are NumPy's and SciPy's, so none of the library's derivatives takes part.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .layer import Given, forward, moe_backward, moe_forward
+from .layer import _routed as routed_path
+from .experts import shared_expert
+from .numerics import Numerics
+from .numerics.arithmetic import Plain
+from .recipes import assemble_params, generate, init_params, name_params
+from .routing import router_logits
+
+STEP = 1e-200  # the error of complex step is of order STEP^2: far below the last bit
+WIDTH = 2.0**-17  # of the central difference, whose error is of order WIDTH^2
+TOLERANCE = {"complex_step": 1e-13, "difference": 1e-6}
+
+
+class Row(NamedTuple):
+    """One gradient tensor: how many elements were checked, and max|g - reference| / max|reference| by method."""
+
+    tensor: str
+    elements: int
+    complex_step: float
+    difference: float
+
+    @property
+    def ok(self):
+        return self.complex_step <= TOLERANCE["complex_step"] and self.difference <= TOLERANCE["difference"]
+
+
+class GradientCheck(NamedTuple):
+    """The rows of a check; prints as a table."""
+
+    rows: tuple
+
+    @property
+    def ok(self):
+        return all(row.ok for row in self.rows)
+
+    @property
+    def errors(self):
+        """tensor -> method -> error."""
+        return {row.tensor: {m: getattr(row, m) for m in TOLERANCE} for row in self.rows}
+
+    def __str__(self):
+        width = max(len(row.tensor) for row in self.rows)
+        head = f"{'gradient':{width}}  {'elements':>8}  {'complex step':>12}  {'difference':>10}"
+        lines = [f"{r.tensor:{width}}  {r.elements:8d}  {r.complex_step:12.1e}  {r.difference:10.1e}{'' if r.ok else '  FAILS'}" for r in self.rows]
+        verdict = f"{'ok' if self.ok else 'FAILED'}: complex step <= {TOLERANCE['complex_step']:.0e}, difference <= {TOLERANCE['difference']:.0e}, of the tensor's largest element"
+        return "\n".join([head, *lines, verdict])
+
+
+def check_gradients(config, seed=0, num_tokens=6, limit=4096):
+    """Every gradient of one layer in profile float64, element by element.   Spec 5.10
+
+    config MoEConfig; num_tokens T; limit: elements checked of one tensor, evenly strided where it has more
+    -> GradientCheck with .ok, .errors and a printable table. Needs SciPy.
+    """
+    case = _make_case(config, seed, num_tokens)
+    return GradientCheck(tuple(_check(name, gradient, at, function, seed, limit) for name, gradient, at, function in _subjects(*case)))
+
+
+class Complex128(Plain):
+    """The reading of a formula in complex128."""
+
+    def __init__(self):
+        from scipy.special import erf, erfc  # imported here: the book needs NumPy alone
+
+        self.erf, self.erfc = erf, erfc
+        self.exp, self.log, self.sqrt, self.tanh = np.exp, np.log, np.sqrt, np.tanh
+
+    def sigmoid(self, z):
+        return 1 / (1 + np.exp(-z))
+
+    def softplus(self, z):
+        return np.log(1 + np.exp(z))
+
+    def real(self, z):
+        return np.real(z)
+
+    def sum(self, z, axis=-1, keepdims=False):
+        return np.sum(z, axis=axis, keepdims=keepdims)
+
+    def max(self, z, axis=-1, keepdims=False):
+        return np.max(np.real(z), axis=axis, keepdims=keepdims)
+
+
+class ComplexStep:
+    """A policy with the methods the forward asks of `Numerics`, all in complex128."""
+
+    profile = "complex128"
+    dtype = np.complex128
+
+    def contract(self, name, x_rows, w, offsets=None, bias=None):
+        w = w if w.ndim == 3 else w[None]
+        bias = bias if bias is None or bias.ndim == 2 else bias[None]
+        offsets = [0, len(x_rows)] if offsets is None else offsets
+        out = np.zeros((len(x_rows), w.shape[1]), complex)
+        for e in range(len(w)):
+            rows = slice(int(offsets[e]), int(offsets[e + 1]))
+            out[rows] = x_rows[rows] @ w[e].T + (0 if bias is None else bias[e])
+        return out
+
+    def sum(self, name, terms):
+        return sum(term[0] * term[1] if isinstance(term, tuple) else term for term in terms)
+
+    def evaluate(self, name, formula, *stored, core=0, **constants):
+        return formula(Complex128(), *stored, **constants)
+
+
+# --- what is checked -------------------------------------------------------------------------------------------------
+
+
+def _make_case(config, seed, num_tokens):
+    num = Numerics("float64", backend="numpy")
+    params = assemble_params({name: array.astype(np.float64) for name, array in name_params(init_params(config, seed)).items()})
+    x, d_y = (generate(name, (num_tokens, config.hidden_size), seed).astype(np.float64) for name in ("x", "d_y"))
+    given = make_given(config, num_tokens)
+    record = moe_forward(x, params, config, num, given)
+    return config, x, params, d_y, given, record, moe_backward(d_y, x, params, record, config, num, given)
+
+
+def make_given(config, num_tokens):
+    """What the configuration needs beside x: sequences of three tokens, one padding token, earlier counts."""
+    loss = config.losses.balance
+    earlier = np.full(config.num_experts, config.top_k) if loss is not None and loss.scope == "global" else None
+    mask = np.arange(num_tokens) != num_tokens - 1
+    return Given(token_mask=mask, sequence_ids=np.arange(num_tokens) // 3, counts_so_far=earlier)
+
+
+def _subjects(config, x, params, d_y, given, record, grads):
+    """(name, hand-derived gradient, where it is taken, the scalar function of that tensor alone)."""
+    num, chosen = ComplexStep(), record
+    weights, logits, plan = record.routing.topk_weights, record.routing.logits, record.plan
+
+    def whole(x=x, params=params, given=given):
+        out = forward(x, params, config, num, given, chosen)
+        return _task(d_y, out) + _losses(out.losses)
+
+    def of_logits(z):
+        return forward(x, params, config, num, given._replace(logits=z), chosen)
+
+    def routed(x=x, weights=weights):
+        return np.sum(d_y * routed_path(x, weights, plan, params, config.experts, num)[1])
+
+    yield "d_x", grads.d_x, x, lambda v: whole(x=v)
+    yield "d_x_experts", grads.d_x_experts, x, lambda v: routed(x=v)
+    yield "d_topk_weights", grads.d_topk_weights, weights, lambda v: routed(weights=v)
+    if grads.d_x_shared is not None:
+        yield "d_x_shared", grads.d_x_shared, x, lambda v: np.sum(d_y * shared_expert(v, params.shared, config.experts, num).shared)
+    for source, part in _SOURCES.items():
+        gradient = getattr(grads, source)
+        if gradient is not None:
+            yield source, gradient, logits, lambda v, part=part: part(d_y, of_logits(v))
+    both = lambda out: _task(d_y, out) + _losses(out.losses)  # noqa: E731
+    yield "d_logits", grads.d_logits, logits, lambda v: both(of_logits(v))
+    yield "d_x_router", grads.d_x_router, x, lambda v: both(of_logits(router_logits(v, params.w_router, params.router_bias, num)))
+    named, gradients = name_params(params), name_params(grads.params)
+    for name, gradient in gradients.items():
+        yield f"d_{name}", gradient, named[name], lambda v, name=name: whole(params=assemble_params(named | {name: v}))
+
+
+def _task(d_y, out):
+    return np.sum(d_y * out.y)
+
+
+def _losses(losses):
+    return sum(value for value in (losses.balance, losses.z, losses.importance) if value is not None)
+
+
+_SOURCES = {
+    "d_logits_task": _task,
+    "d_logits_balance": lambda d_y, out: out.losses.balance,
+    "d_logits_z": lambda d_y, out: out.losses.z,
+    "d_logits_importance": lambda d_y, out: out.losses.importance,
+}
+
+
+# --- the two methods -------------------------------------------------------------------------------------------------
+
+
+def _check(name, gradient, at, function, seed, limit):
+    stride = -(-gradient.size // limit)
+    index = np.arange(0, gradient.size, stride)
+    exact = np.array([complex_step(function, at, i) for i in index])
+    g = gradient.reshape(-1)[index]
+    # along one direction, kept short so that the step crosses no kink of the layer
+    direction = generate(f"direction.{name}", at.shape, seed).astype(np.float64)
+    slope = central_difference(function, at, direction)
+    noise = 2.0**-48 * abs(function(at))
+    return Row(name, len(index), relative_error(g, exact, noise), _along(gradient, direction, slope))
+
+
+def complex_step(function, at, i):
+    """The derivative of function(at) with respect to element i: Im function(at + ih) / h."""
+    moved = at.astype(np.complex128)
+    moved.reshape(-1)[i] += 1j * STEP
+    with np.errstate(all="ignore"):
+        return np.imag(function(moved)) / STEP
+
+
+def central_difference(function, at, direction):
+    """The slope along a direction, (f(+h) - f(-h)) / 2h."""
+    with np.errstate(all="ignore"):
+        ahead, behind = (np.real(function(at + sign * WIDTH * direction)) for sign in (1, -1))
+    return (ahead - behind) / (2 * WIDTH)
+
+
+def relative_error(got, want, noise):
+    """max|got - want| / max|want|. A gradient that vanishes (a reference within the rounding of the function's own
+    value) must be 0 to the same rounding: then the error is max|got| / noise, or 0."""
+    scale = np.abs(want).max(initial=0.0)
+    if scale <= noise:
+        largest = np.abs(got).max(initial=0.0)
+        return 0.0 if largest <= noise else float(largest / noise)
+    return float(np.abs(got - want).max() / scale)
+
+
+def _along(gradient, direction, slope):
+    """|<g, v> - slope| over |g| |v|, the size the product could have."""
+    scale = np.sqrt(np.sum(gradient * gradient) * np.sum(direction * direction))
+    error = abs(np.sum(gradient * direction) - slope)
+    return float(error / scale) if scale else float(error)
