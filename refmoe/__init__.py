@@ -18,7 +18,8 @@ from .config import (  # noqa: E402  (the versions come first: other modules rea
     RoutingConfig,
     ZLoss,
 )
-from .layer import Given, MoEGrads, MoERecord, moe_backward, moe_forward  # noqa: E402
+from .inputs import Given  # noqa: E402
+from .layer import MoEGrads, MoERecord, moe_backward, moe_forward  # noqa: E402
 from .losses import Losses, update_selection_bias  # noqa: E402
 from .numerics import Numerics  # noqa: E402
 from .recipes import MoEParams, SharedParams, init_params  # noqa: E402

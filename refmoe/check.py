@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .layer import Given, forward, moe_backward, moe_forward
-from .layer import _routed as routed_path
-from .experts import shared_expert
+from .experts import routed_experts, shared_expert
+from .inputs import Given
+from .layer import forward, moe_backward, moe_forward
 from .numerics import Numerics
 from .numerics.arithmetic import Plain
 from .recipes import assemble_params, generate, init_params, name_params
@@ -52,8 +52,12 @@ class GradientCheck(NamedTuple):
     def __str__(self):
         width = max(len(row.tensor) for row in self.rows)
         head = f"{'gradient':{width}}  {'elements':>8}  {'complex step':>12}  {'difference':>10}"
-        lines = [f"{r.tensor:{width}}  {r.elements:8d}  {r.complex_step:12.1e}  {r.difference:10.1e}{'' if r.ok else '  FAILS'}" for r in self.rows]
-        verdict = f"{'ok' if self.ok else 'FAILED'}: complex step <= {TOLERANCE['complex_step']:.0e}, difference <= {TOLERANCE['difference']:.0e}, of the tensor's largest element"
+        lines = [
+            f"{r.tensor:{width}}  {r.elements:8d}  {r.complex_step:12.1e}  {r.difference:10.1e}" + " FAILS" * (not r.ok)
+            for r in self.rows
+        ]
+        bars = ", ".join(f"{method} <= {bar:.0e}" for method, bar in TOLERANCE.items())
+        verdict = f"{'ok' if self.ok else 'FAILED'}: {bars}, of the tensor's largest element"
         return "\n".join([head, *lines, verdict])
 
 
@@ -64,7 +68,9 @@ def check_gradients(config, seed=0, num_tokens=6, limit=4096):
     -> GradientCheck with .ok, .errors and a printable table. Needs SciPy.
     """
     case = _make_case(config, seed, num_tokens)
-    return GradientCheck(tuple(_check(name, gradient, at, function, seed, limit) for name, gradient, at, function in _subjects(*case)))
+    return GradientCheck(
+        tuple(_check(name, gradient, at, function, seed, limit) for name, gradient, at, function in _subjects(*case))
+    )
 
 
 class Complex128(Plain):
@@ -120,7 +126,9 @@ class ComplexStep:
 
 def _make_case(config, seed, num_tokens):
     num = Numerics("float64", backend="numpy")
-    params = assemble_params({name: array.astype(np.float64) for name, array in name_params(init_params(config, seed)).items()})
+    params = assemble_params(
+        {name: array.astype(np.float64) for name, array in name_params(init_params(config, seed)).items()}
+    )
     x, d_y = (generate(name, (num_tokens, config.hidden_size), seed).astype(np.float64) for name in ("x", "d_y"))
     given = make_given(config, num_tokens)
     record = moe_forward(x, params, config, num, given)
@@ -148,20 +156,30 @@ def _subjects(config, x, params, d_y, given, record, grads):
         return forward(x, params, config, num, given._replace(logits=z), chosen)
 
     def routed(x=x, weights=weights):
-        return np.sum(d_y * routed_path(x, weights, plan, params, config.experts, num)[1])
+        return np.sum(d_y * routed_experts(x, weights, plan, params, config.experts, num)[1])
 
     yield "d_x", grads.d_x, x, lambda v: whole(x=v)
     yield "d_x_experts", grads.d_x_experts, x, lambda v: routed(x=v)
     yield "d_topk_weights", grads.d_topk_weights, weights, lambda v: routed(weights=v)
     if grads.d_x_shared is not None:
-        yield "d_x_shared", grads.d_x_shared, x, lambda v: np.sum(d_y * shared_expert(v, params.shared, config.experts, num).shared)
+        yield (
+            "d_x_shared",
+            grads.d_x_shared,
+            x,
+            lambda v: np.sum(d_y * shared_expert(v, params.shared, config.experts, num).shared),
+        )
     for source, part in _SOURCES.items():
         gradient = getattr(grads, source)
         if gradient is not None:
             yield source, gradient, logits, lambda v, part=part: part(d_y, of_logits(v))
     both = lambda out: _task(d_y, out) + _losses(out.losses)  # noqa: E731
     yield "d_logits", grads.d_logits, logits, lambda v: both(of_logits(v))
-    yield "d_x_router", grads.d_x_router, x, lambda v: both(of_logits(router_logits(v, params.w_router, params.router_bias, num)))
+    yield (
+        "d_x_router",
+        grads.d_x_router,
+        x,
+        lambda v: both(of_logits(router_logits(v, params.w_router, params.router_bias, num))),
+    )
     named, gradients = name_params(params), name_params(grads.params)
     for name, gradient in gradients.items():
         yield f"d_{name}", gradient, named[name], lambda v, name=name: whole(params=assemble_params(named | {name: v}))

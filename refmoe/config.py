@@ -1,6 +1,6 @@
 """Every choice a real mixture-of-experts layer makes, as one frozen configuration.   Spec 0.3
 
-`MoEConfig(hidden_size=, intermediate_size=, num_experts=, top_k=)` is complete: every other field has a neutral default.
+`MoEConfig(hidden_size=, intermediate_size=, num_experts=, top_k=)` is complete: each other field has a neutral default.
 The four sections bear the names of the chapters that define them: routing, dispatch, experts, losses.
 """
 
@@ -10,6 +10,8 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from .refusals import require
 
 _POSITIVE = {"minimum": 1}
 _COUNT = {"minimum": 0}
@@ -56,7 +58,9 @@ def _checked_section(section, value, where):
 def _number(value, kind, where):
     if kind is float:
         if isinstance(value, str):  # a constant that a model rounded first is written as a hexadecimal float
-            _require(value.lstrip("+-").startswith("0x"), TypeError, where, "a number or a hexadecimal float string", value)
+            _require(
+                value.lstrip("+-").startswith("0x"), TypeError, where, "a number or a hexadecimal float string", value
+            )
             value = float.fromhex(value)
         ok = isinstance(value, (int, float)) and not isinstance(value, bool)
         _require(ok, TypeError, where, "a number", value)
@@ -67,9 +71,8 @@ def _number(value, kind, where):
     return int(value)
 
 
-def _require(condition, error, where, expected, got, fix=None):
-    if not condition:
-        raise error(f"{where}: expected {expected}, got {got!r}" + (f"; {fix}" if fix else ""))
+def _require(condition, error, where, expected, got, fix="correct the field"):
+    require(condition, error, where, expected, repr(got), fix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,9 @@ class RoutingConfig(_Section):
     num_groups: int = field(default=1, metadata=_POSITIVE)
     top_groups: int = field(default=1, metadata=_POSITIVE)
     group_score_topn: int = field(default=2, metadata=_POSITIVE)  # a group's score is the sum of its best n
-    group_mask: str = field(default="-inf", metadata=_one_of("-inf", "zero"))  # what experts of other groups are ranked as
+    group_mask: str = field(
+        default="-inf", metadata=_one_of("-inf", "zero")
+    )  # what experts of other groups are ranked as
     normalize: bool = False  # divide the kept weights by their sum
     norm_eps: float = field(default=0.0, metadata=_WEIGHT)
     norm_eps_mode: str = field(default="add", metadata=_one_of("add", "clamp"))  # sum + eps, or max(sum, eps)
@@ -109,7 +114,9 @@ class ExpertsConfig(_Section):
     gated: bool = True
     activation: str = field(default="silu", metadata=_one_of("silu", "gelu", "gelu_tanh", "relu", "relu2"))
     alpha: float = field(default=1.0, metadata=_FLOAT)  # silu(g) = g * sigmoid(alpha * g)
-    limit: float | None = field(default=None, metadata=_WEIGHT)  # gate clamped above, up on both sides, before the activation
+    limit: float | None = field(
+        default=None, metadata=_WEIGHT
+    )  # gate clamped above, up on both sides, before the activation
     linear_offset: float = field(default=0.0, metadata=_FLOAT)  # added to the clamped up
     biases: bool = False
     weight_position: str = field(default="output", metadata=_one_of("output", "input"))
@@ -199,48 +206,116 @@ def _check_selection(config):
     E, K, r = config.num_experts, config.top_k, config.routing
     _require(K <= E, ValueError, "top_k", f"at most num_experts = {E}", K, f"lower top_k to {E} or add experts")
     if r.num_groups == 1:
-        _require(r.top_groups == 1, ValueError, "routing.top_groups", "1 when num_groups is 1", r.top_groups, "set top_groups=1")
+        _require(
+            r.top_groups == 1,
+            ValueError,
+            "routing.top_groups",
+            "1 when num_groups is 1",
+            r.top_groups,
+            "set top_groups=1",
+        )
         return
-    _require(E % r.num_groups == 0, ValueError, "routing.num_groups", f"a divisor of num_experts = {E}", r.num_groups,
-             "choose a number of groups that divides the experts evenly")
+    _require(
+        E % r.num_groups == 0,
+        ValueError,
+        "routing.num_groups",
+        f"a divisor of num_experts = {E}",
+        r.num_groups,
+        "choose a number of groups that divides the experts evenly",
+    )
     size = E // r.num_groups
-    _require(r.top_groups <= r.num_groups, ValueError, "routing.top_groups", f"at most num_groups = {r.num_groups}", r.top_groups,
-             "keep fewer groups")
-    _require(r.group_score_topn <= size, ValueError, "routing.group_score_topn", f"at most the {size} experts of a group",
-             r.group_score_topn, f"set group_score_topn to {size} or less")
-    _require(K <= r.top_groups * size, ValueError, "top_k", f"at most {r.top_groups * size}, the experts of the kept groups", K,
-             "keep more groups or lower top_k")
+    _require(
+        r.top_groups <= r.num_groups,
+        ValueError,
+        "routing.top_groups",
+        f"at most num_groups = {r.num_groups}",
+        r.top_groups,
+        "keep fewer groups",
+    )
+    _require(
+        r.group_score_topn <= size,
+        ValueError,
+        "routing.group_score_topn",
+        f"at most the {size} experts of a group",
+        r.group_score_topn,
+        f"set group_score_topn to {size} or less",
+    )
+    _require(
+        K <= r.top_groups * size,
+        ValueError,
+        "top_k",
+        f"at most {r.top_groups * size}, the experts of the kept groups",
+        K,
+        "keep more groups or lower top_k",
+    )
 
 
 def _check_weights(config):
     r = config.routing
-    _require(r.normalize or r.norm_eps == 0.0, ValueError, "routing.norm_eps", "0 without normalize", r.norm_eps,
-             "set normalize=True or drop norm_eps")
+    _require(
+        r.normalize or r.norm_eps == 0.0,
+        ValueError,
+        "routing.norm_eps",
+        "0 without normalize",
+        r.norm_eps,
+        "set normalize=True or drop norm_eps",
+    )
     after = config.dispatch.normalize_after_drop
-    _require(r.normalize or not after, ValueError, "dispatch.normalize_after_drop", "False without routing.normalize", after,
-             "set routing.normalize=True")
+    _require(
+        r.normalize or not after,
+        ValueError,
+        "dispatch.normalize_after_drop",
+        "False without routing.normalize",
+        after,
+        "set routing.normalize=True",
+    )
 
 
 def _check_dispatch(config):
     d = config.dispatch
     both = d.capacity is not None and d.capacity_factor is not None
-    _require(not both, ValueError, "dispatch.capacity", "either capacity or capacity_factor", (d.capacity, d.capacity_factor),
-             "drop one of the two")
+    _require(
+        not both,
+        ValueError,
+        "dispatch.capacity",
+        "either capacity or capacity_factor",
+        (d.capacity, d.capacity_factor),
+        "drop one of the two",
+    )
 
 
 def _check_experts(config):
     x = config.experts
     plain = x.alpha == 1.0 or x.activation == "silu"
-    _require(plain, ValueError, "experts.alpha", "1.0 unless the activation is silu", x.alpha, "set activation='silu' or alpha=1.0")
+    _require(
+        plain,
+        ValueError,
+        "experts.alpha",
+        "1.0 unless the activation is silu",
+        x.alpha,
+        "set activation='silu' or alpha=1.0",
+    )
     neutral = x.gated or (x.limit is None and x.linear_offset == 0.0)
-    _require(neutral, ValueError, "experts.limit", "no limit and no linear_offset without gated", (x.limit, x.linear_offset),
-             "set gated=True")
+    _require(
+        neutral,
+        ValueError,
+        "experts.limit",
+        "no limit and no linear_offset without gated",
+        (x.limit, x.linear_offset),
+        "set gated=True",
+    )
     shared = x.shared_intermediate_size > 0
-    _require(shared or not x.shared_gate, ValueError, "experts.shared_gate", "False without a shared expert", x.shared_gate,
-             "set shared_intermediate_size")
+    _require(
+        shared or not x.shared_gate,
+        ValueError,
+        "experts.shared_gate",
+        "False without a shared expert",
+        x.shared_gate,
+        "set shared_intermediate_size",
+    )
 
 
-# --- reading -----------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 # Field names of Hugging Face configs, and where they live here. Values are translated by _HF_VALUES.
 HF_NAMES = {

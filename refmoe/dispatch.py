@@ -1,6 +1,6 @@
 """The plan (who goes where, who is dropped), permute and combine, and back.   Spec 2, 5.6
 
-A slot is a (token, k) pair, numbered t K + k; a row is a position in expert order. Rows of an expert are in token order.
+A slot is a (token, k) pair, numbered t K + k; a row is a position in expert order, an expert's rows in token order.
 """
 
 from fractions import Fraction

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import dispatch
 from .activations import gated, gated_backward, plain, plain_backward
 from .grouped import bias_backward, grouped_matmul, grouped_matmul_backward_w, grouped_matmul_backward_x
 
@@ -40,6 +41,16 @@ class RowGrads(NamedTuple):
     d_x_rows: object  # (N, D)
 
 
+class RoutedGrads(NamedTuple):
+    """Gradients of the routed experts' stages."""
+
+    d_x_experts: object  # (T, D)
+    d_topk_weights: object  # (T, K)
+    d_y_rows: object  # (N, D)
+    d_weighted_x_rows: object  # (N, D), only where the weight acts on the input
+    rows: RowGrads
+
+
 class SharedGrads(NamedTuple):
     """Gradients of the shared expert's stages."""
 
@@ -55,7 +66,7 @@ class SharedGrads(NamedTuple):
 
 
 def expert_ffn(x_rows, params, expert_offsets, experts, num):
-    """gate, up = W x + b;  hidden = act(gate, up);  y = W_down hidden + b_down, each expert on its rows.   Spec 3.1, 3.2
+    """gate, up = W x + b;  hidden = act(gate, up);  y = W_down hidden + b_down, expert by expert.   Spec 3.1, 3.2
 
     x_rows (N, D) -> gate_rows (N, F) or None, up_rows (N, F), hidden_rows (N, F), y_rows (N, D)
     """
@@ -98,6 +109,46 @@ def expert_ffn_backward(d_y_rows, x_rows, gate_rows, up_rows, hidden_rows, param
     return RowGrads(d_hidden, d_gate, d_up, d_x_rows), grads
 
 
+def routed_experts(x, topk_weights, plan, params, experts, num):
+    """permute -> (weight) -> experts -> (weight) combine.   Spec 3.3
+
+    x (T, D), topk_weights (T, K) -> ExpertsRecord, routed (T, D)
+    """
+    x_rows, weighted = dispatch.permute(x, plan), None
+    if experts.weight_position == "input":
+        weighted = dispatch.weighted_rows("weighted_x_rows", x_rows, dispatch.row_weights(topk_weights, plan), num)
+    read = x_rows if weighted is None else weighted
+    gate, up, hidden, y_rows = expert_ffn(read, params, plan.expert_offsets, experts, num)
+    routed = dispatch.combine(y_rows, topk_weights if weighted is None else None, plan, num)
+    return ExpertsRecord(x_rows, weighted, gate, up, hidden, y_rows), routed
+
+
+def routed_experts_backward(d_routed, x, topk_weights, plan, record, params, experts, num, into):
+    """Back through combine, the experts and permute.   Spec 5.4-5.6
+
+    d_routed (T, D), x (T, D), topk_weights (T, K) -> RoutedGrads, dictionary of parameter gradients by name
+    """
+    x_rows = dispatch.permute(x, plan)
+    on_input = experts.weight_position == "input"
+    if on_input:
+        # routed[t] = sum_k y_rows[row of (t, k)]
+        d_y_rows = dispatch.permute(d_routed, plan)
+    else:
+        # routed[t] = sum_k topk_weights[t, k] y_rows[row of (t, k)]
+        d_y_rows, d_weights = dispatch.combine_backward(d_routed, record.y_rows, topk_weights, plan, num)
+    saved = record.weighted_x_rows if on_input else x_rows, record.gate_rows, record.up_rows, record.hidden_rows
+    rows, grads = expert_ffn_backward(d_y_rows, *saved, params, plan.expert_offsets, experts, num, into)
+    d_weighted = None
+    if on_input:
+        # weighted_x_rows = w * x_rows
+        d_weighted = rows.d_x_rows
+        d_weights = dispatch.slot_values(num.contract_rows("d_topk_weights", d_weighted, x_rows), plan)
+        d_x_rows = dispatch.weighted_rows("d_x_rows", d_weighted, dispatch.row_weights(topk_weights, plan), num)
+        rows = rows._replace(d_x_rows=d_x_rows)
+    d_x = dispatch.permute_backward(rows.d_x_rows, plan, num)
+    return RoutedGrads(d_x, d_weights, d_y_rows, d_weighted, rows), grads
+
+
 def shared_expert(x, params, experts, num):
     """shared = FFN(x), or sigmoid(x . w_shared_gate) FFN(x).   Spec 3.4
 
@@ -121,7 +172,9 @@ def shared_expert_backward(d_shared, x, params, record, experts, num, into):
         # shared = shared_gate * y,   shared_gate = sigmoid(x . w_shared_gate)
         d_y = num.evaluate("d_y_rows", lambda m, g, d: g * d, record.shared_gate, d_shared)
         d_gate = num.contract_rows("d_shared_gate", d_shared, record.y_rows)[:, None]
-        d_logits = num.evaluate("d_shared_gate_logits", lambda m, d, z: d * m.sigmoid_derivative(z), d_gate, record.shared_gate_logits)
+        d_logits = num.evaluate(
+            "d_shared_gate_logits", lambda m, d, z: d * m.sigmoid_derivative(z), d_gate, record.shared_gate_logits
+        )
         d_x_gate = num.contract_backward_x("d_x_gate", [(d_logits, params.w_shared_gate)])
     else:
         d_y, d_gate, d_logits, d_x_gate = d_shared, None, None, None
@@ -130,7 +183,9 @@ def shared_expert_backward(d_shared, x, params, record, experts, num, into):
     if experts.shared_gate:
         grads["w_shared_gate"] = num.contract_backward_w("d_w_shared_gate", d_logits, x, acc=into.w_shared_gate)
     d_x = rows.d_x_rows if d_x_gate is None else num.sum("d_x_shared", [rows.d_x_rows, d_x_gate])
-    return SharedGrads(d_y, rows.d_hidden_rows, rows.d_gate_rows, rows.d_up_rows, rows.d_x_rows, d_gate, d_logits, d_x_gate, d_x), grads
+    return SharedGrads(
+        d_y, rows.d_hidden_rows, rows.d_gate_rows, rows.d_up_rows, rows.d_x_rows, d_gate, d_logits, d_x_gate, d_x
+    ), grads
 
 
 def _one_group(x):

@@ -99,7 +99,7 @@ def is_representable(array, name):
 
 
 def encode(carrier, name):
-    """carrier -> codes, the bit patterns as unsigned integers.   Values must be representable: nothing is rounded here."""
+    """carrier -> codes, the bit patterns as unsigned integers. Values must be representable: nothing is rounded."""
     row = FORMATS[name]
     carrier = np.ascontiguousarray(carrier, dtype=row.carrier)
     if name == "bf16":
@@ -118,5 +118,3 @@ def decode(codes, name):
     if name == "fp16":
         return codes.view(np.float16).astype(np.float32)
     return codes.view(row.carrier)
-
-

@@ -5,6 +5,8 @@ Rows of an expert lie together: rows expert_offsets[e] .. expert_offsets[e+1] be
 checkpoint. Their gradient goes into an array, or into a sink with take(e, d_w). Each expert is visited once.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 
@@ -54,7 +56,9 @@ def bias_backward(name, d_rows, expert_offsets, into, num):
     d_rows (N, M) -> (E, M)
     """
     starts = np.zeros((len(expert_offsets) - 1, d_rows.shape[1]), d_rows.dtype) if into is None else into
-    return np.stack([num.sum(name, [start, *d_rows[rows]]) for start, rows in zip(starts, _all(expert_offsets), strict=True)])
+    return np.stack(
+        [num.sum(name, [start, *d_rows[rows]]) for start, rows in zip(starts, _all(expert_offsets), strict=True)]
+    )
 
 
 def _of(w, e):
@@ -62,7 +66,7 @@ def _of(w, e):
 
 
 def _all(offsets):
-    return [slice(int(a), int(b)) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [slice(int(a), int(b)) for a, b in pairwise(offsets)]
 
 
 def _experts_with_rows(offsets):

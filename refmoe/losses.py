@@ -48,7 +48,7 @@ def loss_scopes(num_tokens, config, given):
 
 
 def balance_counts(scores, topk_indices, scopes, config, given):
-    """n_e by scope: of all choices or the first; of the actual selection, or of the plain top K of the scores.   Spec 4.1
+    """n_e by scope: of all choices or the first, in the actual selection or the plain top K of the scores.   Spec 4.1
 
     scores (T, E), topk_indices (T, K) -> (S, E) int64
     """
@@ -66,7 +66,7 @@ def balance_counts(scores, topk_indices, scopes, config, given):
 
 
 def balance_loss(logits, counts, scopes, config, num):
-    """coefficient E sum_e f_e P_e, averaged over scopes;  f_e = n_e / (K T) or n_e / T,  P_e the mean of probs.   Spec 4.1
+    """coefficient E sum_e f_e P_e, averaged over scopes;  f_e = n_e / (K T) or n_e / T,  P_e = mean probs.   Spec 4.1
 
     logits (T, E), counts (S, E) -> scalar
     """
@@ -79,7 +79,7 @@ def balance_loss(logits, counts, scopes, config, num):
 
 
 def balance_loss_backward(d_loss, logits, counts, scopes, config, num):
-    """d_logits_j = a p_j (n_j - sum_e n_e p_e) for softmax, and alike for the sigmoids; +0 for masked tokens.   Spec 5.8
+    """d_logits_j = a p_j (n_j - sum_e n_e p_e) for softmax, alike for the sigmoids; +0 for masked tokens.   Spec 5.8
 
     d_loss scalar, logits (T, E), counts (S, E) -> d_logits_balance (T, E)
     """
@@ -179,7 +179,9 @@ def importance_loss(logits, topk_indices, scopes, config, num):
     loss = config.losses.importance
 
     def formula(m, z, chosen):
-        variance, scale, *_ = _moments(m, m.sum(m.masked_softmax(z, m.real(chosen) == 1), axis=-2), loss, config.num_experts)
+        variance, scale, *_ = _moments(
+            m, m.sum(m.masked_softmax(z, m.real(chosen) == 1), axis=-2), loss, config.num_experts
+        )
         return variance / scale * loss.coefficient
 
     return num.evaluate("losses.importance", formula, *_gate_inputs(logits, topk_indices, scopes, loss), core=2)
@@ -216,7 +218,7 @@ def _moments(m, importance, loss, num_experts):
 
 
 def _gate_inputs(logits, topk_indices, scopes, loss):
-    """Logits and the experts that count: all, or the chosen ones; the others take a chosen logit, so as not to set the shift."""
+    """Logits and the experts that count: all, or the chosen; others take a chosen logit, so as not to set the shift."""
     z = logits[scopes.tokens]
     if loss.gates == "softmax":
         return z, np.ones(z.shape)
@@ -238,7 +240,7 @@ LOSSES = {
 
 
 def update_selection_bias(selection_bias, assigned_per_expert, rate, num):
-    """selection_bias + rate sign(mean(n) - n): not a gradient; sign(0) = 0, decided in integers.   Spec 4.4; DeepSeek-V3
+    """selection_bias + rate sign(mean(n) - n): no gradient; sign(0) = 0, decided in integers.   Spec 4.4; DeepSeek-V3
 
     selection_bias (E,), assigned_per_expert (E,) -> (E,)
     """

@@ -1,13 +1,15 @@
 """The counter-based integer generator: inputs and parameters, the same bits in any language.   Spec 7.2
 
-Element i of the tensor `name` under `seed` is a function of (seed, name, i) alone, so one expert, one row or one element
-can be made without the rest. Only 64-bit integer arithmetic is used, and every value is exact in float32.
+Element i of the tensor `name` under `seed` is a function of (seed, name, i) alone, so one expert, row or element can
+be made without the rest. Only 64-bit integer arithmetic is used, and every value is exact in float32.
 """
 
 from math import prod
 from typing import NamedTuple
 
 import numpy as np
+
+from .refusals import require
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -17,7 +19,7 @@ _BLOCK = 1 << 16  # elements worked on at a time: the temporaries stay in cache
 
 
 class MoEParams(NamedTuple):
-    """The layer's parameters, contracted axis last; what a configuration does not have is None. Gradients have this type too."""
+    """The layer's parameters, contracted axis last; None for what a configuration lacks. Also the type of gradients."""
 
     w_router: object  # (E, D)
     router_bias: object  # (E,)
@@ -105,8 +107,9 @@ def generate(name, shape, seed, recipe="bell", exponent=0, start=0):
 
     Raises ValueError for an unknown recipe. `exponent` must keep every value normal in float32 (it does for -40 .. 40).
     """
-    if recipe not in RECIPES:
-        raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {recipe!r}; choose one of these")
+    require(
+        recipe in RECIPES, ValueError, "recipe", f"one of {', '.join(RECIPES)}", repr(recipe), "choose one of these"
+    )
     count = prod(shape)
     out = np.empty(count, np.float32)
     scale = np.float32(2.0**exponent)

@@ -1,4 +1,4 @@
-"""The router's stage: from tokens to the experts they choose and the weights they give them, and back.   Spec 1, 5.1-5.3
+"""The router's stage: from tokens to the experts they choose and the weights they give, and back.   Spec 1, 5.1-5.3
 
     logits -> scores -> choice scores -> selection -> weights
 
@@ -10,11 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from . import selection
+from .refusals import require
 from .scores import ELEMENTWISE_SLOPES, SCORE_FNS
 
 
 class RoutingRecord(NamedTuple):
-    """What the router made. With replayed indices nothing is ranked, and choice_scores, group_scores, margin are None."""
+    """What the router made. With replayed indices nothing is ranked: choice_scores, group_scores, margin are None."""
 
     logits: object  # (T, E)
     scores: object  # (T, E)
@@ -105,7 +106,9 @@ def topk_weights_backward(d_topk_weights, logits, scores, topk_indices, kept, co
     gathered = [np.take_along_axis(array, index, axis=-1) for array in (logits, scores)]
     if softmax_of_kept(config):
         # w = c softmax(z)
-        d_z = num.evaluate("d_logits_task", _kept_softmax_backward, d_topk_weights, gathered[0], kept, core=1, c=routing.scaling_factor)
+        d_z = num.evaluate(
+            "d_logits_task", _kept_softmax_backward, d_topk_weights, gathered[0], kept, core=1, c=routing.scaling_factor
+        )
         return _scatter(d_z, topk_indices, used, logits), None
     if routing.score_fn in ELEMENTWISE_SLOPES:
         # w = c s / (sum s + eps),   s = s(z)
@@ -117,7 +120,9 @@ def topk_weights_backward(d_topk_weights, logits, scores, topk_indices, kept, co
         d_z = num.evaluate("d_logits_task", formula, d_topk_weights, *gathered, kept, core=1)
         return _scatter(d_z, topk_indices, used, logits), None
     # w = c s / (sum s + eps),   s = softmax(z) over all experts: every logit takes part
-    d_s = num.evaluate("d_scores", lambda m, G, s, u: _d_score(m, G, s, u, routing), d_topk_weights, gathered[1], kept, core=1)
+    d_s = num.evaluate(
+        "d_scores", lambda m, G, s, u: _d_score(m, G, s, u, routing), d_topk_weights, gathered[1], kept, core=1
+    )
     d_scores = _scatter(d_s, topk_indices, used, logits)
     return SCORE_FNS[routing.score_fn][1](d_scores, logits, num), d_scores
 
@@ -179,12 +184,9 @@ def _differences(m, G, s):
 def _refuse_zero_sums(s, kept, routing):
     counted = np.where(kept, s, np.zeros_like(s))
     zero = (counted == 0).all(axis=-1) & kept.any(axis=-1)
-    if routing.norm_eps == 0.0 and zero.any():
-        token = int(np.nonzero(zero)[0][0])
-        raise ValueError(
-            f"routing.normalize: expected a positive sum of kept scores, got 0 for token {token}; "
-            "set routing.norm_eps or raise its logits"
-        )
+    got, fix = f"0 for token {zero.argmax()}", "set routing.norm_eps or raise its logits"
+    ok = routing.norm_eps > 0.0 or not zero.any()
+    require(ok, ValueError, "routing.normalize", "a positive sum of kept scores", got, fix)
 
 
 def _safe(topk_indices):
@@ -219,17 +221,17 @@ def route(x, params, config, num, given):
         return RoutingRecord(logits, scores, None, None, indices, None, None, lse, None)
     ranked, group_scores = choice_scores(logits, scores, params.selection_bias, config.routing, num)
     indices = select_topk(ranked, config.top_k)
-    return RoutingRecord(logits, scores, ranked, group_scores, indices, None, None, lse, _margin(ranked, config.top_k, num))
+    return RoutingRecord(
+        logits, scores, ranked, group_scores, indices, None, None, lse, _margin(ranked, config.top_k, num)
+    )
 
 
 def _refuse_nonfinite(logits):
     bad = ~np.isfinite(logits)
     if bad.any():
-        token, expert = (int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(
-            f"logits: expected finite values, got {logits[token, expert]} for token {token}, expert {expert}; "
-            "check x and w_router for infinities, NaN or overflow"
-        )
+        token, expert = np.argwhere(bad)[0].tolist()
+        got, fix = f"{logits[token, expert]} for token {token}, expert {expert}", "check x and w_router"
+        require(False, ValueError, "logits", "finite values", got, fix)
 
 
 def _margin(ranked, top_k, num):

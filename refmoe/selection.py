@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from .refusals import require
+
 
 def ranked(choice_scores, top_k):
     """The ids of the top_k largest entries, best first; ties to the lowest id, -0 equal to +0.   Spec 1.4
@@ -31,19 +33,11 @@ def given(topk_indices, num_experts):
 
     Raises ValueError for an id outside -1 .. E-1 or one that a token names twice.
     """
-    low, high = topk_indices.min(initial=0), topk_indices.max(initial=-1)
-    if low < -1 or high >= num_experts:
-        raise ValueError(
-            f"given.topk_indices: expected ids from -1 to {num_experts - 1}, got {int(low if low < -1 else high)}; "
-            "use -1 for an unused slot"
-        )
+    outside = topk_indices[(topk_indices < -1) | (topk_indices >= num_experts)]
+    wanted, fix = f"ids from -1 to {num_experts - 1}", "use -1 for an unused slot"
+    require(not outside.size, ValueError, "given.topk_indices", wanted, outside[:1], fix)
     ordered = np.sort(topk_indices, axis=-1)
-    repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
-    if repeated.any():
-        token = int(np.nonzero(repeated.any(axis=-1))[0][0])
-        raise ValueError(
-            f"given.topk_indices: expected each token to name an expert once, got {topk_indices[token].tolist()} "
-            f"for token {token}; replace the repeat by -1"
-        )
+    repeats = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=-1)
+    wanted, fix = "each token to name an expert once", "replace the repeat by -1"
+    require(not repeats.any(), ValueError, "given.topk_indices", wanted, topk_indices[repeats][:1].tolist(), fix)
     return topk_indices.astype(np.int64)
-

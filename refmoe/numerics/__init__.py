@@ -16,6 +16,7 @@ import numpy as np
 
 from .. import kernels
 from ..formats import FORMATS, canonical_nan, is_representable, round_fraction, round_to
+from ..refusals import require
 from .arithmetic import Binary64, PreciseArithmetic
 from .bounded import BoundedArithmetic
 from .contract import NumpyEngine, Rule
@@ -63,9 +64,7 @@ class Numerics:
     def __post_init__(self):
         _check_choice("profile", self.profile, STORES)
         store = self.store or STORES[self.profile][0]
-        if store not in STORES[self.profile]:
-            allowed = ", ".join(STORES[self.profile])
-            raise ValueError(f"store: expected {allowed} with profile {self.profile!r}, got {store!r}; choose one of these")
+        _check_choice("store", store, STORES[self.profile])
         _check_choice("backend", self.backend, ("auto", "c", "numpy"))
         _check_choice("force_tier", self.force_tier, (None, "compensated", "exact"))
         object.__setattr__(self, "store", store)
@@ -140,8 +139,8 @@ class Numerics:
     def evaluate(self, name, formula, *stored, core=0, **constants):
         """formula(m, *stored, **constants), rounded once.
 
-        The last `core` axes of each stored array belong to one instance of the formula (0: element by element, 1: row by
-        row, 2: the whole table); the axes before them broadcast.
+        The last `core` axes of each stored array belong to one instance of the formula (0: element by element,
+        1: row by row, 2: the whole table); the axes before them broadcast.
         """
         stored = [np.asarray(array, np.float64) for array in stored]
         if self.profile == "float64":
@@ -160,20 +159,19 @@ class Numerics:
     def check_stored(self, name, array, shape):
         """The array itself if it can be the stored tensor `name`, else an error that says what is wrong with it.
 
-        Raises TypeError for a wrong type, dtype or byte order, ValueError for a wrong shape or a value the format lacks.
+        Raises TypeError for a wrong type, dtype or byte order, ValueError for a wrong shape or a value out of format.
         """
-        if not isinstance(array, np.ndarray):
-            got = type(array).__name__
-            raise TypeError(f"{name}: expected a NumPy array of shape {shape}, got {got}; convert it with numpy.asarray")
-        if array.dtype != self.dtype or not array.dtype.isnative:
-            wanted = np.dtype(self.dtype).name
-            raise TypeError(f"{name}: expected native {wanted} for profile {self.profile!r}, got {array.dtype.str}; use .astype(numpy.{wanted})")
-        if array.shape != tuple(shape):
-            raise ValueError(f"{name}: expected shape {tuple(shape)}, got {array.shape}; check the axes against the configuration")
-        wanted = self.format_of(name.rpartition(".")[2])
-        if wanted in ("bf16", "fp16") and not is_representable(array, wanted):
-            fix = f"round it with refmoe.formats.round_to(array, {wanted!r})"
-            raise ValueError(f"{name}: expected values that {wanted} can represent, got others; {fix}")
+        shape, got = tuple(shape), type(array).__name__
+        wanted = f"a NumPy array of shape {shape}"
+        require(isinstance(array, np.ndarray), TypeError, name, wanted, got, "convert it with numpy.asarray")
+        kind, fix = np.dtype(self.dtype).name, f"use .astype(numpy.{np.dtype(self.dtype).name})"
+        native = array.dtype == self.dtype and array.dtype.isnative
+        require(native, TypeError, name, f"native {kind} in profile {self.profile!r}", array.dtype.str, fix)
+        require(array.shape == shape, ValueError, name, f"shape {shape}", array.shape, "check its axes")
+        store = self.format_of(name.rpartition(".")[2])
+        fits = store in ("float32", "float64") or is_representable(array, store)
+        fix = f"round it with refmoe.formats.round_to(array, {store!r})"
+        require(fits, ValueError, name, f"values that {store} can represent", "others", fix)
         return array
 
     def check_environment(self):
@@ -193,8 +191,9 @@ UNIT_PROBE = 2.0**-53
 
 
 def _check_choice(name, value, allowed):
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {value!r}; choose one of these")
+    require(
+        value in allowed, ValueError, name, f"one of {', '.join(map(str, allowed))}", repr(value), "choose one of these"
+    )
 
 
 def _make_engine(backend, kernel, threads):
@@ -210,7 +209,9 @@ def _make_engine(backend, kernel, threads):
 
 @lru_cache(maxsize=1)
 def _warn_once(cause):
-    warnings.warn(f"refmoe runs on NumPy alone, which is slower but gives the same bits: {cause}", RuntimeWarning, stacklevel=5)
+    warnings.warn(
+        f"refmoe runs on NumPy alone, which is slower but gives the same bits: {cause}", RuntimeWarning, stacklevel=5
+    )
 
 
 def _whole(rows):
@@ -264,7 +265,9 @@ def _read_again(m, formula, stored, loops, constants, out, decided, name):
     pending = ~decided.reshape(decided.shape[:loops] + (-1,)).all(axis=-1) if decided.ndim > loops else ~decided
     index = np.nonzero(pending) if loops else ...
     value = formula(m, *(m.array(array[index]) for array in stored), **constants)
-    rounded = np.frompyfunc(lambda v: round_interval(v, lambda q, negative: round_fraction(q, name, negative)), 1, 1)(value)
+    rounded = np.frompyfunc(lambda v: round_interval(v, lambda q, negative: round_fraction(q, name, negative)), 1, 1)(
+        value
+    )
     done = np.frompyfunc(lambda pair: pair[0], 1, 1)(rounded)
     kept = np.frompyfunc(lambda pair: pair[1] if pair[0] else 0.0, 1, 1)(rounded)
     old = out[index]

@@ -1,6 +1,6 @@
 """What a formula may use, and the readings of it that are plain arrays.   Spec 6.5
 
-A leaf writes its formula once, over an arithmetic `m`. A reading supplies + - * / on its values and the primitives below
+A leaf writes its formula once, over an arithmetic `m`. A reading supplies + - * / on its values and the primitives
 (exp, sigmoid, ...); the named functions of the chapters are composed here, once for all readings.
 """
 
@@ -11,7 +11,7 @@ from .precise import Precise
 
 
 class Arithmetic:
-    """The functions composed from a reading's primitives; `x` is any of its values, exact where a branch asks for it."""
+    """The functions composed from a reading's primitives; `x` is one of its values, exact where it is branched on."""
 
     def minimum(self, x, bound):
         """min(x, bound); NaN stays NaN."""
@@ -30,7 +30,7 @@ class Arithmetic:
         return powers / self.sum(powers, keepdims=True)
 
     def masked_softmax(self, z, mask):
-        """softmax over the elements where the mask holds, 0 elsewhere; the others must not exceed their row's maximum."""
+        """softmax over the elements where the mask holds, 0 elsewhere; no other may exceed the largest of those."""
         powers = self.where(mask, self.exp(z - self.max(z, keepdims=True)), 0)
         total = self.sum(powers, keepdims=True)
         return powers / self.where(self.real(total) == 0, 1, total)

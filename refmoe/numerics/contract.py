@@ -1,6 +1,6 @@
 """The three grouped products in NumPy: what C must match, bit for bit.   Spec 6.3
 
-Every product is reduced to `out = a @ b` for one expert, contracted over L: a (R, L), b (L, C), plus what is added to it.
+Every product is reduced to `out = a @ b` for one expert, contracted over L: a (R, L), b (L, C), plus an addend.
 """
 
 from collections import Counter
@@ -127,7 +127,7 @@ def _addends(a, b, bias, acc):
 
 
 def _bound(a, b):
-    """|float64 sum - exact| for every order of summation: (L - 1) u |a_i| |b_j| by Cauchy-Schwarz, doubled for safety."""
+    """|float64 sum - exact| for every order of summation: (L - 1) u |a_i| |b_j| by Cauchy-Schwarz, doubled."""
     terms = a.shape[1]
     if terms <= 1:
         return np.zeros((a.shape[0], b.shape[1]))

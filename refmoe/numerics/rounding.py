@@ -45,8 +45,8 @@ def same_bits(a, b):
 def round_pair(head, tail, error, name):
     """The exact value lies within (head + tail) -+ error, where head = round(head + tail).
 
-    float64 arrays -> (carrier, decided). The head is moved to the odd neighbour on the tail's side (round to odd), which
-    rounds to every format of at most 51 bits as the exact sum does.
+    float64 arrays -> (carrier, decided). The head is moved to the odd neighbour on the tail's side (round to odd),
+    which rounds to every format of at most 51 bits as the exact sum does.
     """
     head = head + 0.0
     low, high = _toward_odd(head, tail - error), _toward_odd(head, tail + error)

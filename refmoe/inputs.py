@@ -1,0 +1,125 @@
+"""The outer door: what comes beside the parameters, and what is refused.   Spec 0.4
+
+Every refusal names the argument, what was expected, what came, and one fix; nothing is computed before.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .config import MoEConfig
+from .recipes import MoEParams, name_params, parameter_shapes
+from .refusals import require
+
+
+class Given(NamedTuple):
+    """Arrays that are neither parameters nor choices; None where not given."""
+
+    token_mask: object = None  # (T,) bool: False marks padding, which losses do not count
+    sequence_ids: object = None  # (T,) int: for losses and capacities by sequence
+    token_ids: object = None  # (T,) int: reserved for routing by table
+    topk_indices: object = None  # (T, K) int: replayed selection
+    logits: object = None  # (T, E): in place of the router's
+    noise: object = None  # reserved for noisy routing
+    counts_so_far: object = None  # (E,) int: of earlier micro-batches, for the global balance loss
+
+
+def check_inputs(x, params, config, num, given, keep):
+    """Raises TypeError or ValueError: the argument, what was expected, what came, one fix. Computes nothing."""
+    got = type(config).__name__
+    require(isinstance(config, MoEConfig), TypeError, "config", "a MoEConfig", got, "use load_preset or MoEConfig")
+    num.check_environment()
+    keeps = ("all", "backward", "y")
+    require(keep in keeps, ValueError, "keep", "'all', 'backward' or 'y'", repr(keep), "choose one of these")
+    wanted, fix = f"a NumPy array of shape (T, {config.hidden_size})", "give one row a token"
+    require(isinstance(x, np.ndarray), TypeError, "x", wanted, type(x).__name__, fix)
+    require(x.ndim == 2, ValueError, "x", wanted, f"shape {x.shape}", fix)
+    num.check_stored("x", x, (len(x), config.hidden_size))
+    _check_params(params, config, num)
+    _check_given(given, len(x), config, num)
+
+
+def _check_params(params, config, num):
+    got = type(params).__name__
+    require(isinstance(params, MoEParams), TypeError, "params", "MoEParams", got, "use init_params or assemble_params")
+    named, shapes = name_params(params), parameter_shapes(config)
+    for name, (shape, _) in shapes.items():
+        fix = "the configuration needs it"
+        require(name in named, ValueError, f"params.{name}", f"an array of shape {shape}", "None", fix)
+        array = named.pop(name)
+        if callable(array):  # a source of expert weights: its experts are checked as they are read
+            got = tuple(array.shape)
+            require(got == shape, ValueError, f"params.{name}", f"shape {shape}", got, "check the source")
+        else:
+            num.check_stored(f"params.{name}", array, shape)
+    for name in named:
+        fix = "the configuration does not have it: leave it out"
+        require(False, ValueError, f"params.{name}", "None", "an array", fix)
+
+
+_GIVEN_SHAPES = {
+    "token_mask": ("T",),
+    "sequence_ids": ("T",),
+    "topk_indices": ("T", "K"),
+    "counts_so_far": ("E",),
+}
+
+
+def _check_given(given, num_tokens, config, num):
+    got = type(given).__name__
+    require(isinstance(given, Given), TypeError, "given", "Given", got, "build it with refmoe.Given(...)")
+    sizes = {"T": num_tokens, "K": config.top_k, "E": config.num_experts}
+    for name, axes in _GIVEN_SHAPES.items():
+        array = getattr(given, name)
+        if array is not None:
+            _check_integers(
+                f"given.{name}", array, tuple(sizes[a] for a in axes), "b" if name == "token_mask" else "iu"
+            )
+    if given.logits is not None:
+        num.check_stored("given.logits", given.logits, (num_tokens, config.num_experts))
+    for name in ("token_ids", "noise"):
+        fix = "no rule of this version reads it: leave it out"
+        require(getattr(given, name) is None, ValueError, f"given.{name}", "None", "an array", fix)
+    _check_sequences(given, config)
+    _check_counts(given.counts_so_far, config)
+
+
+def _check_integers(argument, array, shape, kinds):
+    wanted = "a NumPy array of " + ("booleans" if kinds == "b" else "integers")
+    ok = isinstance(array, np.ndarray) and array.dtype.kind in kinds
+    require(ok, TypeError, argument, wanted, getattr(array, "dtype", type(array).__name__), "convert it with .astype")
+    require(array.shape == shape, ValueError, argument, f"shape {shape}", array.shape, "give one entry for each")
+
+
+def _check_sequences(given, config):
+    dispatch, loss = config.dispatch, config.losses.balance
+    drops = dispatch.capacity is not None or dispatch.capacity_factor is not None
+    needed = (drops and dispatch.capacity_scope == "sequence") or (loss is not None and loss.scope == "sequence")
+    fix = "pass them, or count by batch"
+    ok = given.sequence_ids is not None or not needed
+    require(ok, ValueError, "given.sequence_ids", "the sequence of each token", "None", fix)
+
+
+def _check_counts(counts, config):
+    if counts is None:
+        return
+    loss = config.losses.balance
+    ok = loss is not None and loss.scope == "global"
+    fix = "set losses.balance.scope='global'"
+    require(ok, ValueError, "given.counts_so_far", "None without a global balance loss", "an array", fix)
+    choices = config.top_k if loss.counts == "all" else 1
+    wanted = f"non-negative counts that sum to a multiple of {choices}"
+    ok = (counts >= 0).all() and int(counts.sum()) % choices == 0
+    require(ok, ValueError, "given.counts_so_far", wanted, counts.tolist(), "pass the running sum of balance_counts")
+
+
+def check_upstream(d_y, x, record, config, num, d_logits):
+    """Raises TypeError or ValueError for an upstream gradient or a record that does not belong to this x."""
+    num.check_stored("d_y", d_y, x.shape)
+    ok = getattr(record, "routing", None) is not None
+    fix = "run moe_forward with keep='backward'"
+    require(ok, ValueError, "record", "a MoERecord kept with 'all' or 'backward'", "one without its stages", fix)
+    tokens = len(record.routing.logits)
+    require(tokens == len(x), ValueError, "record", f"the record of these {len(x)} tokens", f"one of {tokens}", fix)
+    if d_logits is not None:
+        num.check_stored("d_logits", d_logits, (len(x), config.num_experts))
