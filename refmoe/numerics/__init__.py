@@ -49,8 +49,9 @@ class Numerics:
     """The arithmetic policy `num`: profile, storage format, engine.   Spec 6
 
     profile "exact", "chain" or "float64"; store "float32", "bf16" or "fp16" ("float64" exactly when the profile is);
-    backend "auto", "c" or "numpy"; threads and kernel choose within C; force_tier ("compensated", "exact") sends every
-    output of an exact contraction at least to that tier. Raises ValueError, or ImportError if backend "c" is missing.
+    backend "auto", "c" or "numpy"; threads and kernel choose within C. force_tier sends every output of an exact
+    contraction at least to the tier "compensated" or "exact"; "exact" also reads every formula in intervals.
+    Raises ValueError, or ImportError if backend "c" is missing.
     """
 
     profile: str = "exact"
@@ -149,10 +150,10 @@ class Numerics:
             return canonical_nan(np.asarray(out, np.float64) + 0.0)
         stored = _broadcast_loops(stored, core)
         if stored[0].ndim == core or stored[0].size <= _BLOCK:
-            return _rounded_once(formula, stored, core, constants, self.format_of(name))
+            return _rounded_once(formula, stored, core, constants, self._rule(name))
         step = max(1, _BLOCK * len(stored[0]) // stored[0].size)
         blocks = [[array[at : at + step] for array in stored] for at in range(0, len(stored[0]), step)]
-        return np.concatenate([_rounded_once(formula, b, core, constants, self.format_of(name)) for b in blocks])
+        return np.concatenate([_rounded_once(formula, b, core, constants, self._rule(name)) for b in blocks])
 
     # --- the door -----------------------------------------------------------------------------------------------------
 
@@ -230,20 +231,23 @@ def _broadcast_loops(stored, core):
     return [np.broadcast_to(array, loops + array.shape[array.ndim - core :]) for array in stored]
 
 
-def _rounded_once(formula, stored, core, constants, name):
+def _rounded_once(formula, stored, core, constants, rule):
     """The first reading in float64 with error bounds; the second, of what that left undecided, in intervals."""
     m = BoundedArithmetic()
     with np.errstate(all="ignore"):
         result = formula(m, *(m.array(array, _bits(array)) for array in stored), **constants)
         value = np.asarray(result.v, np.float64)
-        out, decided = rounding_test(value, np.broadcast_to(result.e, value.shape), name)
+        out, decided = rounding_test(value, np.broadcast_to(result.e, value.shape), rule.format)
     loops = stored[0].ndim - core
-    decided |= _has_nonfinite(stored, core).reshape(decided.shape[:loops] + (1,) * (decided.ndim - loops))
+    if rule.force_tier == "exact":
+        decided = np.asarray(~np.isfinite(value))
+    beyond = _has_nonfinite(stored, core).reshape(decided.shape[:loops] + (1,) * (decided.ndim - loops))
+    decided = np.asarray(decided | beyond)
     for bits in _BITS:
         if decided.all():
             return out
         with suppress(PrecisionNeeded):
-            _read_again(PreciseArithmetic(bits), formula, stored, loops, constants, out, decided, name)
+            _read_again(PreciseArithmetic(bits), formula, stored, loops, constants, out, decided, rule.format)
     if decided.all():
         return out
     raise ArithmeticError(f"{formula.__name__}: undecided at {_BITS[-1]} bits; please report the inputs")
@@ -264,16 +268,12 @@ def _has_nonfinite(stored, core):
 def _read_again(m, formula, stored, loops, constants, out, decided, name):
     pending = ~decided.reshape(decided.shape[:loops] + (-1,)).all(axis=-1) if decided.ndim > loops else ~decided
     index = np.nonzero(pending) if loops else ...
-    value = formula(m, *(m.array(array[index]) for array in stored), **constants)
-    rounded = np.frompyfunc(lambda v: round_interval(v, lambda q, negative: round_fraction(q, name, negative)), 1, 1)(
-        value
-    )
-    done = np.frompyfunc(lambda pair: pair[0], 1, 1)(rounded)
-    kept = np.frompyfunc(lambda pair: pair[1] if pair[0] else 0.0, 1, 1)(rounded)
-    old = out[index]
-    new = np.where(np.asarray(done, bool) & ~decided[index], np.asarray(kept, np.float64).astype(out.dtype), old)
-    out[index] = new
-    decided[index] = decided[index] | np.asarray(done, bool)
+    value = np.asarray(formula(m, *(m.array(array[index]) for array in stored), **constants), object)
+    rounded = [round_interval(v, lambda q, negative: round_fraction(q, name, negative)) for v in value.reshape(-1)]
+    done = np.array([settled for settled, _ in rounded], bool).reshape(value.shape)
+    kept = np.array([v if settled else 0.0 for settled, v in rounded], out.dtype).reshape(value.shape)
+    out[index] = np.where(done & ~decided[index], kept, out[index])
+    decided[index] |= done
 
 
 __all__ = ["FORMATS", "FORMAT_OF", "Numerics", "Rule", "round_to"]

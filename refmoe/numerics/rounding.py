@@ -32,8 +32,9 @@ def rounding_test(value, error, name):
         high = np.where((high == 0) & (value < 0), -0.0, high)
         low, high = round_to(low, name), round_to(high, name)
     finite = np.isfinite(value)
-    out = np.where(finite, high, round_to(value, name))
-    return out, same_bits(low, high) & finite & ~np.isnan(error) | ~finite
+    bounded = finite & ~np.isnan(error)
+    out = np.where(bounded, high, round_to(value, name))
+    return out, np.asarray(same_bits(low, high) & bounded | ~finite)
 
 
 def same_bits(a, b):
