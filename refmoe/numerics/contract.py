@@ -160,8 +160,8 @@ def fused_multiply_add(a, b, c):
     a, b, c float32, broadcast -> float32. The product is exact in float64; rounding the float64 sum again goes wrong
     only if that sum is a midpoint of float32 or below its normal range, and just those elements are repaired.
     """
-    product = a.astype(np.float64) * b.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        product = a.astype(np.float64) * b.astype(np.float64)
         total = product + c
         suspicious = (total.view(np.int64) & 0x1FFFFFFF) == 0x10000000
         suspicious |= (np.abs(total) < 2.0**-126) & (total != 0)

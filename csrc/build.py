@@ -1,0 +1,99 @@
+"""From csrc/ to the compiled module refmoe._kernels.
+
+setup.py reads `ffibuilder` from here (cffi_modules). In a checkout, `python csrc/build.py` compiles the module into refmoe/ and does nothing when
+it is newer than every source; `--force` compiles anyway.
+"""
+
+import os
+import shutil
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from cffi import FFI
+
+SOURCES = ("grouped_matmul.c", "cut.c", "pack.c", "unit.c", "rounding.c", "kernel_table.c",
+           "tile_portable.c", "tile_avx2.c", "tile_avx512.c")
+# Bits depend on these: no fused multiply-add that is not written, no reordering, no excess precision.
+ARITHMETIC = ["-std=c11", "-ffp-contract=off", "-fno-fast-math", "-fexcess-precision=standard"]
+OTHER = ["-O3", "-Wall", "-Wextra", "-fvisibility=hidden"]
+
+HERE = Path(__file__).resolve().parent if "__file__" in globals() else Path("csrc").resolve()
+
+
+def declarations():
+    """The part of the header between the two cffi marks."""
+    text = (HERE / "refmoe_kernels.h").read_text(encoding="utf-8")
+    return text.split("/* cffi: begin */")[1].split("/* cffi: end */")[0]
+
+
+def _links(compiler, flags):
+    """Whether a library that asks OpenMP for a thread number compiles and links with these flags."""
+    program = "#include <omp.h>\nint probe(void) { return omp_get_thread_num(); }\n"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.c")
+        source.write_text(program)
+        try:
+            objects = compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
+            compiler.link_shared_object(objects, str(Path(folder, "probe.so")), extra_postargs=flags)
+        except Exception:  # every compiler class has its own errors; any of them means no
+            return False
+    return True
+
+
+def openmp_flags():
+    """["-fopenmp"] if compiler and linker take it, else [] and one line of warning: calls will be serial."""
+    from setuptools._distutils.ccompiler import new_compiler
+    from setuptools._distutils.sysconfig import customize_compiler
+
+    compiler = new_compiler()
+    customize_compiler(compiler)
+    flags = ["-fopenmp"]
+    if _links(compiler, flags):
+        return flags
+    print("refmoe: no OpenMP here; the kernels will use one thread", file=sys.stderr)
+    return []
+
+
+def make_builder(folder):
+    """The cffi builder for sources named relative to `folder` (setup.py wants relative names, cffi itself absolute)."""
+    openmp = openmp_flags()
+    required = os.environ.get("REFMOE_REQUIRE_C") == "1"
+    builder = FFI()
+    builder.cdef(declarations())
+    builder.set_source(
+        "refmoe._kernels", '#include "refmoe_kernels.h"', sources=[f"{folder}/{name}" for name in SOURCES],
+        include_dirs=[str(folder)], depends=[f"{folder}/{name}" for name in _headers()], py_limited_api=True,
+        extra_compile_args=ARITHMETIC + OTHER + openmp, extra_link_args=["-pthread", *openmp], optional=not required)
+    return builder
+
+
+def _headers():
+    return sorted(path.name for path in HERE.glob("*.h"))
+
+
+def _is_current(target):
+    inputs = [*HERE.glob("*.c"), *HERE.glob("*.h"), Path(__file__)]
+    return target.exists() and target.stat().st_mtime >= max(path.stat().st_mtime for path in inputs)
+
+
+def build_in_place(force=False):
+    """Compile into refmoe/ beside this folder; returns the module's path. Errors of the compiler are raised."""
+    suffix = ".abi3.so" if not sysconfig.get_config_var("Py_GIL_DISABLED") else sysconfig.get_config_var("EXT_SUFFIX")
+    target = HERE.parent / "refmoe" / f"_kernels{suffix}"
+    if _is_current(target) and not force:
+        return target
+    os.environ["REFMOE_REQUIRE_C"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        made = make_builder(HERE).compile(tmpdir=folder)
+        aside = target.with_name(target.name + ".new")
+        shutil.copyfile(made, aside)
+    os.replace(aside, target)
+    return target
+
+
+if __name__ == "__main__":
+    print(build_in_place("--force" in sys.argv[1:]))
+elif __name__ == "__cffi__":
+    ffibuilder = make_builder("csrc")

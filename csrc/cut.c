@@ -1,0 +1,54 @@
+/* cut.c: how the output of a product is cut into units, and where each of them lies. */
+
+#include "product.h"
+
+static int64_t rows_of(const struct product *p, int64_t e) { return p->offsets[e + 1] - p->offsets[e]; }
+
+static int64_t most_rows_of_an_expert(const struct product *p)
+{
+    int64_t most = 0;
+    for (int64_t e = 0; e < p->experts; e++)
+        if (rows_of(p, e) > most)
+            most = rows_of(p, e);
+    return most;
+}
+
+/* Packed rows of a unit take up to 2 MiB: enough to pay for the packed columns they meet, little enough for the cache. */
+struct cut refmoe_cut(const struct product *p)
+{
+    int64_t most = most_rows_of_an_expert(p), tile = p->tile->rows;
+    int64_t length = p->sum_rows ? most : p->pair[0].length + (p->pairs > 1 ? p->pair[1].length : 0);
+    int64_t fit = INT64_C(1 << 18) / (length > 0 ? length : 1) / tile * tile;
+    int64_t rows = lower(fit < tile ? tile : fit, MAX_UNIT_ROWS / tile * tile);
+    int64_t needed = whole_tiles(p->sum_rows ? p->rows : most, tile);
+    return (struct cut){lower(rows, needed > 0 ? needed : tile), MAX_UNIT_COLS, length};
+}
+
+static int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+int64_t refmoe_units(const struct product *p, const struct cut *cut, int64_t e)
+{
+    return parts(p->sum_rows ? p->rows : rows_of(p, e), cut->rows) * parts(p->cols, cut->cols);
+}
+
+/* Unit number `index` of expert e; units that share rows follow one another. */
+struct unit refmoe_make_unit(const struct product *p, const struct cut *cut, int64_t e, int64_t index)
+{
+    int64_t across = parts(p->cols, cut->cols), row = index / across * cut->rows, col = index % across * cut->cols;
+    int64_t owned = rows_of(p, e), begin = p->offsets[e], item = (int64_t)p->item;
+    int64_t rows = p->sum_rows ? p->rows : owned;
+    int64_t first = ((p->sum_rows ? e * p->rows : begin) + row) * p->cols + col;
+    struct unit u = {.rows = lower(cut->rows, rows - row), .cols = lower(cut->cols, p->cols - col), .out_row = p->cols};
+    for (int q = 0; q < p->pairs; q++) {
+        struct operand o = p->pair[q];
+        int64_t a = row * o.a_row + begin * (p->sum_rows ? o.a_step : o.a_row);
+        int64_t b = col * o.b_col + (p->sum_rows ? begin * o.b_step : e * o.length * p->cols);
+        o.length = p->sum_rows ? owned : o.length;
+        o.a += a * item, o.b += b * item;
+        u.pair[q] = o;
+    }
+    u.bias = p->bias ? p->bias + (e * p->cols + col) * item : NULL;
+    u.acc = p->acc ? p->acc + first * item : NULL;
+    u.out = p->out + first * item;
+    return u;
+}

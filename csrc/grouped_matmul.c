@@ -1,0 +1,301 @@
+/* grouped_matmul.c: the public functions: check, describe the product, share out its output. All threads live here. */
+
+#define _POSIX_C_SOURCE 200809L
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
+#include "product.h"
+
+/* ---- the floating-point environment of a thread ---- */
+
+#if defined(__SSE2__)
+/* All exceptions masked, round to nearest, no flush to zero, denormals are numbers. */
+static unsigned enter_environment(void)
+{
+    unsigned found = _mm_getcsr();
+    _mm_setcsr(0x1F80);
+    return found;
+}
+
+static void leave_environment(unsigned found) { _mm_setcsr(found); }
+#else
+#error "refmoe sets the floating-point environment of each thread; this processor's way of doing so is still to be written"
+#endif
+
+/* ---- fork ---- */
+
+static int is_forked_child;
+
+static void note_fork(void) { is_forked_child = 1; }
+
+__attribute__((constructor)) static void watch_fork(void) { pthread_atfork(NULL, NULL, note_fork); }
+
+/* ---- checks ---- */
+
+static int is_product_sane(int64_t a, int64_t b, int64_t c)
+{
+    int64_t ab, abc;
+    if (a < 0 || b < 0 || c < 0 || __builtin_mul_overflow(a, b, &ab) || __builtin_mul_overflow(ab, c, &abc))
+        return 0;
+    return a < INT64_C(1) << 60 && b < INT64_C(1) << 60 && c < INT64_C(1) << 60 && ab < INT64_C(1) << 60
+           && abc < INT64_C(1) << 60;
+}
+
+static int is_missing(const void *array, int64_t size) { return size > 0 && !array; }
+
+static int check_how(const refmoe_how *how, size_t item)
+{
+    if (!refmoe_kernel(how->kernel))
+        return REFMOE_BAD_KERNEL;
+    if (how->threads < 1)
+        return REFMOE_BAD_THREADS;
+    int narrow_item = item == sizeof(float);
+    if (narrow_item ? how->profile != REFMOE_EXACT && how->profile != REFMOE_CHAIN : how->profile != REFMOE_UNFUSED)
+        return REFMOE_BAD_PROFILE;
+    if (narrow_item ? how->format < REFMOE_FLOAT32 || how->format > REFMOE_FP16 : how->format != REFMOE_FLOAT64)
+        return REFMOE_BAD_FORMAT;
+    if (how->force < 0 || how->force > (how->profile == REFMOE_EXACT ? REFMOE_FORCE_EXACT : REFMOE_FORCE_NOTHING))
+        return REFMOE_BAD_FORCE;
+    return REFMOE_OK;
+}
+
+static int check_offsets(int64_t experts, int64_t rows, const int64_t *offsets)
+{
+    if (!offsets)
+        return REFMOE_BAD_POINTER;
+    for (int64_t e = 0; e < experts; e++)
+        if (offsets[e] > offsets[e + 1])
+            return REFMOE_BAD_OFFSETS;
+    return offsets[0] == 0 && offsets[experts] == rows ? REFMOE_OK : REFMOE_BAD_OFFSETS;
+}
+
+static int check(const refmoe_how *how, size_t item, int64_t e, int64_t n, int64_t m, int64_t k,
+                 const int64_t *offsets)
+{
+    int status = check_how(how, item);
+    if (status)
+        return status;
+    if (!is_product_sane(e, m, k) || !is_product_sane(n, m, 1) || !is_product_sane(n, k, 1))
+        return REFMOE_BAD_SIZE;
+    return check_offsets(e, n, offsets);
+}
+
+/* ---- sharing out the output ---- */
+
+/* Units are numbered through all experts; a thread takes the next free number until none is left. */
+static void work(const struct product *p, const struct cut *cut, atomic_llong *next, struct scratch *scratch)
+{
+    unsigned found = enter_environment();
+    int64_t e = 0, begin = 0;
+    for (;;) {
+        int64_t number = atomic_fetch_add(next, 1);
+        while (e < p->experts && number >= begin + refmoe_units(p, cut, e))
+            begin += refmoe_units(p, cut, e++);
+        if (e == p->experts)
+            break;
+        struct unit unit = refmoe_make_unit(p, cut, e, number - begin);
+        refmoe_compute_unit(p, &unit, scratch);
+    }
+    leave_environment(found);
+}
+
+/* ---- scratch memory ---- */
+
+static void *take(int64_t count, int64_t size)
+{
+    int64_t bytes;
+    if (__builtin_mul_overflow(count, size, &bytes) || bytes > INT64_C(1) << 46)
+        return NULL;
+    return aligned_alloc(64, (size_t)whole_tiles(bytes + 1, 64));
+}
+
+static void give_back(struct scratch *scratch, int count)
+{
+    for (int t = 0; scratch && t < count; t++) {
+        free(scratch[t].packed_rows);
+        free(scratch[t].packed_cols);
+    }
+    free(scratch);
+}
+
+static struct scratch *take_scratch(const struct product *p, const struct cut *cut, int count)
+{
+    int64_t length = cut->length + 1, panel = p->tile->cols * (int64_t)p->item;
+    struct scratch *scratch = take(count, sizeof *scratch);
+    if (!scratch)
+        return NULL;
+    memset(scratch, 0, (size_t)count * sizeof *scratch);
+    for (int t = 0; t < count; t++) {
+        scratch[t].packed_rows = take(length, cut->rows * (int64_t)sizeof(double));
+        scratch[t].packed_cols = take(length + PANELS_BYTES / panel, panel);
+        if (!scratch[t].packed_rows || !scratch[t].packed_cols) {
+            give_back(scratch, count);
+            return NULL;
+        }
+    }
+    return scratch;
+}
+
+static void run_threads(const struct product *p, const struct cut *cut, struct scratch *scratch, int threads)
+{
+    atomic_llong next = 0;
+#if defined(_OPENMP)
+    if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+        work(p, cut, &next, &scratch[omp_get_thread_num()]);
+        return;
+    }
+#endif
+    (void)threads;
+    work(p, cut, &next, scratch);
+}
+
+static int run(const struct product *p, refmoe_tiers *tiers)
+{
+    struct cut cut = refmoe_cut(p);
+    int64_t units = 0;
+    for (int64_t e = 0; e < p->experts; e++)
+        units += refmoe_units(p, &cut, e);
+    int threads = is_forked_child ? 1 : (int)lower(p->threads, units > 0 ? units : 1);
+    struct scratch *scratch = take_scratch(p, &cut, threads);
+    if (!scratch)
+        return REFMOE_NO_MEMORY;
+    run_threads(p, &cut, scratch, threads);
+    if (tiers)
+        *tiers = (refmoe_tiers){0, 0, 0, 0};
+    for (int t = 0; tiers && t < threads; t++) {
+        tiers->rounding_test += scratch[t].tiers.rounding_test;
+        tiers->grid += scratch[t].tiers.grid;
+        tiers->compensated += scratch[t].tiers.compensated;
+        tiers->exact += scratch[t].tiers.exact;
+    }
+    give_back(scratch, threads);
+    return REFMOE_OK;
+}
+
+/* ---- the three products ---- */
+
+static struct product describe(const refmoe_how *how, size_t item, int64_t e, int64_t rows, int64_t cols,
+                               const int64_t *offsets, const void *acc, void *out)
+{
+    const struct kernel *kernel = refmoe_kernel(how->kernel);
+    return (struct product){.kernel = kernel, .tile = &kernel->tile[how->profile], .profile = how->profile,
+                            .format = how->format, .force = how->force, .threads = how->threads, .pairs = 1,
+                            .item = item, .experts = e, .rows = rows, .cols = cols, .offsets = offsets,
+                            .acc = acc, .out = out};
+}
+
+static int forward(const refmoe_how *how, size_t item, int64_t e, int64_t n, int64_t m, int64_t k,
+                   const int64_t *offsets, const void *x, const void *w, const void *bias, const void *acc, void *out,
+                   refmoe_tiers *tiers)
+{
+    int status = check(how, item, e, n, m, k, offsets);
+    if (status)
+        return status;
+    if (is_missing(x, n * k) || is_missing(w, n > 0 ? e * m * k : 0) || is_missing(out, n * m))
+        return REFMOE_BAD_POINTER;
+    struct product p = describe(how, item, e, n, m, offsets, acc, out);
+    p.pair[0] = (struct operand){.a = x, .b = w, .a_row = k, .a_step = 1, .b_step = 1, .b_col = k, .length = k};
+    p.bias = bias;
+    return run(&p, tiers);
+}
+
+static int backward_w(const refmoe_how *how, size_t item, int64_t e, int64_t n, int64_t m, int64_t k,
+                      const int64_t *offsets, const void *d, const void *x, const void *acc, void *out,
+                      refmoe_tiers *tiers)
+{
+    int status = check(how, item, e, n, m, k, offsets);
+    if (status)
+        return status;
+    if (is_missing(d, n * m) || is_missing(x, n * k) || is_missing(out, e * m * k))
+        return REFMOE_BAD_POINTER;
+    struct product p = describe(how, item, e, m, k, offsets, acc, out);
+    p.pair[0] = (struct operand){.a = d, .b = x, .a_row = 1, .a_step = m, .b_step = k, .b_col = 1};
+    p.sum_rows = 1;
+    return run(&p, tiers);
+}
+
+/* A pair without its element type. */
+struct pair {
+    const void *d, *w;
+    int64_t m;
+};
+
+static int backward_x(const refmoe_how *how, size_t item, int64_t e, int64_t n, int64_t k, const int64_t *offsets,
+                      int32_t num_pairs, const struct pair *pair, const void *acc, void *out, refmoe_tiers *tiers)
+{
+    for (int q = 0; q < num_pairs; q++) {
+        int status = check(how, item, e, n, pair[q].m, k, offsets);
+        if (status)
+            return status;
+        if (is_missing(pair[q].d, n * pair[q].m) || is_missing(pair[q].w, n > 0 ? e * pair[q].m * k : 0))
+            return REFMOE_BAD_POINTER;
+    }
+    if (is_missing(out, n * k))
+        return REFMOE_BAD_POINTER;
+    struct product p = describe(how, item, e, n, k, offsets, acc, out);
+    p.pairs = num_pairs;
+    for (int q = 0; q < num_pairs; q++)
+        p.pair[q] = (struct operand){.a = pair[q].d, .b = pair[q].w, .a_row = pair[q].m, .a_step = 1,
+                                     .b_step = k, .b_col = 1, .length = pair[q].m};
+    return run(&p, tiers);
+}
+
+int refmoe_grouped_matmul_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,
+                              const int64_t *offsets, const float *x, const float *w, const float *bias,
+                              const float *acc, float *out, refmoe_tiers *tiers)
+{
+    return forward(how, sizeof(float), e, n, m, k, offsets, x, w, bias, acc, out, tiers);
+}
+
+int refmoe_grouped_matmul_f64(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,
+                              const int64_t *offsets, const double *x, const double *w, const double *bias,
+                              const double *acc, double *out)
+{
+    return forward(how, sizeof(double), e, n, m, k, offsets, x, w, bias, acc, out, NULL);
+}
+
+#define DEFINE_BACKWARD_X(pair_type, item, tiers)                                                                     \
+    struct pair pair[MAX_PAIRS];                                                                                      \
+    if (num_pairs < 1 || num_pairs > MAX_PAIRS)                                                                       \
+        return REFMOE_BAD_SIZE;                                                                                       \
+    for (int q = 0; q < num_pairs; q++)                                                                               \
+        pair[q] = (struct pair){pairs[q].d, pairs[q].w, pairs[q].m};                                                  \
+    return backward_x(how, item, e, n, k, offsets, num_pairs, pair, acc, out, tiers);
+
+int refmoe_grouped_matmul_backward_x_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t k,
+                                         const int64_t *offsets, int32_t num_pairs, const refmoe_pair_f32 *pairs,
+                                         const float *acc, float *out, refmoe_tiers *tiers)
+{
+    DEFINE_BACKWARD_X(refmoe_pair_f32, sizeof(float), tiers)
+}
+
+int refmoe_grouped_matmul_backward_x_f64(const refmoe_how *how, int64_t e, int64_t n, int64_t k,
+                                         const int64_t *offsets, int32_t num_pairs, const refmoe_pair_f64 *pairs,
+                                         const double *acc, double *out)
+{
+    DEFINE_BACKWARD_X(refmoe_pair_f64, sizeof(double), NULL)
+}
+
+int refmoe_grouped_matmul_backward_w_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,
+                                         const int64_t *offsets, const float *d, const float *x, const float *acc,
+                                         float *out, refmoe_tiers *tiers)
+{
+    return backward_w(how, sizeof(float), e, n, m, k, offsets, d, x, acc, out, tiers);
+}
+
+int refmoe_grouped_matmul_backward_w_f64(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,
+                                         const int64_t *offsets, const double *d, const double *x,
+                                         const double *acc, double *out)
+{
+    return backward_w(how, sizeof(double), e, n, m, k, offsets, d, x, acc, out, NULL);
+}

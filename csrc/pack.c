@@ -1,0 +1,164 @@
+/* pack.c: the factors of a unit as a tile reads them. Only places change, and in the exact profile the width. */
+
+#include "product.h"
+
+enum {
+    PACK_RUN = 64, /* k of one run of a transposition */
+    RUN_UNIT = 32, /* bytes; every tile's columns fill a multiple */
+    AHEAD = 8,     /* k fetched before they are copied */
+    FEW = 32       /* k that no cache conflict can hurt */
+};
+
+/* dst (length, rows) = a, transposed as its steps say. The exact profile multiplies in float64. */
+#define DEFINE_PACK_ROWS(name, from, to)                                                                              \
+    static void name(const struct operand *p, int64_t first, int rows, void *dst_)                                    \
+    {                                                                                                                 \
+        const from *a = (const from *)p->a + first * p->a_row;                                                        \
+        to *dst = dst_;                                                                                               \
+        for (int64_t k = 0; k < p->length; k++, a += p->a_step)                                                       \
+            for (int i = 0; i < rows; i++)                                                                            \
+                *dst++ = (to)a[i * p->a_row];                                                                         \
+    }
+
+DEFINE_PACK_ROWS(pack_rows_exact, float, double)
+DEFINE_PACK_ROWS(pack_rows_chain, float, float)
+DEFINE_PACK_ROWS(pack_rows_unfused, double, double)
+
+/* The unit's rows, tile by tile, the first pair before the second. */
+void refmoe_pack_rows(const struct product *p, const struct unit *u, void *room)
+{
+    static void (*const pack[NUM_PROFILES])(const struct operand *, int64_t, int, void *) = {
+        [REFMOE_EXACT] = pack_rows_exact, [REFMOE_CHAIN] = pack_rows_chain, [REFMOE_UNFUSED] = pack_rows_unfused};
+    char *to = room;
+    for (int64_t row = 0; row < u->rows; row += p->tile->rows) {
+        int rows = (int)lower(p->tile->rows, u->rows - row);
+        for (int q = 0; q < p->pairs; q++) {
+            pack[p->profile](&u->pair[q], row, rows, to);
+            to += u->pair[q].length * rows * packed_item(p);
+        }
+    }
+}
+
+/* dst (length, width) = the columns first .. first + cols of b, then columns of zeros up to the tile's width: padding beside
+   the output, never along the sum. Short runs of k keep both sides of the transposition in cache. */
+#define DEFINE_TURN(name, type)                                                                                       \
+    static void name(const type *b, int64_t b_step, int64_t b_col, int64_t from, int64_t to, int first, int cols,     \
+                     int width, type *dst)                                                                            \
+    {                                                                                                                 \
+        for (int j = first; j < width; j++)                                                                           \
+            for (int64_t k = from; k < to; k++)                                                                       \
+                dst[k * width + j] = j < cols ? b[k * b_step + j * b_col] : 0;                                        \
+    }
+
+DEFINE_TURN(turn_float, float)
+DEFINE_TURN(turn_double, double)
+
+typedef float four __attribute__((vector_size(16)));
+typedef int32_t four_int __attribute__((vector_size(16)));
+
+/* Elements of a and b (numbered 0-3, 4-7) in a new order; the two compilers name it differently. */
+#if defined(__clang__)
+#define MIX(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define MIX(a, b, i, j, k, l) __builtin_shuffle(a, b, (four_int){i, j, k, l})
+#endif
+
+/* dst[k][j] = b[j][k] for four k and four j. */
+static void turn_four(const float *b, int64_t b_col, int width, float *dst)
+{
+    four r[4], low, high, left, right;
+    for (int j = 0; j < 4; j++)
+        memcpy(&r[j], b + j * b_col, sizeof r[j]);
+    low = MIX(r[0], r[1], 0, 4, 1, 5), high = MIX(r[2], r[3], 0, 4, 1, 5);
+    left = MIX(r[0], r[1], 2, 6, 3, 7), right = MIX(r[2], r[3], 2, 6, 3, 7);
+    r[0] = MIX(low, high, 0, 1, 4, 5), r[1] = MIX(low, high, 2, 3, 6, 7);
+    r[2] = MIX(left, right, 0, 1, 4, 5), r[3] = MIX(left, right, 2, 3, 6, 7);
+    for (int k = 0; k < 4; k++)
+        memcpy(dst + k * width, &r[k], sizeof r[k]);
+}
+
+/* A panel of float columns that each lie along k, as weights do in the forward product. */
+static void turn_along_k(const float *b, int64_t b_col, int64_t length, int cols, int width, float *dst)
+{
+    int whole = cols / 4 * 4;
+    int64_t fours = length / 4 * 4;
+    for (int64_t from = 0; from < fours; from += PACK_RUN)
+        for (int j = 0; j < whole; j += 4)
+            for (int64_t k = from; k < lower(from + PACK_RUN, fours); k += 4)
+                turn_four(b + k + j * b_col, b_col, width, dst + k * width + j);
+    turn_float(b, 1, b_col, 0, fours, whole, cols, width, dst);
+    turn_float(b, 1, b_col, fours, length, 0, cols, width, dst);
+}
+
+static void pack_panel(const struct product *p, const struct operand *o, int64_t first, int cols, char *dst)
+{
+    int width = p->tile->cols;
+    const char *b = o->b + first * o->b_col * (int64_t)p->item;
+    if (p->item == sizeof(float) && o->b_step == 1) {
+        turn_along_k((const float *)b, o->b_col, o->length, cols, width, (float *)dst);
+        return;
+    }
+    for (int64_t from = 0; from < o->length; from += PACK_RUN) {
+        int64_t to = lower(from + PACK_RUN, o->length);
+        if (p->item == sizeof(float))
+            turn_float((const float *)b, o->b_step, o->b_col, from, to, 0, cols, width, (float *)dst);
+        else
+            turn_double((const double *)b, o->b_step, o->b_col, from, to, 0, cols, width, (double *)dst);
+    }
+}
+
+/* `count` whole panels of columns that lie side by side: each k is read in one go, each panel lands dense. */
+static void copy_panels(const struct product *p, const struct operand *o, int64_t first, int count, char *dst,
+                        int64_t room)
+{
+    int64_t item = (int64_t)p->item, run = p->tile->cols * item;
+    const char *b = o->b + first * item;
+    for (int64_t k = 0; k < o->length; k++, b += o->b_step * item, dst += run)
+        for (int c = 0; c < count; c++) {
+            __builtin_prefetch(b + c * run + AHEAD * o->b_step * item, 0, 2);
+            for (int64_t at = 0; at < run; at += RUN_UNIT)
+                memcpy(dst + c * room + at, b + c * run + at, RUN_UNIT);
+        }
+}
+
+/* Columns may be read where they lie if they are whole, side by side, and either few k or used once: a long stride maps
+   every k to the same few places of the cache, so what is read again is better packed. */
+static int is_direct(const struct product *p, const struct unit *u, const struct operand *o)
+{
+    int used_once = u->rows <= p->tile->rows && p->profile != REFMOE_EXACT; /* `exact` also reads them for the norms */
+    return o->b_col == 1 && (o->length <= FEW || used_once);
+}
+
+/* As many panels as stay in the second cache together, at least one. */
+int64_t refmoe_panels_at_once(const struct product *p, int64_t length)
+{
+    int64_t bytes = length * p->tile->cols * (int64_t)p->item, most = MAX_UNIT_COLS / p->tile->cols;
+    int64_t fit = bytes > 0 ? PANELS_BYTES / bytes : most;
+    return fit < 1 ? 1 : lower(fit, most);
+}
+
+/* The panels from column `first` on, packed into `room` where they must be; returns how many. */
+int refmoe_make_panels(const struct product *p, const struct unit *u, int64_t first, struct panel *panel, char *room)
+{
+    int64_t width = p->tile->cols, item = (int64_t)p->item, at_once = refmoe_panels_at_once(p, total_length(p, u));
+    int whole = (int)lower((u->cols - first) / width, at_once);
+    int count = (int)lower((u->cols - first + width - 1) / width, at_once);
+    for (int c = 0; c < count; c++)
+        panel[c].first = first + c * width, panel[c].cols = (int)lower(width, u->cols - first - c * width);
+    for (int q = 0; q < p->pairs; q++) {
+        const struct operand *o = &u->pair[q];
+        int64_t apart = o->length * width * item;
+        int direct = is_direct(p, u, o) ? whole : 0;
+        for (int c = 0; c < count; c++) {
+            panel[c].b[q] = c < direct ? o->b + panel[c].first * item : room + c * apart;
+            panel[c].ldb[q] = c < direct ? o->b_step : width;
+        }
+        int copied = o->b_col == 1 ? whole : 0;
+        if (copied > direct)
+            copy_panels(p, o, first, copied, room, apart);
+        for (int c = copied; c < count; c++)
+            pack_panel(p, o, panel[c].first, panel[c].cols, room + c * apart);
+        room += count * apart;
+    }
+    return count;
+}

@@ -1,0 +1,87 @@
+/* product.h: one grouped product as three kinds of stage share it, and the piece of it that a thread computes at a time. */
+
+#ifndef REFMOE_PRODUCT_H
+#define REFMOE_PRODUCT_H
+
+#include "tile.h"
+
+/* Two factors of a sum over `length`: element (i, k) of a is a[i * a_row + k * a_step], element (k, j) of b is
+   b[k * b_step + j * b_col]. Steps count elements, pointers count bytes. */
+struct operand {
+    const char *a, *b;
+    int64_t a_row, a_step, b_step, b_col, length;
+};
+
+/* out[i,j] = sum of the pairs + acc[i,j] + bias[j] for each expert's block of the output. With sum_rows = 0 an expert
+   owns the rows offsets[e]..offsets[e+1] of a and out and the matrix e of b; with sum_rows = 1 these rows are what is
+   summed over, and every expert owns `rows` rows of out. */
+struct product {
+    const struct kernel *kernel;
+    const struct tile *tile;
+    int profile, format, force, threads, pairs, sum_rows;
+    size_t item; /* bytes of a stored element */
+    int64_t experts, rows, cols;
+    const int64_t *offsets;
+    struct operand pair[MAX_PAIRS];
+    const char *bias, *acc;
+    char *out;
+};
+
+/* Part of an expert's block: rows x cols outputs. Pointers stand at its first element; out_row elements lie from one row
+   of out (and acc) to the next. */
+struct unit {
+    int64_t rows, cols, out_row;
+    struct operand pair[MAX_PAIRS];
+    const char *bias, *acc;
+    char *out;
+};
+
+enum { MAX_UNIT_ROWS = 512, MAX_UNIT_COLS = 256, PANELS_BYTES = 1 << 18 };
+
+/* How an expert's block is cut: units of `rows` x `cols`, both whole tiles. Nothing here depends on the threads. */
+struct cut {
+    int64_t rows, cols, length; /* length: of the longest sum */
+};
+
+/* The columns that one tile reads. */
+struct panel {
+    const char *b[MAX_PAIRS];
+    int64_t ldb[MAX_PAIRS];
+    int64_t first; /* column of the unit */
+    int cols;      /* of them real, the rest padding */
+};
+
+/* What one thread works in. Packed rows are tiles of the unit's rows, k after k; packed columns likewise. */
+struct scratch {
+    void *packed_rows, *packed_cols;
+    double row_bound[MAX_UNIT_ROWS], col_norm[MAX_UNIT_COLS];
+    struct grid row_grid[MAX_UNIT_ROWS], col_grid[MAX_UNIT_COLS];
+    refmoe_tiers tiers;
+};
+
+struct cut refmoe_cut(const struct product *product);
+int64_t refmoe_units(const struct product *product, const struct cut *cut, int64_t expert);
+struct unit refmoe_make_unit(const struct product *product, const struct cut *cut, int64_t expert, int64_t index);
+
+void refmoe_pack_rows(const struct product *product, const struct unit *unit, void *room);
+int refmoe_make_panels(const struct product *product, const struct unit *unit, int64_t first, struct panel *panel,
+                       char *room);
+int64_t refmoe_panels_at_once(const struct product *product, int64_t length);
+
+void refmoe_compute_unit(const struct product *product, const struct unit *unit, struct scratch *scratch);
+
+static inline int64_t lower(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t whole_tiles(int64_t count, int64_t tile) { return (count + tile - 1) / tile * tile; }
+
+/* Bytes of a packed element of the rows, and of an accumulator. */
+static inline int64_t packed_item(const struct product *p)
+{
+    return p->profile == REFMOE_CHAIN ? (int64_t)sizeof(float) : (int64_t)sizeof(double);
+}
+
+static inline int64_t total_length(const struct product *p, const struct unit *u)
+{
+    return u->pair[0].length + (p->pairs > 1 ? u->pair[1].length : 0);
+}
+
+#endif

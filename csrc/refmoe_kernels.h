@@ -1,0 +1,128 @@
+/* refmoe_kernels.h: the three grouped products, the manual.
+
+   A grouped product is a list of matrix products, one an expert. Rows are sorted by expert: expert e owns the
+   rows offsets[e] .. offsets[e+1], and e(n) is the owner of row n. Arrays are row-major and dense; sizes count
+   elements. E experts, N rows, M and K the two sides of a weight matrix.
+
+     grouped_matmul             out[n,m]   = sum_k x[n,k] w[e(n),m,k]              + acc[n,m] + bias[e(n),m]
+     grouped_matmul_backward_x  out[n,k]   = sum_pairs sum_m d[n,m] w[e(n),m,k]    + acc[n,k]
+     grouped_matmul_backward_w  out[e,m,k] = sum_{n of e} d[n,m] x[n,k]            + acc[e,m,k]
+
+   bias and acc may be NULL. A sum over nothing (K = 0, an expert without rows) is acc plus bias, or +0.
+
+   Profiles of the _f32 functions (operands float32; an output in a narrow format is a float32 carrier):
+     REFMOE_EXACT   out is the exact real value, acc and bias included, rounded once to `format`, half to even,
+                    with the subnormals of that format, overflow to infinity. Exact zero is +0; a value that
+                    rounds to zero keeps its sign.
+     REFMOE_CHAIN   s = acc or +0; s = fma(a, b, s) in float32, contracted index ascending, the first pair before
+                    the second; then one float32 addition of bias; then, for a narrow format, one more rounding.
+   The _f64 functions have one profile: s = s + a * b in binary64, two roundings a step, same order, bias last.
+   Every NaN is stored as 0x7FC00000 (float32 carrier) or 0x7FF8000000000000 (float64).
+
+   Promise. The bits depend on the operands, the profile and the format; not on the kernel, the number of threads, the
+   processor, the caller's floating-point mode, or the rows and columns around an output. Threads share out the
+   output and never a sum. Each thread computes under round-to-nearest without flush-to-zero, and puts back what it found.
+
+   Ownership. The caller owns every array. `out` may be uninitialised; each of its elements is written exactly once and nothing
+   else is written. `acc` may be `out` itself; no other array may overlap `out`. Scratch memory is taken and given
+   back within the call.
+
+   Errors. Everything is checked before the first write; a status other than REFMOE_OK means out is untouched. Functions
+   print nothing, never exit, and keep no state, so calls from several threads at once are safe. A child made
+   by fork() computes serially, because the thread pool of its parent does not exist in it.                          */
+
+#ifndef REFMOE_KERNELS_H
+#define REFMOE_KERNELS_H
+
+#include <stdint.h>
+
+/* cffi: begin */
+
+enum refmoe_status {
+    REFMOE_OK = 0,
+    REFMOE_BAD_KERNEL,   /* no such row in the table of kernels, or this processor cannot run it */
+    REFMOE_BAD_THREADS,  /* fewer than one thread */
+    REFMOE_BAD_PROFILE,  /* not a profile of this function */
+    REFMOE_BAD_FORMAT,   /* not an output format of this profile */
+    REFMOE_BAD_FORCE,    /* not a tier that can be forced */
+    REFMOE_BAD_SIZE,     /* a negative size, a number of pairs other than 1 or 2, or a product beyond 2^60 */
+    REFMOE_BAD_OFFSETS,  /* offsets that do not rise from 0 to N */
+    REFMOE_BAD_POINTER,  /* NULL for an array that has elements */
+    REFMOE_NO_MEMORY     /* scratch memory was refused */
+};
+
+enum refmoe_profile { REFMOE_EXACT = 0, REFMOE_CHAIN = 1, REFMOE_UNFUSED = 2 };
+enum refmoe_format { REFMOE_FLOAT32 = 0, REFMOE_BF16 = 1, REFMOE_FP16 = 2, REFMOE_FLOAT64 = 3 };
+enum refmoe_force { REFMOE_FORCE_NOTHING = 0, REFMOE_FORCE_COMPENSATED = 1, REFMOE_FORCE_EXACT = 2 };
+
+/* How to compute: which kernel (a row of the table below), with how many threads, under which profile, into which
+   format. `force` (exact profile) sends every output at least to the compensated sum, or to the exact accumulator. */
+typedef struct {
+    int32_t kernel;
+    int32_t threads;
+    int32_t profile;
+    int32_t format;
+    int32_t force;
+} refmoe_how;
+
+/* How many outputs of an exact product each tier decided. The sum is the number of outputs. */
+typedef struct {
+    int64_t rounding_test; /* both ends of the float64 interval round alike, or a non-finite value */
+    int64_t grid;          /* every partial sum was representable in float64 */
+    int64_t compensated;   /* value and error in two float64 */
+    int64_t exact;         /* integer accumulator */
+} refmoe_tiers;
+
+/* One pair of grouped_matmul_backward_x: d (N, m), w (E, m, K). */
+typedef struct {
+    const float *d;
+    const float *w;
+    int64_t m;
+} refmoe_pair_f32;
+
+typedef struct {
+    const double *d;
+    const double *w;
+    int64_t m;
+} refmoe_pair_f64;
+
+/* x (N, K), w (E, M, K), bias (E, M) or NULL, acc (N, M) or NULL -> out (N, M). tiers may be NULL. */
+int refmoe_grouped_matmul_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,
+                              const int64_t *offsets, const float *x, const float *w, const float *bias,
+                              const float *acc, float *out, refmoe_tiers *tiers);
+int refmoe_grouped_matmul_f64(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,
+                              const int64_t *offsets, const double *x, const double *w, const double *bias,
+                              const double *acc, double *out);
+
+/* One or two pairs, acc (N, K) or NULL -> out (N, K). Two pairs are one sum: one rounding, or one chain. */
+int refmoe_grouped_matmul_backward_x_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t k,
+                                         const int64_t *offsets, int32_t num_pairs, const refmoe_pair_f32 *pairs,
+                                         const float *acc, float *out, refmoe_tiers *tiers);
+int refmoe_grouped_matmul_backward_x_f64(const refmoe_how *how, int64_t e, int64_t n, int64_t k,
+                                         const int64_t *offsets, int32_t num_pairs, const refmoe_pair_f64 *pairs,
+                                         const double *acc, double *out);
+
+/* d (N, M), x (N, K), acc (E, M, K) or NULL -> out (E, M, K); an expert without rows gets +0, or acc rounded. */
+int refmoe_grouped_matmul_backward_w_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,
+                                         const int64_t *offsets, const float *d, const float *x, const float *acc,
+                                         float *out, refmoe_tiers *tiers);
+int refmoe_grouped_matmul_backward_w_f64(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,
+                                         const int64_t *offsets, const double *d, const double *x,
+                                         const double *acc, double *out);
+
+/* The table of kernels, slowest first; the last row that runs here is the natural choice. tile_rows and
+   tile_cols give the block of output that one tile makes under a profile: sizes next to them are worth testing. */
+int refmoe_kernel_count(void);
+const char *refmoe_kernel_name(int kernel);
+const char *refmoe_kernel_needs(int kernel);
+int refmoe_kernel_runs_here(int kernel);
+int refmoe_tile_rows(int kernel, int profile);
+int refmoe_tile_cols(int kernel, int profile);
+
+/* The compiler's version, and the version of OpenMP (0: built without it; every call is then serial). */
+const char *refmoe_compiler(void);
+int refmoe_openmp(void);
+
+/* cffi: end */
+
+#endif

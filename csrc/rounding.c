@@ -1,0 +1,273 @@
+/* rounding.c: the `exact` profile after the float64 sum: the rounding test's ingredients, the grid test, the
+   compensated sum and the exact accumulator. Each tier decides an output or hands it on; the last always decides. */
+
+#include "tile.h"
+
+const struct format refmoe_formats[NUM_STORES] = {
+    [REFMOE_FLOAT32] = {24, -126, 128, 0x1p-126, 0x1p128, 0x3p28},
+    [REFMOE_BF16] = {8, -126, 128, 0x1p-126, 0x1p128, 0x3p44},
+    [REFMOE_FP16] = {11, -14, 16, 0x1p-14, 0x1p16, 0x3p41},
+};
+
+float refmoe_canonical(float x) { return x == x ? x : float_of_bits(0x7FC00000u); }
+
+/* Round to nearest, half to even, to a format: 3 * 2^51 quanta are added and taken away, so float64's own rounding falls on
+   the quantum of the result. Beyond the largest finite number: infinity. NaN: the canonical one. */
+float refmoe_round(double x, int format)
+{
+    const struct format *f = &refmoe_formats[format];
+    if (!is_finite(x))
+        return refmoe_canonical((float)x);
+    uint64_t bits = bits_of_double(x), sign = bits & (UINT64_C(1) << 63);
+    double power = double_of_bits(bits & UINT64_C(0x7FF) << 52);
+    double shift = (power < f->least_normal ? f->least_normal : power) * f->shift;
+    double rounded = magnitude((x + shift) - shift);
+    if (rounded >= f->overflow)
+        rounded = double_of_bits(UINT64_C(0x7FF) << 52);
+    return (float)double_of_bits(bits_of_double(rounded) | sign);
+}
+
+/* An upper bound of sqrt(squares), 0 for 0, non-finite for a non-finite argument. One Newton step lands at or above the
+   root from any positive start (the mean inequality); the factor covers the roundings of this line and of the sum of squares. */
+double refmoe_norm_above(double squares)
+{
+    if (squares == 0 || !is_finite(squares))
+        return squares;
+    double guess = double_of_bits((bits_of_double(squares) >> 1) + (UINT64_C(1023) << 51));
+    return 0.5 * (guess + squares / guess) * (1 + 0x1p-30);
+}
+
+/* ---- grid test ---- */
+
+static int lowest_bit(float x, int none)
+{
+    uint32_t bits = bits_of_float(x), field = bits >> 23 & 0xFF, fraction = bits & 0x7FFFFF;
+    uint32_t significand = field ? fraction | 0x800000 : fraction;
+    return significand ? __builtin_ctz(significand) + (int)(field ? field : 1) - 150 : none;
+}
+
+static void widen(struct grid *grid, float x)
+{
+    int quantum = lowest_bit(x, grid->quantum);
+    double size = magnitude(x);
+    if (quantum < grid->quantum)
+        grid->quantum = quantum;
+    if (size > grid->largest)
+        grid->largest = size;
+}
+
+/* The grid of the first (second = 0) or second factors of all pairs together. */
+struct grid refmoe_grid(int count, const struct vector_pair *pair, int second)
+{
+    struct grid grid = {1, INT32_MAX / 4, 0.0};
+    for (int p = 0; p < count; p++) {
+        const float *v = second ? pair[p].b : pair[p].a;
+        int64_t step = second ? pair[p].b_step : pair[p].a_step;
+        for (int64_t k = 0; k < pair[p].length; k++)
+            widen(&grid, v[k * step]);
+    }
+    return grid;
+}
+
+static int64_t count_terms(const struct terms *terms)
+{
+    int64_t count = (terms->bias != NULL) + (terms->acc != NULL);
+    for (int p = 0; p < terms->pairs; p++)
+        count += terms->pair[p].length;
+    return count;
+}
+
+/* True if every partial sum, in any order, is a multiple of 2^q below 2^(q+53), so that float64 holds it. The
+   factor of the left side outweighs the roundings made in computing it. */
+static int on_grid(const struct terms *terms, const struct grid *row, const struct grid *col)
+{
+    struct grid rest = {1, row->quantum + col->quantum, 0.0};
+    double sum = (double)count_terms(terms) * row->largest * col->largest;
+    if (row->largest == 0 || col->largest == 0)
+        rest.quantum = INT32_MAX / 4;
+    if (terms->bias)
+        widen(&rest, *terms->bias), sum += magnitude(*terms->bias);
+    if (terms->acc)
+        widen(&rest, *terms->acc), sum += magnitude(*terms->acc);
+    return rest.quantum > 512 || sum * (1 + 0x1p-40) < power_of_two(rest.quantum + 53);
+}
+
+/* ---- compensated sum ---- */
+
+struct pair_sum {
+    double value, error, size;
+    int exact; /* value + error is the whole sum, nothing lost */
+};
+
+static void add_term(struct pair_sum *s, double term)
+{
+    double lost, lost_again;
+    s->value = two_sum(s->value, term, &lost);
+    s->error = two_sum(s->error, lost, &lost_again);
+    s->exact &= lost_again == 0;
+    s->size += magnitude(term);
+}
+
+static struct pair_sum sum_terms(const struct terms *terms)
+{
+    struct pair_sum s = {0.0, 0.0, 0.0, 1};
+    for (int p = 0; p < terms->pairs; p++) {
+        const struct vector_pair *v = &terms->pair[p];
+        for (int64_t k = 0; k < v->length; k++)
+            add_term(&s, (double)v->a[k * v->a_step] * (double)v->b[k * v->b_step]);
+    }
+    if (terms->acc)
+        add_term(&s, *terms->acc);
+    if (terms->bias)
+        add_term(&s, *terms->bias);
+    return s;
+}
+
+/* The stored value of high + low, exactly. */
+static float round_sum(double high, double low, int format)
+{
+    double error, sum = two_sum(high, low, &error);
+    return refmoe_round(round_to_odd(sum, error), format);
+}
+
+/* |sum of errors - error| <= n^2 U^2 size, U = 2^-53; twice (n + 2)^2 also covers the roundings made here. */
+static int compensated(const struct terms *terms, int format, float *out)
+{
+    struct pair_sum s = sum_terms(terms);
+    if (!is_finite(s.value))
+        return 0;
+    double n = (double)count_terms(terms) + 2, low;
+    double bound = s.exact ? 0.0 : n * n * 0x1p-105 * s.size;
+    double high = two_sum(s.value, s.error, &low);
+    float below = round_sum(high, low - bound, format), above = round_sum(high, low + bound, format);
+    *out = high == 0 && s.exact ? 0.0f : below;
+    return bits_of_float(below) == bits_of_float(above);
+}
+
+/* ---- exact accumulator: an integer of 704 bits in two's complement, in units of 2^-298 ---- */
+
+enum { LIMBS = 22, UNIT = 298 };
+
+static void decompose(float x, uint64_t *significand, int *exponent)
+{
+    uint32_t bits = bits_of_float(x), field = bits >> 23 & 0xFF;
+    *significand = field ? (bits & 0x7FFFFF) | 0x800000 : bits & 0x7FFFFF;
+    *exponent = (int)(field ? field : 1) - 150;
+}
+
+static void add_product(uint32_t *limb, float a, float b)
+{
+    uint64_t ma, mb;
+    int ea, eb;
+    decompose(a, &ma, &ea);
+    decompose(b, &mb, &eb);
+    int shift = ea + eb + UNIT, at = shift / 32, negative = (bits_of_float(a) ^ bits_of_float(b)) >> 31;
+    uint64_t low = (ma * mb & UINT32_MAX) << shift % 32, high = (ma * mb >> 32) << shift % 32;
+    const int64_t part[3] = {low & UINT32_MAX, (int64_t)((low >> 32) + (high & UINT32_MAX)), (int64_t)(high >> 32)};
+    int64_t carry = 0;
+    for (int i = 0; at + i < LIMBS && (i < 3 || carry); i++) {
+        int64_t add = i < 3 ? part[i] : 0;
+        carry += (int64_t)limb[at + i] + (negative ? -add : add);
+        limb[at + i] = (uint32_t)carry;
+        carry >>= 32;
+    }
+}
+
+static void negate(uint32_t *limb)
+{
+    uint64_t carry = 1;
+    for (int i = 0; i < LIMBS; i++) {
+        carry += (uint32_t)~limb[i];
+        limb[i] = (uint32_t)carry;
+        carry >>= 32;
+    }
+}
+
+static int bit_at(const uint32_t *limb, int at) { return at >= 0 && (limb[at / 32] >> at % 32 & 1); }
+
+static int top_bit(const uint32_t *limb)
+{
+    int at = 32 * LIMBS - 1;
+    while (at >= 0 && !bit_at(limb, at))
+        at--;
+    return at;
+}
+
+/* Round the integer to a format, half to even, by looking at its bits. */
+static float round_limbs(uint32_t *limb, int format)
+{
+    const struct format *f = &refmoe_formats[format];
+    int negative = limb[LIMBS - 1] >> 31, sticky = 0;
+    if (negative)
+        negate(limb);
+    int top = top_bit(limb), normal = top - UNIT > f->least ? top - UNIT : f->least;
+    int quantum = normal - f->precision + 1, last = quantum + UNIT;
+    if (top < 0)
+        return 0.0f;
+    uint64_t kept = 0;
+    for (int at = top; at >= last; at--)
+        kept = 2 * kept + (uint64_t)bit_at(limb, at);
+    for (int at = last - 2; at >= 0 && !sticky; at--)
+        sticky = bit_at(limb, at);
+    kept += bit_at(limb, last - 1) && (sticky || (kept & 1));
+    double value = (double)kept * power_of_two(quantum);
+    return refmoe_round(negative ? -value : value, format);
+}
+
+static int nonfinite(const struct terms *terms, float *out)
+{
+    double special = 0.0;
+    for (int p = 0; p < terms->pairs; p++) {
+        const struct vector_pair *v = &terms->pair[p];
+        for (int64_t k = 0; k < v->length; k++) {
+            double product = (double)v->a[k * v->a_step] * (double)v->b[k * v->b_step];
+            if (!is_finite(product))
+                special += product;
+        }
+    }
+    if (terms->acc && !is_finite(*terms->acc))
+        special += *terms->acc;
+    if (terms->bias && !is_finite(*terms->bias))
+        special += *terms->bias;
+    *out = refmoe_canonical((float)special);
+    return !is_finite(special);
+}
+
+static float exact(const struct terms *terms, int format)
+{
+    uint32_t limb[LIMBS] = {0};
+    float out;
+    if (nonfinite(terms, &out))
+        return out;
+    for (int p = 0; p < terms->pairs; p++) {
+        const struct vector_pair *v = &terms->pair[p];
+        for (int64_t k = 0; k < v->length; k++)
+            add_product(limb, v->a[k * v->a_step], v->b[k * v->b_step]);
+    }
+    if (terms->acc)
+        add_product(limb, *terms->acc, 1.0f);
+    if (terms->bias)
+        add_product(limb, *terms->bias, 1.0f);
+    return round_limbs(limb, format);
+}
+
+/* An output the rounding test left open, or one that was sent here by force. */
+float refmoe_resolve(const struct terms *terms, double value, const struct grid *row, const struct grid *col,
+                     int format, int force, refmoe_tiers *tiers)
+{
+    float out;
+    if (force == REFMOE_FORCE_NOTHING && !is_finite(value)) {
+        tiers->rounding_test++; /* an infinite or NaN sum came from such an operand and is the answer */
+        return refmoe_canonical((float)value);
+    }
+    if (force == REFMOE_FORCE_NOTHING && on_grid(terms, row, col)) {
+        tiers->grid++;
+        return refmoe_round(value, format);
+    }
+    if (force != REFMOE_FORCE_EXACT && compensated(terms, format, &out)) {
+        tiers->compensated++;
+        return out;
+    }
+    tiers->exact++;
+    return exact(terms, format);
+}

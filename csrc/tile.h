@@ -1,0 +1,125 @@
+/* tile.h: what the files of csrc/ share: the shape of a kernel, the number formats, the terms of one output. */
+
+#ifndef REFMOE_TILE_H
+#define REFMOE_TILE_H
+
+#include <float.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "refmoe_kernels.h"
+
+#if defined(__FAST_MATH__)
+#error "refmoe promises bits: compile without -ffast-math and without -Ofast"
+#endif
+#if FLT_EVAL_METHOD != 0
+#error "refmoe needs float and double arithmetic in their own formats (FLT_EVAL_METHOD 0)"
+#endif
+#if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "refmoe supports little-endian processors"
+#endif
+
+enum { MAX_TILE_ROWS = 8, MAX_TILE_COLS = 32, NUM_PROFILES = 3, NUM_STORES = 3, MAX_PAIRS = 2 };
+
+/* A tile adds a product to a block of accumulators:  acc[i,j] += sum_k a[k,i] b[k,j],  k ascending.
+     a    (length, rows), dense; double for exact and float64, float for chain
+     b    (length, cols) with ldb elements from one k to the next; float for exact and chain, double for float64
+     acc  (rows, cols), dense; double for exact and float64, float for chain
+   1 <= rows <= tile.rows; always tile.cols columns. A tile never pads, skips or splits along k. */
+typedef void tile_function(int rows, int64_t length, const void *a, const void *b, int64_t ldb, void *acc);
+
+struct tile {
+    int rows, cols;
+    tile_function *multiply;
+};
+
+/* squares[j] = sum_k b[k,j]^2 in float64, any order, for the columns of one exact tile. */
+typedef void squares_function(int64_t length, const float *b, int64_t ldb, double *squares);
+
+/* The rounding test on the block of one exact tile: the true value lies within
+   row_bound[i] * col_norm[j] (+ extra[i,j], unless NULL) of value[i,j]. Where both ends round alike, out[i,j] is that
+   number; elsewhere (and for NaN) bit j of undecided[i] is set. */
+typedef void test_function(int rows, const double *value, const double *row_bound, const double *col_norm,
+                           const double *extra, int format, float *out, uint32_t *undecided);
+
+struct kernel {
+    const char *name;
+    const char *needs;
+    int (*runs_here)(void);
+    struct tile tile[NUM_PROFILES]; /* indexed by refmoe_profile */
+    squares_function *squares;
+    test_function *test;
+};
+
+extern const struct kernel refmoe_portable;
+#if defined(__x86_64__)
+extern const struct kernel refmoe_avx2, refmoe_avx512;
+#endif
+/* A kernel for another processor is one more declaration here, one more row in kernel_table.c, one more stub. */
+
+const struct kernel *refmoe_kernel(int index); /* NULL: no such row, or it cannot run here */
+
+/* A stored format: its precision in bits, the exponent of its least normal number and of its first power of two beyond
+   the largest finite number, and for rounding by addition: 2^least, 2^beyond, 3 * 2^(52 - precision). */
+struct format {
+    int precision, least, beyond;
+    double least_normal, overflow, shift;
+};
+
+extern const struct format refmoe_formats[NUM_STORES];
+
+/* One output of an exact product: two strided vectors a pair, and two scalars that may be NULL. */
+struct vector_pair {
+    const float *a, *b;
+    int64_t a_step, b_step, length;
+};
+
+struct terms {
+    int pairs;
+    struct vector_pair pair[MAX_PAIRS];
+    const float *bias, *acc;
+};
+
+/* The grid of a vector: every element is a multiple of 2^quantum and at most `largest` in magnitude. known = 0: not
+   looked at yet. A vector of zeros lies on every grid: quantum INT32_MAX / 4. */
+struct grid {
+    int32_t known, quantum;
+    double largest;
+};
+
+static inline uint64_t bits_of_double(double x) { uint64_t b; memcpy(&b, &x, sizeof b); return b; }
+static inline double double_of_bits(uint64_t b) { double x; memcpy(&x, &b, sizeof x); return x; }
+static inline uint32_t bits_of_float(float x) { uint32_t b; memcpy(&b, &x, sizeof b); return b; }
+static inline float float_of_bits(uint32_t b) { float x; memcpy(&x, &b, sizeof x); return x; }
+static inline int is_finite(double x) { return (bits_of_double(x) >> 52 & 0x7FF) != 0x7FF; }
+static inline double magnitude(double x) { return double_of_bits(bits_of_double(x) & INT64_MAX); }
+
+/* 2^e for -1022 <= e <= 1023. */
+static inline double power_of_two(int e) { return double_of_bits((uint64_t)(e + 1023) << 52); }
+
+/* x = sum + error, exactly, for any finite a and b whose sum does not overflow (Knuth). */
+static inline double two_sum(double a, double b, double *error)
+{
+    double sum = a + b, other = sum - a;
+    *error = (a - (sum - other)) + (b - other);
+    return sum;
+}
+
+/* The float64 rounding to odd of sum + error: an inexact, even `sum` moves one step towards its error. A later rounding
+   to at most 51 bits is then a rounding of the exact value (Boldo and Melquiond). */
+static inline double round_to_odd(double sum, double error)
+{
+    uint64_t bits = bits_of_double(sum);
+    if (error == 0 || (bits & 1))
+        return sum;
+    return double_of_bits((error > 0) == (sum > 0) ? bits + 1 : bits - 1);
+}
+
+float refmoe_round(double x, int format);
+float refmoe_canonical(float x);
+double refmoe_norm_above(double squares);
+struct grid refmoe_grid(int count, const struct vector_pair *pair, int second);
+float refmoe_resolve(const struct terms *terms, double value, const struct grid *row, const struct grid *col,
+                     int format, int force, refmoe_tiers *tiers);
+
+#endif

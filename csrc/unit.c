@@ -1,0 +1,211 @@
+/* unit.c: one piece of output, start to end: call tiles on packed factors, round, store. */
+
+#include "product.h"
+
+/* ---- bounds of the exact profile ---- */
+
+/* One unit in the last place of float64 for every term, twice the worst case; a single term is not rounded at all. */
+static double error_factor(const struct product *p, int64_t length)
+{
+    int64_t terms = length + (p->acc != NULL) + (p->bias != NULL);
+    return terms <= 1 ? 0.0 : (double)(terms + 2) * 0x1p-52;
+}
+
+static void bound_rows(const struct product *p, const struct unit *u, struct scratch *s)
+{
+    double factor = error_factor(p, total_length(p, u));
+    for (int64_t i = 0; i < u->rows; i++) {
+        double squares = 0.0;
+        for (int q = 0; q < p->pairs; q++) {
+            const struct operand *pair = &u->pair[q];
+            const float *a = (const float *)pair->a + i * pair->a_row;
+            for (int64_t k = 0; k < pair->length; k++, a += pair->a_step)
+                squares += (double)*a * (double)*a;
+        }
+        s->row_bound[i] = factor * refmoe_norm_above(squares);
+        s->row_grid[i].known = 0;
+    }
+}
+
+static void bound_cols(const struct product *p, const struct unit *u, const struct panel *panel, double *norm)
+{
+    double sum[MAX_TILE_COLS] = {0}, squares[MAX_TILE_COLS];
+    for (int q = 0; q < p->pairs; q++) {
+        p->kernel->squares(u->pair[q].length, (const float *)panel->b[q], panel->ldb[q], squares);
+        for (int j = 0; j < p->tile->cols; j++)
+            sum[j] += squares[j];
+    }
+    for (int j = 0; j < p->tile->cols; j++)
+        norm[j] = refmoe_norm_above(sum[j]);
+}
+
+/* ---- one tile ---- */
+
+/* Accumulators and results of one tile. In the exact profile `extra` bounds what acc and bias add to the error. */
+struct block {
+    int64_t row, col; /* in the unit */
+    int rows, cols, width;
+    _Alignas(64) double value[MAX_TILE_ROWS * MAX_TILE_COLS];
+    _Alignas(64) double extra[MAX_TILE_ROWS * MAX_TILE_COLS];
+    _Alignas(64) double result[MAX_TILE_ROWS * MAX_TILE_COLS];
+};
+
+#define AT(array, type, index) (((const type *)(array))[index])
+
+/* +0 comes first, so that acc and bias of -0 leave no -0 behind. */
+static void start_exact(const struct product *p, const struct unit *u, struct block *t)
+{
+    double factor = error_factor(p, total_length(p, u));
+    for (int i = 0; i < t->rows; i++)
+        for (int j = 0; j < t->cols; j++) {
+            double acc = u->acc ? AT(u->acc, float, (t->row + i) * u->out_row + t->col + j) : 0.0;
+            double bias = u->bias ? AT(u->bias, float, t->col + j) : 0.0;
+            t->value[i * t->width + j] = 0.0 + acc + bias;
+            t->extra[i * t->width + j] = factor * (magnitude(acc) + magnitude(bias));
+        }
+}
+
+#define DEFINE_START(name, type)                                                                                      \
+    static void name(const struct unit *u, struct block *t)                                                           \
+    {                                                                                                                 \
+        type *value = (type *)t->value;                                                                               \
+        for (int i = 0; i < t->rows; i++)                                                                             \
+            for (int j = 0; j < t->cols; j++)                                                                         \
+                value[i * t->width + j] = AT(u->acc, type, (t->row + i) * u->out_row + t->col + j);                   \
+    }
+
+DEFINE_START(start_chain, float)
+DEFINE_START(start_unfused, double)
+
+static void start(const struct product *p, const struct unit *u, struct block *t)
+{
+    memset(t->value, 0, (size_t)(t->rows * t->width * packed_item(p)));
+    if (p->profile == REFMOE_EXACT && (u->acc || u->bias)) {
+        memset(t->extra, 0, sizeof t->extra);
+        start_exact(p, u, t);
+    } else if (p->profile == REFMOE_CHAIN && u->acc) {
+        start_chain(u, t);
+    } else if (p->profile == REFMOE_UNFUSED && u->acc) {
+        start_unfused(u, t);
+    }
+}
+
+static struct terms terms_of(const struct product *p, const struct unit *u, int64_t row, int64_t col)
+{
+    struct terms terms = {.pairs = p->pairs};
+    for (int q = 0; q < p->pairs; q++) {
+        const struct operand *o = &u->pair[q];
+        terms.pair[q] = (struct vector_pair){(const float *)o->a + row * o->a_row, (const float *)o->b + col * o->b_col,
+                                             o->a_step, o->b_step, o->length};
+    }
+    terms.bias = u->bias ? &AT(u->bias, float, col) : NULL;
+    terms.acc = u->acc ? &AT(u->acc, float, row * u->out_row + col) : NULL;
+    return terms;
+}
+
+static float resolve(const struct product *p, const struct unit *u, struct scratch *s, int64_t row, int64_t col,
+                     double value, int slot)
+{
+    struct terms terms = terms_of(p, u, row, col);
+    if (p->force == REFMOE_FORCE_NOTHING && !s->row_grid[row].known)
+        s->row_grid[row] = refmoe_grid(p->pairs, terms.pair, 0);
+    if (p->force == REFMOE_FORCE_NOTHING && !s->col_grid[slot].known)
+        s->col_grid[slot] = refmoe_grid(p->pairs, terms.pair, 1);
+    return refmoe_resolve(&terms, value, &s->row_grid[row], &s->col_grid[slot], p->format, p->force, &s->tiers);
+}
+
+/* `slot` is where the tile's columns stand among the norms and grids of the panels at hand. */
+static void finish_exact(const struct product *p, const struct unit *u, struct scratch *s, struct block *t, int slot)
+{
+    float *out = (float *)t->result;
+    uint32_t open[MAX_TILE_ROWS], real = (uint32_t)((UINT64_C(1) << t->cols) - 1);
+    const double *extra = u->acc || u->bias ? t->extra : NULL;
+    p->kernel->test(t->rows, t->value, s->row_bound + t->row, s->col_norm + slot, extra, p->format, out, open);
+    for (int i = 0; i < t->rows; i++) {
+        open[i] = p->force == REFMOE_FORCE_NOTHING ? open[i] & real : real;
+        s->tiers.rounding_test += t->cols - __builtin_popcount(open[i]);
+        for (; open[i]; open[i] &= open[i] - 1) {
+            int j = __builtin_ctz(open[i]), at = i * t->width + j;
+            out[at] = resolve(p, u, s, t->row + i, t->col + j, t->value[at], slot + j);
+        }
+    }
+}
+
+static void finish_chain(const struct product *p, const struct unit *u, struct block *t)
+{
+    const float *value = (const float *)t->value;
+    float *out = (float *)t->result;
+    for (int i = 0; i < t->rows; i++)
+        for (int j = 0; j < t->cols; j++) {
+            int at = i * t->width + j;
+            float sum = u->bias ? value[at] + AT(u->bias, float, t->col + j) : value[at];
+            out[at] = p->format == REFMOE_FLOAT32 ? refmoe_canonical(sum) : refmoe_round((double)sum, p->format);
+        }
+}
+
+static void finish_unfused(const struct unit *u, struct block *t)
+{
+    const double nan = double_of_bits(UINT64_C(0x7FF8) << 48);
+    for (int i = 0; i < t->rows; i++)
+        for (int j = 0; j < t->cols; j++) {
+            int at = i * t->width + j;
+            double sum = u->bias ? t->value[at] + AT(u->bias, double, t->col + j) : t->value[at];
+            t->result[at] = sum == sum ? sum : nan;
+        }
+}
+
+static void store(const struct product *p, const struct unit *u, const struct block *t)
+{
+    const char *from = (const char *)t->result;
+    char *to = u->out + (t->row * u->out_row + t->col) * (int64_t)p->item;
+    size_t bytes = (size_t)t->cols * p->item;
+    for (int i = 0; i < t->rows; i++, from += (size_t)t->width * p->item, to += u->out_row * (int64_t)p->item) {
+        if (bytes == 64)
+            memcpy(to, from, 64);
+        else
+            memcpy(to, from, bytes);
+    }
+}
+
+static void compute_tile(const struct product *p, const struct unit *u, struct scratch *s, const struct panel *panel,
+                         int64_t row, int slot, struct block *t)
+{
+    const char *a = (const char *)s->packed_rows + row * total_length(p, u) * packed_item(p);
+    t->row = row, t->col = panel->first;
+    t->rows = (int)lower(p->tile->rows, u->rows - row), t->cols = panel->cols, t->width = p->tile->cols;
+    start(p, u, t);
+    for (int q = 0; q < p->pairs; q++) {
+        p->tile->multiply(t->rows, u->pair[q].length, a, panel->b[q], panel->ldb[q], t->value);
+        a += u->pair[q].length * t->rows * packed_item(p);
+    }
+    if (p->profile == REFMOE_EXACT)
+        finish_exact(p, u, s, t, slot);
+    else if (p->profile == REFMOE_CHAIN)
+        finish_chain(p, u, t);
+    else
+        finish_unfused(u, t);
+    store(p, u, t);
+}
+
+/* ---- the unit ---- */
+
+/* A few panels at a time meet all rows, so that both a long sum's panels and a short sum's row of tiles stay in cache. */
+void refmoe_compute_unit(const struct product *p, const struct unit *u, struct scratch *s)
+{
+    int width = p->tile->cols;
+    struct panel panel[MAX_UNIT_COLS];
+    struct block tile;
+    refmoe_pack_rows(p, u, s->packed_rows);
+    if (p->profile == REFMOE_EXACT)
+        bound_rows(p, u, s);
+    for (int64_t first = 0, count; first < u->cols; first += count * width) {
+        count = refmoe_make_panels(p, u, first, panel, s->packed_cols);
+        for (int c = 0; c < count && p->profile == REFMOE_EXACT; c++)
+            bound_cols(p, u, &panel[c], s->col_norm + c * width);
+        for (int j = 0; j < count * width; j++)
+            s->col_grid[j].known = 0;
+        for (int64_t row = 0; row < u->rows; row += p->tile->rows)
+            for (int c = 0; c < count; c++)
+                compute_tile(p, u, s, &panel[c], row, c * width, &tile);
+    }
+}
