@@ -1,4 +1,4 @@
-"""Elementary functions summed in integers: the fixed-point floor under `precise` and under the tables of `elementary`.
+"""Elementary functions summed in integers: the floor under `precise` and under the tables of `elementary`.
 
 A triple (n, q, err) stands for a real number strictly between (n - err) 2^-q and (n + err) 2^-q; every `err` is
 justified where it is set, with room to spare, for `bits` up to 4000. `bits` is the relative precision asked for, the
@@ -9,8 +9,9 @@ from fractions import Fraction
 from functools import lru_cache
 from math import isqrt
 
-GUARD = 40                # working bits beyond those asked for
-HUGE = 1 << 16            # an argument of exp beyond this many is answered by a limit, not computed
+GUARD = 40  # working bits beyond those asked for
+HUGE = 1 << 16  # an argument of exp beyond this many is answered by a limit, not computed
+
 
 @lru_cache(maxsize=64)
 def fixed_ln2(q):
@@ -25,7 +26,7 @@ def fixed_pi(q):
 
 
 def _arc(a, q, sign):
-    """atanh(1/a) (sign 1) or atan(1/a) (sign -1) in units of 2^-q; each of fewer than q / 4 terms is off by at most 2."""
+    """atanh(1/a) (sign 1) or atan(1/a) (sign -1) in units of 2^-q; each of its at most q / 4 terms is off by 2."""
     power, total, i, s = (1 << q) // a, 0, 1, 1
     while power:
         total += s * (power // i)
@@ -36,6 +37,7 @@ def _arc(a, q, sign):
 
 
 def to_fixed(value, q):
+    """A Fraction in units of 2^-q, rounded down."""
     return (value.numerator << q) // value.denominator
 
 
@@ -47,8 +49,9 @@ def exponent(value):
 def fixed_exp(x, bits):
     """e^x for |x| <= HUGE: k = rint(x / ln2), r = (x - k ln2) / 2^8, e^r by its series, squared 8 times, times 2^k.
 
-    Error in units of 2^-w: r off by (|k| + 1) / 2^8 + 1 < 2^9 + 2 with |k| < 2^17; |r| < 2^-9, hence at most w / 9 terms,
-    each off by 2: below 1500 together. Each squaring doubles the relative error and adds 1: below 2^8 1501 e^|r| < 2^20.
+    Error in units of 2^-w: r off by (|k| + 1) / 2^8 + 1 < 2^9 + 2 with |k| < 2^17; |r| < 2^-9, hence at most w / 9
+    terms, each off by 2: below 1500 together. Each squaring doubles the relative error and adds 1: below 2^8 1501
+    e^|r| < 2^20.
     """
     w = bits + GUARD
     x, ln2 = to_fixed(x, w), fixed_ln2(w)
@@ -99,9 +102,9 @@ def fixed_atanh(t, w):
 def fixed_log(x, bits):
     """ln x for x > 0, |x - 1| > 2^-(bits+1).
 
-    Within 1/8 of 1: 2 atanh((x - 1) / (x + 1)) at a precision relative to x - 1. Elsewhere x = 2^k m with 1/2 < m < 2, and
-    four square roots bring m to within 0.045 of 1: 32 atanh, each of its w / 11 terms off by 3 and its argument by 5, plus
-    k ln2, off by |k|: below 2^20 together for |k| < 2^19, where |ln x| > 0.1.
+    Within 1/8 of 1: 2 atanh((x - 1) / (x + 1)) at a precision relative to x - 1. Elsewhere x = 2^k m with 1/2 < m <
+    2, and four square roots bring m to within 0.045 of 1: 32 atanh, each of its w / 11 terms off by 3 and its
+    argument by 5, plus k ln2, off by |k|: below 2^20 together for |k| < 2^19, where |ln x| > 0.1.
     """
     if abs(x - 1) < Fraction(1, 8):
         t = (x - 1) / (x + 1)
@@ -119,7 +122,8 @@ def fixed_log(x, bits):
 def fixed_sigmoid(x, bits):
     """1 / (1 + e^-x) for x > 0, e^x / (1 + e^x) for x < 0, |x| <= HUGE.
 
-    n is off by err, the denominator (at least 1) by err + 1 units of 2^-w, n < 1.5 2^w: the quotient by less than 4 err.
+    n is off by err, the denominator (at least 1) by err + 1 units of 2^-w, n < 1.5 2^w: the quotient by less than
+    4 err.
     """
     n, q, err = fixed_exp(-abs(x), bits)
     w = bits + GUARD
@@ -137,8 +141,8 @@ def fixed_tanh(x, bits):
 def fixed_erf_sum(x, bits):
     """sum_n (2 x^2)^n / (1 3 5 .. (2n+1)) for 0 < x, x^2 <= 2^12: positive terms, fewer than 2^14 of them.
 
-    A term's own error of 2 units is multiplied on its way by ratios of terms, which sum to at most the total; the error of
-    2 x^2 costs at most 2 totals: below 2^16 totals.
+    A term's own error of 2 units is multiplied on its way by ratios of terms, which sum to at most the total; the
+    error of 2 x^2 costs at most 2 totals: below 2^16 totals.
     """
     w = bits + GUARD + 8
     double_square = to_fixed(2 * x * x, w)
@@ -152,9 +156,10 @@ def fixed_erf_sum(x, bits):
 
 
 def fixed_erfc_sum(x, bits):
-    """sum_n (-1)^n (2n-1)!! / (2 x^2)^n = erfc(x) x sqrt(pi) e^(x^2), enveloped by its terms, up to a negligible one.
+    """sum_n (-1)^n (2n-1)!! / (2 x^2)^n = erfc(x) x sqrt(pi) e^(x^2), enveloped by its terms, up to one below 2^-w.
 
-    Fewer than 2^12 terms, each off by 1 more than the one before: below 2^23, and the first omitted term below 1.
+    There is one if 4 x^2 > 3 (bits + 80): the least term is near e^(-x^2) < 2^(-1.08 (bits + 80)). Fewer than 2^12
+    terms, each off by 1 more than the one before: below 2^23, and the first omitted term below 1.
     """
     w = bits + GUARD
     inverse = to_fixed(1 / (2 * x * x), w)
@@ -164,6 +169,4 @@ def fixed_erfc_sum(x, bits):
         term = -(term * inverse * i >> w)
         total += term
         i += 2
-        if i > 1 << 13:
-            raise PrecisionNeeded("the asymptotic series of erfc needs a larger argument")
     return total, w, 1 << 24
