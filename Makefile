@@ -1,0 +1,79 @@
+# Two commands matter: `make golden` and `make test`. Each target sets up .venv for itself when it must.
+# Needs Python 3.11+ with headers and venv, gcc, make, and pip's network; nothing else.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+LINTER := $(VENV)/.linter
+GOLDEN := out/qwen3-30b-a3b
+NATIVE := $(wildcard csrc/*.c csrc/*.h csrc/*.py)
+
+# A C module that does not compile is an error here, not a quiet fall back to NumPy or to an older one.
+export REFMOE_REQUIRE_C ?= 1
+# Thread pools of libraries would only compete with the two that the kernels use.
+export OPENBLAS_NUM_THREADS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help build golden test smoke kernels vectors lint exhaustive size clean
+
+help:
+	@echo "make golden      build, then write and verify $(GOLDEN): a full-size layer, forward and backward"
+	@echo "make test        everything, under 10 minutes; fails if the skipped tests differ from tests/skips.txt"
+	@echo "make smoke       the quick part of the tests, in seconds"
+	@echo "make kernels     which kernels this machine can run"
+	@echo "make vectors     write spec/vectors again (they must not change unless SPEC_VERSION does)"
+	@echo "make lint        ruff"
+	@echo "make exhaustive  every float32 input of the functions of one variable: hours"
+	@echo "make size        lines of each part of the house"
+	@echo "make build       set up $(VENV) and build the C module"
+	@echo "make clean       remove what these commands made, $(VENV) included"
+
+build: $(READY)
+
+# The editable install compiles the kernels in place, so a change of csrc/ or of the metadata repeats it.
+$(READY): pyproject.toml setup.py $(NATIVE)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"refmoe needs Python 3.11 or newer, {sys.executable} is {v.major}.{v.minor}; set PYTHON=")'
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "refmoe needs Python with venv (on Debian: python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; h = os.path.join(sysconfig.get_path("include"), "Python.h"); sys.exit(not os.path.exists(h) and f"refmoe needs the headers of Python (on Debian: python3-dev); {h} is missing")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+$(LINTER): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'ruff>=0.9'
+	@touch $@
+
+golden: $(READY)
+	$(BIN)/refmoe golden qwen3-30b-a3b --scale full --tokens 64 --out $(GOLDEN) --force
+	$(BIN)/refmoe check $(GOLDEN)
+
+test: $(READY)
+	$(BIN)/python -m pytest --check-skips
+
+smoke: $(READY)
+	$(BIN)/python -m pytest -q -x -m "not slow" tests/test_config.py tests/test_presets.py tests/test_house.py
+	$(BIN)/refmoe golden mixtral-8x7b --scale minimal --tokens 5 --out out/smoke --force
+	$(BIN)/refmoe check out/smoke
+
+kernels: $(READY)
+	$(BIN)/refmoe kernels
+
+vectors: $(READY)
+	$(BIN)/refmoe vectors
+
+lint: $(LINTER)
+	$(BIN)/ruff check .
+
+exhaustive: $(READY)
+	$(BIN)/python tests/exhaustive/elementary.py
+
+size:
+	@for part in 'refmoe/*.py refmoe/numerics/*.py' 'refmoe/golden/*.py refmoe/golden/*/*.py refmoe/models/*.py' \
+	             'csrc/*.[ch] csrc/*.py' 'spec/*.md' 'tests/*.py tests/*/*.py'; do \
+	  printf '%7d lines  %s\n' "$$(cat $$part 2>/dev/null | wc -l)" "$$part"; done
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis csrc/_kernels.c
+	rm -f refmoe/_kernels*.so csrc/*.o
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,71 @@
+"""Presets: one JSON file a real model, in `spec/presets`.   Spec 0.3
+
+A preset holds the configuration of the published layer (`full`), the sizes that make it tiny without changing a rule
+(`minimal`), and where each field's value was read (`sources`). Adding a model is adding a file.
+"""
+
+import difflib
+from pathlib import Path
+
+from ..config import MoEConfig, load_json
+from ..refusals import require
+
+SCALES = ("full", "minimal")
+_KEYS = {"name", "description", "full", "minimal", "sources", "notes"}
+
+
+def names():
+    """The names of all presets, in alphabetical order."""
+    return tuple(sorted(path.stem for path in presets_folder().glob("*.json") if path.stem != "schema"))
+
+
+def load_preset(name, scale="full"):
+    """MoEConfig of a published layer: at its own sizes ("full") or at tiny ones with the same rules ("minimal").
+
+    Raises ValueError for an unknown name (with the nearest known ones) or scale.
+    """
+    require(scale in SCALES, ValueError, "scale", f"one of {', '.join(SCALES)}", repr(scale), "choose one of these")
+    info = preset_info(name)
+    data = info["full"] if scale == "full" else merged(info["full"], info["minimal"])
+    return MoEConfig.from_dict(data)
+
+
+def preset_info(name):
+    """The preset's file as a dictionary: name, description, full, minimal, sources, notes.
+
+    Raises ValueError for an unknown name, or for a file that is not a preset.
+    """
+    require(name in names(), ValueError, "preset", f"one of {', '.join(names())}", repr(name), _suggestion(name))
+    path = presets_folder() / f"{name}.json"
+    info = load_json(path)
+    ok = isinstance(info, dict) and set(info) == _KEYS and info["name"] == name
+    keys = ", ".join(sorted(_KEYS))
+    require(ok, ValueError, str(path), f"the keys {keys} and the name {name!r}", "others", "correct the file")
+    return info
+
+
+def merged(base, changes):
+    """base with the values of `changes` in place of its own, section by section."""
+    out = dict(base)
+    for key, value in changes.items():
+        inner = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merged(out[key], value) if inner else value
+    return out
+
+
+def spec_folder():
+    """The law's folder: `_spec` inside an installed package, `spec` beside the package in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed, checkout = package / "_spec", package.parent / "spec"
+    found = [folder for folder in (installed, checkout) if (folder / "presets").is_dir()]
+    require(found, ValueError, "presets", f"the folder {installed} or {checkout}", "neither", "install refmoe again")
+    return found[0]
+
+
+def presets_folder():
+    return spec_folder() / "presets"
+
+
+def _suggestion(name):
+    close = difflib.get_close_matches(str(name).lower(), names(), n=1, cutoff=0.4)
+    return f"did you mean {close[0]!r}?" if close else "`refmoe presets` describes them"

@@ -1,0 +1,299 @@
+"""The configuration: complete with four fields, strict in everything else."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import refmoe
+from refmoe.config import HF_NAMES, DispatchConfig, ExpertsConfig, LossesConfig, MoEConfig, RoutingConfig
+from refmoe.models import load_preset, names
+from refmoe.recipes import generate
+
+BASE = {"hidden_size": 7, "intermediate_size": 5, "num_experts": 6, "top_k": 2}
+SECTIONS = {"routing": RoutingConfig, "dispatch": DispatchConfig, "experts": ExpertsConfig, "losses": LossesConfig}
+FIELDS = [(section, f) for section, kind in SECTIONS.items() for f in dataclasses.fields(kind)]
+
+
+# --- neutral defaults ---------------------------------------------------------------------------------------------
+
+# field -> configurations that must give the bits of BASE although they say something. Most fields are neutral at their
+# default; these are neutral at other values too, or need a companion to be allowed at all.
+ALSO_NEUTRAL = {
+    "routing.selection_base": [{"routing": {"selection_base": "logits"}}],
+    "routing.top_groups": [{"routing": {"num_groups": 3, "top_groups": 3}}],
+    "routing.num_groups": [{"routing": {"num_groups": 2, "top_groups": 2}}],
+    "routing.group_score_topn": [{"routing": {"group_score_topn": 1}}],
+    "routing.group_mask": [{"routing": {"group_mask": "zero"}}],
+    "routing.norm_eps_mode": [{"routing": {"norm_eps_mode": "clamp"}}],
+    "dispatch.capacity": [{"dispatch": {"capacity": 10**6}}],
+    "dispatch.capacity_factor": [{"dispatch": {"capacity_factor": 6.0}}],
+    "dispatch.capacity_scope": [{"dispatch": {"capacity_scope": "sequence"}}],
+    "dispatch.drop_policy": [{"dispatch": {"drop_policy": "probability"}}],
+    "dispatch.slot_order": [{"dispatch": {"slot_order": "token_major"}}],
+    "experts.limit": [{"experts": {"limit": 1e30}}],
+    "losses.balance": [{"losses": {"balance": {}}}, {"losses": {"balance": {"coefficient": 0.0, "probs": "sigmoid"}}}],
+    "losses.z": [{"losses": {"z": {}}}],
+    "losses.importance": [{"losses": {"importance": {"gates": "topk", "eps": 0.5}}}],
+    "losses.bias_update_rate": [{"losses": {"bias_update_rate": 0.25}}],  # read by the controller, not by the layer
+}
+
+
+def run(fields):
+    """Every tensor of a forward and backward pass, by name."""
+    config = MoEConfig.from_dict(BASE | fields)
+    num = refmoe.Numerics(backend="numpy")
+    x = generate("x", (9, 7), seed=1)
+    d_y = generate("d_y", (9, 7), seed=1)
+    params = refmoe.init_params(config, seed=3)
+    record = refmoe.moe_forward(x, params, config, num)
+    grads = refmoe.moe_backward(d_y, x, params, record, config, num)
+    return dict(tensors(record, "record")) | dict(tensors(grads, "grads"))
+
+
+def tensors(value, name):
+    if hasattr(value, "_fields"):
+        for field in value._fields:
+            yield from tensors(getattr(value, field), f"{name}.{field}")
+    elif value is not None:
+        yield name, np.asarray(value)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return run({})
+
+
+def assert_same_bits(got, want, but=()):
+    """Equal bytes for every tensor that both have; those only one has belong to what the field switches on."""
+    shared = [name for name in want if name in got and not name.startswith(but)]
+    assert {"record.y", "grads.d_x", "grads.params.w_router", "grads.params.w_gate"} <= set(shared)
+    for name in shared:
+        assert got[name].dtype == want[name].dtype and got[name].tobytes() == want[name].tobytes(), name
+
+
+@pytest.mark.parametrize(("section", "field"), FIELDS, ids=lambda v: v if isinstance(v, str) else v.name)
+def test_each_field_at_its_default_changes_no_bit(section, field, plain):
+    default = field.default
+    assert_same_bits(run({section: {field.name: default}}), plain)
+
+
+@pytest.mark.parametrize(("name", "fields"), [(n, f) for n, cases in ALSO_NEUTRAL.items() for f in cases])
+def test_other_neutral_values_change_no_bit(name, fields, plain):
+    but = ("record.routing.choice_scores", "record.routing.margin") if name == "routing.selection_base" else ()
+    assert_same_bits(run(fields), plain, but)
+
+
+def test_the_comparison_sees_a_change(plain):
+    with pytest.raises(AssertionError):
+        assert_same_bits(run({"routing": {"scaling_factor": 1.5}}), plain)
+
+
+def test_four_fields_are_a_configuration():
+    config = MoEConfig(**BASE)
+    assert config == MoEConfig.from_dict(BASE)
+    required = [f.name for f in dataclasses.fields(MoEConfig) if f.default is f.default_factory is dataclasses.MISSING]
+    assert required == list(BASE)
+
+
+# --- Hugging Face names -------------------------------------------------------------------------------------------
+
+ALIASES = {
+    "num_local_experts": (6, 6),
+    "n_routed_experts": (6, 6),
+    "num_experts_per_tok": (2, 2),
+    "num_experts_per_token": (2, 2),
+    "moe_intermediate_size": (5, 5),
+    "scoring_func": ("sqrtsoftplus", "sqrt_softplus"),
+    "n_group": (3, 3),
+    "topk_group": (2, 2),
+    "norm_topk_prob": (True, True),
+    "norm_topk_eps": (1e-20, 1e-20),
+    "routed_scaling_factor": (2.5, 2.5),
+    "e_score_correction_bias": (True, True),
+    "group_score_topn": (1, 1),
+    "expert_capacity": (4, 4),
+    "hidden_act": ("gelu_pytorch_tanh", "gelu_tanh"),
+    "swiglu_alpha": (1.702, 1.702),
+    "swiglu_limit": (7, 7.0),
+    "glu_linear_offset": (1, 1.0),
+    "expert_bias": (True, True),
+    "gated": (False, False),
+    "shared_expert_intermediate_size": (9, 9),
+    "shared_expert_gate": (True, True),
+    "router_z_loss_coef": (0.001, 0.001),
+}
+COMPANIONS = {
+    "norm_topk_eps": {"norm_topk_prob": True},
+    "n_group": {"topk_group": 2},
+    "topk_group": {"n_group": 3},
+    "shared_expert_gate": {"shared_expert_intermediate_size": 9},
+}
+
+
+def test_every_alias_is_tested():
+    assert set(ALIASES) == set(HF_NAMES)
+
+
+@pytest.mark.parametrize("alias", sorted(HF_NAMES))
+def test_alias(alias):
+    given, want = ALIASES[alias]
+    path = HF_NAMES[alias].split(".")
+    data = {key: value for key, value in BASE.items() if key != path[0]}
+    value = MoEConfig.from_dict(data | {alias: given} | COMPANIONS.get(alias, {})).to_dict()
+    for key in path:
+        value = value[key]
+    assert value == want and type(value) is type(want)
+
+
+def test_an_alias_beside_its_own_field_is_refused():
+    with pytest.raises(ValueError, match="num_local_experts: expected not together with num_experts"):
+        MoEConfig.from_dict(BASE | {"num_local_experts": 6})
+    twice = BASE | {"num_local_experts": 6, "n_routed_experts": 6}
+    del twice["num_experts"]
+    with pytest.raises(ValueError, match="give num_experts once"):
+        MoEConfig.from_dict(twice)
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+REFUSALS = [
+    ({"top_k": 7}, "top_k: expected at most num_experts = 6, got 7; lower top_k to 6 or add experts"),
+    ({"top_k": 0}, "top_k: expected at least 1, got 0"),
+    ({"hidden_size": -1}, "hidden_size: expected at least 1, got -1"),
+    ({"routing": {"num_groups": 4}}, "routing.num_groups: expected a divisor of num_experts = 6, got 4"),
+    ({"routing": {"top_groups": 2}}, "routing.top_groups: expected 1 when num_groups is 1, got 2; set top_groups=1"),
+    ({"routing": {"num_groups": 3, "top_groups": 4}}, "routing.top_groups: expected at most num_groups = 3, got 4"),
+    (
+        {"routing": {"num_groups": 3, "group_score_topn": 3}},
+        "routing.group_score_topn: expected at most the 2 experts of a group",
+    ),
+    ({"top_k": 3, "routing": {"num_groups": 3}}, "top_k: expected at most 2, the experts of the kept groups, got 3"),
+    ({"routing": {"norm_eps": 0.5}}, "routing.norm_eps: expected 0 without normalize, got 0.5"),
+    ({"routing": {"normalize": True, "norm_eps": -1.0}}, "norm_eps: expected at least 0.0, got -1.0"),
+    (
+        {"routing": {"score_fn": "softplus"}},
+        "score_fn: expected one of 'softmax', 'sigmoid', 'sqrt_softplus', got 'softplus'",
+    ),
+    ({"routing": {"scaling_factor": float("nan")}}, "scaling_factor: expected a finite number, got nan"),
+    ({"dispatch": {"capacity": -1}}, "capacity: expected at least 0, got -1"),
+    ({"dispatch": {"capacity_factor": float("inf")}}, "capacity_factor: expected a finite number, got inf"),
+    (
+        {"dispatch": {"capacity": 2, "capacity_factor": 1.0}},
+        "dispatch.capacity: expected either capacity or capacity_factor",
+    ),
+    (
+        {"dispatch": {"normalize_after_drop": True}},
+        "dispatch.normalize_after_drop: expected False without routing.normalize",
+    ),
+    (
+        {"experts": {"activation": "gelu", "alpha": 1.702}},
+        "experts.alpha: expected 1.0 unless the activation is silu, got 1.702",
+    ),
+    (
+        {"experts": {"gated": False, "limit": 7.0}},
+        "experts.limit: expected no limit and no linear_offset without gated",
+    ),
+    (
+        {"experts": {"gated": False, "linear_offset": 1.0}},
+        "experts.limit: expected no limit and no linear_offset without gated",
+    ),
+    ({"experts": {"shared_gate": True}}, "experts.shared_gate: expected False without a shared expert, got True"),
+    ({"experts": {"limit": -7.0}}, "limit: expected at least 0.0, got -7.0"),
+    ({"losses": {"balance": {"scope": "world"}}}, "scope: expected one of 'batch', 'sequence', 'global', got 'world'"),
+    ({"losses": {"importance": {"ddof": 2}}}, "ddof: expected one of 0, 1, got 2"),
+    ({"num_expert": 6}, "config: expected known fields, got 'num_expert'; did you mean 'num_experts'?"),
+    (
+        {"routing": {"normalise": True}},
+        "config.routing: expected known fields, got 'normalise'; did you mean 'normalize'?",
+    ),
+    (
+        {"losses": {"zzz": {}}},
+        "config.losses: expected known fields, got 'zzz'; known fields are balance, z, importance",
+    ),
+]
+TYPES = [
+    ({"top_k": 2.0}, "top_k: expected an integer, got 2.0"),
+    ({"top_k": True}, "top_k: expected an integer, got True"),
+    ({"top_k": "2"}, "top_k: expected an integer, got '2'"),
+    ({"top_k": None}, "top_k: expected an integer, got None"),
+    ({"routing": {"normalize": 1}}, "normalize: expected True or False, got 1"),
+    (
+        {"routing": {"scaling_factor": "2.5"}},
+        "scaling_factor: expected a number or a hexadecimal float string, got '2.5'",
+    ),
+    ({"routing": {"scaling_factor": True}}, "scaling_factor: expected a number, got True"),
+    ({"routing": 3}, "routing: expected a RoutingConfig, got 3"),
+    ({"losses": {"z": 0.001}}, "z: expected a ZLoss, got 0.001"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSALS)
+def test_impossible_values_are_refused_by_name(fields, message):
+    with pytest.raises(ValueError) as caught:
+        MoEConfig.from_dict(BASE | fields)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("fields", "message"), TYPES)
+def test_wrong_types_are_refused_by_name(fields, message):
+    with pytest.raises(TypeError) as caught:
+        MoEConfig.from_dict(BASE | fields)
+    assert message in str(caught.value)
+
+
+def test_missing_fields_are_named():
+    with pytest.raises(ValueError, match="expected the fields intermediate_size, top_k"):
+        MoEConfig.from_dict({"hidden_size": 7, "num_experts": 6})
+    with pytest.raises(TypeError, match="expected an object of fields, got 'list'"):
+        MoEConfig.from_dict([])
+
+
+def test_a_constant_may_be_a_hexadecimal_float():
+    config = MoEConfig.from_dict(BASE | {"experts": {"alpha": "0x1.b3b646p+0"}})
+    assert config.experts.alpha == float.fromhex("0x1.b3b646p+0")
+
+
+def test_configurations_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        MoEConfig(**BASE).top_k = 1
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+BAD_FILES = [
+    ('{"top_k": 2, "top_k": 3}', "the key 'top_k' twice"),
+    ('{"routing": {"normalize": true, "normalize": true}}', "the key 'normalize' twice"),
+    ('{"hidden_size": NaN}', "the number NaN, which JSON does not have"),
+    ('{"hidden_size": -Infinity}', "the number -Infinity"),
+    ('{"hidden_size": 7', "expected readable JSON"),
+    ("\ufeff{}", "expected readable JSON"),
+    ("[" * 100_000, "expected readable JSON"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_FILES, ids=range(len(BAD_FILES)))
+def test_bad_files_are_refused_by_name(tmp_path, text, message):
+    path = tmp_path / "config.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError) as caught:
+        MoEConfig.from_json(path)
+    assert "config.json" in str(caught.value) and message in str(caught.value)
+
+
+def test_a_file_that_is_not_text_or_not_there(tmp_path):
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe{}")
+    unreadable = "expected readable JSON"
+    for name, message in (("bytes.json", unreadable), ("absent.json", "found none"), (".", unreadable)):
+        with pytest.raises(ValueError, match=message):
+            MoEConfig.from_json(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("scale", ["full", "minimal"])
+def test_round_trip(tmp_path, name, scale):
+    config = load_preset(name, scale=scale)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config.to_dict()))
+    assert MoEConfig.from_dict(config.to_dict()) == config == MoEConfig.from_json(path)
