@@ -162,17 +162,17 @@ def weighted_rows(name, rows, weights, num):
 
 
 def row_weights(topk_weights, plan):
-    """topk_weights (T, K) -> (N,), by row."""
+    """topk_weights (T, K) -> (N,), by row.   Spec 2.3"""
     return topk_weights.reshape(-1)[plan.row_slot]
 
 
 def row_tokens(plan):
-    """(N,) the token of each row."""
+    """(N,) the token of each row.   Spec 2.1"""
     return plan.row_slot // plan.slot_row.shape[1]
 
 
 def slot_values(values, plan):
-    """values (N,) by row -> (T, K) by slot, +0 where no row."""
+    """values (N,) by row -> (T, K) by slot, +0 where no row.   Spec 2.1"""
     out = np.zeros(plan.slot_row.size, values.dtype)
     out[plan.row_slot] = values
     return out.reshape(plan.slot_row.shape)

@@ -6,7 +6,7 @@ import numpy as np
 
 from . import dispatch
 from .activations import gated, gated_backward, plain, plain_backward
-from .grouped import bias_backward, grouped_matmul, grouped_matmul_backward_w, grouped_matmul_backward_x
+from .grouped import bias_gradient, grouped_matmul, grouped_matmul_backward_w, grouped_matmul_backward_x
 
 
 class ExpertsRecord(NamedTuple):
@@ -91,7 +91,7 @@ def expert_ffn_backward(d_y_rows, x_rows, gate_rows, up_rows, hidden_rows, param
         w, b = f"w_{name}", f"b_{name}"
         grads[w] = grouped_matmul_backward_w(f"d_{w}", d_rows, rows, expert_offsets, getattr(into, w), num)
         if getattr(params, b) is not None:
-            grads[b] = bias_backward(f"d_{b}", d_rows, expert_offsets, getattr(into, b), num)
+            grads[b] = bias_gradient(f"d_{b}", d_rows, expert_offsets, getattr(into, b), num)
 
     # y = W_down hidden + b_down
     d_hidden = grouped_matmul_backward_x("d_hidden_rows", [(d_y_rows, params.w_down)], expert_offsets, num)

@@ -50,7 +50,7 @@ def grouped_matmul_backward_w(name, d_rows, x_rows, expert_offsets, into, num):
     return into
 
 
-def bias_backward(name, d_rows, expert_offsets, into, num):
+def bias_gradient(name, d_rows, expert_offsets, into, num):
     """d_b[e] = sum over the rows n of e of d[n], exact and rounded once.   Spec 5.4
 
     d_rows (N, M) -> (E, M)

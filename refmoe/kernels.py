@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 
 MODULE = "refmoe._kernels"
-REMEDY = "install a C compiler and Python's headers, then install refmoe again with REFMOE_REQUIRE_C=1 to see what fails"
+REMEDY = "install a C compiler and Python's headers, and install refmoe again; REFMOE_REQUIRE_C=1 shows what fails"
 TIERS = ("rounding_test", "grid", "compensated", "exact")
 KNOWN = ("portable", "avx2", "avx512")  # slowest first, as in csrc/kernel_table.c
 _PROFILES = {"exact": "REFMOE_EXACT", "chain": "REFMOE_CHAIN", "float64": "REFMOE_UNFUSED"}
@@ -51,20 +51,20 @@ def build_report():
     if build_error() is not None:
         return ()
     ffi, lib = _module()
-    openmp = lib.refmoe_openmp()
-    return ("compiler", _text(ffi, lib.refmoe_compiler())), ("OpenMP", str(openmp) if openmp else "no: calls are serial")
+    openmp = str(lib.refmoe_openmp() or "no: calls are serial")
+    return ("compiler", _text(ffi, lib.refmoe_compiler())), ("OpenMP", openmp)
 
 
 def load(kernel=None, threads=None):
     """The C engine. kernel: a name, else REFMOE_KERNEL, else the last that runs here; threads: a count, else
     REFMOE_NUM_THREADS, else the processors this process may use.
 
-    Raises ImportError if the compiled module is missing, ValueError for a kernel that is unknown or cannot run here and for a
-    count that is not a positive integer.
+    Raises ImportError if the compiled module is missing, ValueError for a kernel that is unknown or cannot run here and
+    for a count that is not a positive integer.
     """
     cause = build_error()
     if cause is not None:
-        raise ImportError(f"backend 'c': the compiled module {MODULE} cannot be imported ({cause}); {REMEDY}", name=MODULE)
+        raise ImportError(f"backend 'c': expected the compiled module {MODULE}, got {cause}; {REMEDY}", name=MODULE)
     return CEngine(_choose_kernel(kernel), _choose_threads(threads))
 
 
@@ -103,10 +103,11 @@ def _choose_threads(threads):
 
 
 class CEngine:
-    """The three grouped products in C. `calls` counts (function, kernel), `tiers` the outputs each tier of `exact` decided.
+    """The three grouped products in C.
 
-    Safe to call from several threads: a call has its own output and scratch memory and runs without the interpreter's
-    lock; the counters are added under a lock of their own.
+    `calls` counts (function, kernel), `tiers` the outputs that each tier of `exact` decided. Safe to call from several
+    threads: a call has its own output and scratch memory and runs without the interpreter's lock; the counters are
+    added under a lock of their own.
     """
 
     name = "c"
@@ -139,7 +140,8 @@ class CEngine:
     def grouped_matmul_backward_x(self, rule, pairs, offsets, acc=None):
         """out[n, k] = sum over the pairs, then over m, of d[n, m] w[e(n), m, k] (+ acc[n, k]).
 
-        pairs: one or two of (d (N, M), w (E, M, K)), each with its own M; offsets (E + 1,), acc (N, K) -> new array (N, K).
+        pairs: one or two of (d (N, M), w (E, M, K)), each with its own M; offsets (E + 1,), acc (N, K)
+        -> new array (N, K).
         """
         dtype = _dtype(rule)
         if not 1 <= len(pairs) <= 2:
@@ -186,9 +188,9 @@ class CEngine:
         tiers = self._ffi.new("refmoe_tiers *")
         status = function(how, *arguments, *([tiers] if dtype == np.float32 else []))
         if status == self._lib.REFMOE_NO_MEMORY:
-            raise MemoryError(f"{name}: expected scratch memory for {self.threads} threads, got none; use fewer threads")
+            raise MemoryError(f"{name}: expected memory for {self.threads} threads to work in, got none; use fewer")
         if status != self._lib.REFMOE_OK:
-            raise ValueError(f"{name}: expected arguments that csrc/refmoe_kernels.h allows, got status {status}; see there")
+            raise ValueError(f"{name}: expected what refmoe_kernels.h allows, got its status {status}; see there")
         with self._lock:
             self.calls[name, self.kernel] += 1
             if rule.profile == "exact":
@@ -202,7 +204,8 @@ class CEngine:
 
 def _code(name, value, table):
     if value not in table:
-        raise ValueError(f"rule.{name}: expected one of {', '.join(map(str, table))}, got {value!r}; choose one of these")
+        names = ", ".join(map(str, table))
+        raise ValueError(f"rule.{name}: expected one of {names}, got {value!r}; choose one of these")
     return table[value]
 
 
@@ -226,7 +229,7 @@ def _array(name, array, dtype, shape, optional=False):
         raise TypeError(f"{name}: expected native {dtype.name}, got {array.dtype.str}; use .astype(numpy.{dtype.name})")
     if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
         wanted = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
-        raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}; check the axes against the other arguments")
+        raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}; check the axes against the others")
     return np.require(array, requirements=("C", "A"))
 
 
@@ -236,8 +239,9 @@ def _offsets(offsets, experts, rows):
     if array.dtype.kind not in "iu":
         raise TypeError(f"offsets: expected integers, got {array.dtype.str}; use .astype(numpy.int64)")
     if array.shape != (experts + 1,):
-        raise ValueError(f"offsets: expected shape ({experts + 1},), got {array.shape}; one entry an expert and the end")
+        raise ValueError(f"offsets: expected shape ({experts + 1},), got {array.shape}; give E + 1 entries")
     array = np.require(array, np.int64, ("C", "A"))
     if array[0] != 0 or array[-1] != rows or (array[1:] < array[:-1]).any():
-        raise ValueError(f"offsets: expected values rising from 0 to {rows}, got {array.tolist()}; take them from the plan")
+        got = np.array2string(array, threshold=8)
+        raise ValueError(f"offsets: expected values rising from 0 to {rows}, got {got}; take them from the plan")
     return array

@@ -74,17 +74,6 @@ class MoEGrads(NamedTuple):
 # --- forward: Spec 3.5 -----------------------------------------------------------------------------------------------
 
 
-def moe_forward(x, params, config, num, given=None, keep="all"):
-    """y = sum over a token's experts of weight * FFN_e(x), + the shared expert.   Spec 3.5
-
-    x (T, D), params MoEParams -> MoERecord. keep "all", "backward" (what moe_backward reads) or "y".
-    Raises TypeError or ValueError naming the argument, what was expected, what came, and a fix.
-    """
-    given = Given() if given is None else given
-    check_inputs(x, params, config, num, given, keep)
-    return _keep(forward(x, params, config, num, given), keep)
-
-
 def forward(x, params, config, num, given, chosen=None):
     """moe_forward without its door. `chosen`: a record whose selection, plan and counts are taken over."""
     if chosen is not None:
@@ -141,7 +130,18 @@ def _keep(record, keep):
     return record._replace(routing=routing, experts=record.experts._replace(x_rows=None), routed=None)
 
 
-# --- backward: Spec 5.9 ----------------------------------------------------------------------------------------------
+# --- the layer: Spec 3.5 and 5.9 -------------------------------------------------------------------------------------
+
+
+def moe_forward(x, params, config, num, given=None, keep="all"):
+    """y = sum over a token's experts of weight * FFN_e(x), + the shared expert.   Spec 3.5
+
+    x (T, D), params MoEParams -> MoERecord. keep "all", "backward" (what moe_backward reads) or "y".
+    Raises TypeError or ValueError naming the argument, what was expected, what came, and a fix.
+    """
+    given = Given() if given is None else given
+    check_inputs(x, params, config, num, given, keep)
+    return _keep(forward(x, params, config, num, given), keep)
 
 
 def moe_backward(d_y, x, params, record, config, num, given=None, d_losses=None, d_logits=None, into=None):

@@ -46,7 +46,7 @@ def sqrt_softplus(logits, num):
 
     logits (T, E) -> scores (T, E)
     """
-    return num.evaluate("scores", lambda m, z: m.sqrt(m.softplus(z)), logits)
+    return num.evaluate("scores", lambda m, z: m.sqrt_softplus(z), logits)
 
 
 def sqrt_softplus_backward(d_scores, logits, num):

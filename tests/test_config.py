@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import refmoe
-from refmoe.config import HF_NAMES, DispatchConfig, ExpertsConfig, LossesConfig, MoEConfig, RoutingConfig
+from refmoe.config import DispatchConfig, ExpertsConfig, LossesConfig, MoEConfig, RoutingConfig
+from refmoe.config.reading import HF_NAMES
 from refmoe.models import load_preset, names
 from refmoe.recipes import generate
 
@@ -163,13 +164,13 @@ REFUSALS = [
     ({"top_k": 0}, "top_k: expected at least 1, got 0"),
     ({"hidden_size": -1}, "hidden_size: expected at least 1, got -1"),
     ({"routing": {"num_groups": 4}}, "routing.num_groups: expected a divisor of num_experts = 6, got 4"),
-    ({"routing": {"top_groups": 2}}, "routing.top_groups: expected 1 when num_groups is 1, got 2; set top_groups=1"),
+    ({"routing": {"top_groups": 2}}, "routing.top_groups: expected at most num_groups = 1, got 2; set top_groups to 1 or less"),
     ({"routing": {"num_groups": 3, "top_groups": 4}}, "routing.top_groups: expected at most num_groups = 3, got 4"),
     (
         {"routing": {"num_groups": 3, "group_score_topn": 3}},
         "routing.group_score_topn: expected at most the 2 experts of a group",
     ),
-    ({"top_k": 3, "routing": {"num_groups": 3}}, "top_k: expected at most 2, the experts of the kept groups, got 3"),
+    ({"top_k": 3, "routing": {"num_groups": 3}}, "top_k: expected at most 2, the experts of kept groups, got 3"),
     ({"routing": {"norm_eps": 0.5}}, "routing.norm_eps: expected 0 without normalize, got 0.5"),
     ({"routing": {"normalize": True, "norm_eps": -1.0}}, "norm_eps: expected at least 0.0, got -1.0"),
     (
@@ -203,6 +204,7 @@ REFUSALS = [
     ({"experts": {"limit": -7.0}}, "limit: expected at least 0.0, got -7.0"),
     ({"losses": {"balance": {"scope": "world"}}}, "scope: expected one of 'batch', 'sequence', 'global', got 'world'"),
     ({"losses": {"importance": {"ddof": 2}}}, "ddof: expected one of 0, 1, got 2"),
+    ({"losses": {"importance": {"ddof": True}}}, "ddof: expected one of 0, 1, got True"),
     ({"num_expert": 6}, "config: expected known fields, got 'num_expert'; did you mean 'num_experts'?"),
     (
         {"routing": {"normalise": True}},

@@ -6,9 +6,7 @@ are left to the tests of bits.
 
 import ast
 import re
-import shutil
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -50,6 +48,11 @@ def where(path, node):
 
 
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in files()}
+
+
+def trees_of(unit):
+    """The trees of a module, or of every file of a package."""
+    return [tree for path, tree in TREES.items() if unit_of(path) == unit]
 
 
 # --- floors -------------------------------------------------------------------------------------------------------
@@ -229,7 +232,7 @@ def public_functions(tree):
 @pytest.mark.parametrize("unit", [u for u in BOOK if u != "numerics"])
 def test_backward_stands_right_after_its_forward(unit):
     """foo or foo_forward, then foo_backward (or foo_backward_x, _w); only private helpers may stand between."""
-    names = [f.name for f in public_functions(TREES[PACKAGE / f"{unit}.py"])]
+    names = [f.name for tree in trees_of(unit) for f in public_functions(tree)]
     for at, name in enumerate(names):
         match = re.fullmatch(r"(.+)_backward(_[a-z]+)?", name)
         if match:
@@ -335,7 +338,7 @@ def test_sections_that_docstrings_name_exist(path):
 
 def test_public_functions_of_the_book_name_their_section():
     for unit in set(BOOK) - {"numerics", "formats", "config", "recipes"}:
-        for function in public_functions(TREES[PACKAGE / f"{unit}.py"]):
+        for function in (f for tree in trees_of(unit) for f in public_functions(tree)):
             assert re.search(r"Spec \d", ast.get_docstring(function) or ""), f"{unit}.{function.name}"
 
 
@@ -368,96 +371,3 @@ def test_the_readmes_floor_plan_is_the_tree():
         if p.suffix == ".py" or (p.is_dir() and (p / "__init__.py").exists())
     }
     assert modules <= set(plan), f"the floor plan lacks {sorted(modules - set(plan))}"
-
-
-def test_make_help_lists_every_target():
-    text = (ROOT / "Makefile").read_text()
-    targets = set(re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split()) - {"help"}
-    assert targets == set(re.findall(r'@echo "make (\w+) ', text))
-
-
-def test_ci_runs_the_readmes_test_command():
-    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-    assert any(re.search(r"^make test\b", block, re.M) for block in blocks)
-    assert re.search(r"^tests\(\) \{ make test ", (ROOT / ".ci/run").read_text(), re.M)
-
-
-ALONE = """
-import importlib.abc, sys, warnings
-class Wall(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        top = name.split(".")[0]
-        if top not in sys.stdlib_module_names and top not in ("numpy", "refmoe") or name == "refmoe._kernels":
-            raise ImportError(f"{name} is behind the wall")
-sys.meta_path.insert(0, Wall())
-warnings.simplefilter("error")
-import refmoe
-before = set(sys.modules)
-assert not {"refmoe.golden", "refmoe.models", "refmoe.info", "refmoe.check"} & before, "the roof is loaded lazily"
-warnings.simplefilter("always")
-with warnings.catch_warnings(record=True) as said:
-    num = refmoe.Numerics()
-    refmoe.Numerics()
-assert len(said) == 1 and "behind the wall" in str(said[0].message), said
-config = refmoe.load_preset("mixtral-8x7b", scale="minimal")
-import numpy as np
-x = np.ones((3, config.hidden_size), np.float32)
-record = refmoe.moe_forward(x, refmoe.init_params(config), config, num)
-assert num.engine.name == "numpy" and np.isfinite(record.y).all()
-try:
-    refmoe.Numerics(backend="c")
-except ImportError as error:
-    assert "behind the wall" in str(error) and "compiler" in str(error)
-else:
-    raise AssertionError("backend c without the module must be refused")
-refmoe.show_config()
-"""
-
-
-def test_numpy_alone_is_enough():
-    """With everything but NumPy and the standard library walled off: import, warn once, compute, report."""
-    run = subprocess.run([sys.executable, "-c", ALONE], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
-    assert "behind the wall" in run.stdout and "numpy" in run.stdout
-
-
-# --- the count of skipped tests -----------------------------------------------------------------------------------
-
-SKIPPING = """
-import pytest
-
-@pytest.mark.skipif(True, reason="no such machine")
-def test_a(): pass
-
-def test_b(): pass
-"""
-
-
-@pytest.mark.parametrize(
-    ("listed", "code", "said"),
-    [
-        ("test_skipping.py::test_a  # no such machine", 0, ""),
-        ("", 1, "skipped but not in tests/skips.txt: test_skipping.py::test_a"),
-        ("test_skipping.py::test_a  # no\nx.py::test_c  # gone", 1, "in tests/skips.txt but not skipped: x.py::test_c"),
-        ("test_skipping.py::test_a", 4, "expected `test id  # reason`"),
-    ],
-    ids=["agree", "one too many", "one too few", "no reason"],
-)
-def test_skips_are_counted(tmp_path, listed, code, said):
-    shutil.copy(ROOT / "tests/conftest.py", tmp_path)
-    (tmp_path / "skips.txt").write_text(listed + "\n")
-    (tmp_path / "test_skipping.py").write_text(SKIPPING)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--check-skips",
-        "--rootdir",
-        tmp_path,
-        tmp_path,
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.returncode == code and said in done.stdout + done.stderr, done.stdout + done.stderr

@@ -1,10 +1,11 @@
-"""Wheel, sdist and editable install, each in its own environment, with and without a compiler; and what info reports.
+"""How refmoe is built, installed, run and tested: each kind of install in an environment of its own, and the commands.
 
 Nothing is fetched: pip builds with the setuptools and cffi of the environment that runs the tests, and the new
 environments see its packages through a .pth file.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -192,3 +193,99 @@ def test_report_names_versions_backend_and_environment(monkeypatch, capsys):
 def test_report_survives_a_wrong_environment(monkeypatch):
     monkeypatch.setenv("REFMOE_BACKEND", "fortran")
     assert "REFMOE_BACKEND" in info.config_report() and "none" in info.config_report()
+
+
+# --- the commands, and NumPy alone --------------------------------------------------------------------------------
+
+
+def test_make_help_lists_every_target():
+    text = (ROOT / "Makefile").read_text()
+    targets = set(re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split()) - {"help"}
+    assert targets == set(re.findall(r'@echo "make (\w+) ', text))
+
+
+def test_ci_runs_the_readmes_test_command():
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert any(re.search(r"^make test\b", block, re.M) for block in blocks)
+    assert re.search(r"^tests\(\) \{ make test ", (ROOT / ".ci/run").read_text(), re.M)
+
+
+ALONE = """
+import importlib.abc, sys, warnings
+class Wall(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        top = name.split(".")[0]
+        if top not in sys.stdlib_module_names and top not in ("numpy", "refmoe") or name == "refmoe._kernels":
+            raise ImportError(f"{name} is behind the wall")
+sys.meta_path.insert(0, Wall())
+warnings.simplefilter("error")
+import refmoe
+before = set(sys.modules)
+assert not {"refmoe.golden", "refmoe.models", "refmoe.info", "refmoe.check"} & before, "the roof is loaded lazily"
+warnings.simplefilter("always")
+with warnings.catch_warnings(record=True) as said:
+    num = refmoe.Numerics()
+    refmoe.Numerics()
+assert len(said) == 1 and "behind the wall" in str(said[0].message), said
+config = refmoe.load_preset("mixtral-8x7b", scale="minimal")
+import numpy as np
+x = np.ones((3, config.hidden_size), np.float32)
+record = refmoe.moe_forward(x, refmoe.init_params(config), config, num)
+assert num.engine.name == "numpy" and np.isfinite(record.y).all()
+try:
+    refmoe.Numerics(backend="c")
+except ImportError as error:
+    assert "behind the wall" in str(error) and "compiler" in str(error)
+else:
+    raise AssertionError("backend c without the module must be refused")
+refmoe.show_config()
+"""
+
+
+def test_numpy_alone_is_enough():
+    """With everything but NumPy and the standard library walled off: import, warn once, compute, report."""
+    run = subprocess.run([sys.executable, "-c", ALONE], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "behind the wall" in run.stdout and "numpy" in run.stdout
+
+
+# --- the count of skipped tests -----------------------------------------------------------------------------------
+
+SKIPPING = """
+import pytest
+
+@pytest.mark.skipif(True, reason="no such machine")
+def test_a(): pass
+
+def test_b(): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("listed", "code", "said"),
+    [
+        ("test_skipping.py::test_a  # no such machine", 0, ""),
+        ("", 1, "skipped but not in tests/skips.txt: test_skipping.py::test_a"),
+        ("test_skipping.py::test_a  # no\nx.py::test_c  # gone", 1, "in tests/skips.txt but not skipped: x.py::test_c"),
+        ("test_skipping.py::test_a", 4, "expected `test id  # reason`"),
+    ],
+    ids=["agree", "one too many", "one too few", "no reason"],
+)
+def test_skips_are_counted(tmp_path, listed, code, said):
+    shutil.copy(ROOT / "tests/conftest.py", tmp_path)
+    (tmp_path / "skips.txt").write_text(listed + "\n")
+    (tmp_path / "test_skipping.py").write_text(SKIPPING)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--check-skips",
+        "--rootdir",
+        tmp_path,
+        tmp_path,
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code and said in done.stdout + done.stderr, done.stdout + done.stderr

@@ -181,6 +181,16 @@ def to_bf16(fraction, negative):
     return float(Fraction(n, 128)) if n else -0.0 if negative else 0.0
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.integers(-64, 64), st.integers(1, 400), st.sampled_from([32, 320, 3200]))
+def test_a_decided_interval_rounds_alike_at_every_member(low, width, unit):
+    interval = Interval(Fraction(low, 256), Fraction(low, 256) + Fraction(width, 8 * unit), 60)
+    inside = [interval.lo + (interval.hi - interval.lo) * Fraction(part, 10**6) for part in (1, 500_003, 999_999)]
+    rounded = {str(to_bf16(x, x < 0)) for x in inside}
+    decided, value = round_interval(interval, to_bf16)
+    assert rounded == {str(value)} if decided else len(rounded) > 1 or interval.lo < 0 < interval.hi
+
+
 def test_rounding_an_interval():
     tie, least = Fraction(257, 256), Fraction(1, 2**300)
     assert round_interval(Interval(tie), to_bf16) == (True, 1.0)
@@ -189,7 +199,9 @@ def test_rounding_an_interval():
     assert not round_interval(Interval(tie - least, tie + least, 400), to_bf16)[0]
     assert not round_interval(Interval(-least, least), to_bf16)[0]
     zero = Fraction(0)
-    signs = {1: (Interval(0), Interval(least), Interval(zero, least)), -1: (Interval(-least), Interval(-least, zero))}
-    for sign, interval in ((sign, interval) for sign in signs for interval in signs[sign]):
-        decided, value = round_interval(interval, to_bf16)
-        assert decided and value == 0.0 and math.copysign(1.0, value) == sign
+    for positive in (Interval(0), Interval(least), Interval(zero, least)):
+        decided, value = round_interval(positive, to_bf16)
+        assert decided and value == 0.0 and math.copysign(1.0, value) == 1.0
+    for negative in (Interval(-least), Interval(-least, zero)):
+        decided, value = round_interval(negative, to_bf16)
+        assert decided and value == 0.0 and math.copysign(1.0, value) == -1.0

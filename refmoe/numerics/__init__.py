@@ -246,8 +246,10 @@ def _rounded_once(formula, stored, core, constants, rule):
     for bits in _BITS:
         if decided.all():
             return out
-        with suppress(PrecisionNeeded):
-            _read_again(PreciseArithmetic(bits), formula, stored, loops, constants, out, decided, rule.format)
+        m = PreciseArithmetic(bits)
+        for index in _pending(decided, loops):
+            with suppress(PrecisionNeeded):
+                _read_again(m, formula, [array[index] for array in stored], constants, out, decided, index, rule.format)
     if decided.all():
         return out
     raise ArithmeticError(f"{formula.__name__}: undecided at {_BITS[-1]} bits; please report the inputs")
@@ -265,10 +267,17 @@ def _has_nonfinite(stored, core):
     return np.logical_or.reduce([b.any(axis=axes) if core else b for b in bad])
 
 
-def _read_again(m, formula, stored, loops, constants, out, decided, name):
-    pending = ~decided.reshape(decided.shape[:loops] + (-1,)).all(axis=-1) if decided.ndim > loops else ~decided
-    index = np.nonzero(pending) if loops else ...
-    value = np.asarray(formula(m, *(m.array(array[index]) for array in stored), **constants), object)
+def _pending(decided, loops):
+    """The instances with an element left over: all in one index at first, one by one where few are left."""
+    if not loops:
+        return [...]
+    left = np.nonzero(~decided.reshape(decided.shape[:loops] + (-1,)).all(axis=-1))
+    single = len(left[0]) <= 64  # an instance that needs more bits must not hold up its neighbours
+    return list(zip(*(axis[:, None] for axis in left), strict=True)) if single else [left]
+
+
+def _read_again(m, formula, stored, constants, out, decided, index, name):
+    value = np.asarray(formula(m, *(m.array(array) for array in stored), **constants), object)
     rounded = [round_interval(v, lambda q, negative: round_fraction(q, name, negative)) for v in value.reshape(-1)]
     done = np.array([settled for settled, _ in rounded], bool).reshape(value.shape)
     kept = np.array([v if settled else 0.0 for settled, v in rounded], out.dtype).reshape(value.shape)

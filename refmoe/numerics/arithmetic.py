@@ -82,7 +82,8 @@ class Arithmetic:
 
     def gelu_derivative(self, x):
         """Phi(x) + x phi(x), phi the density of the normal distribution."""
-        return self._with_limits(x, self._gelu_slope, 0, 1)
+        # Beyond 64 the value is a number far below every format's least, or 1 but for one: as it is at 64.
+        return self._with_limits(x, lambda t: self._gelu_slope(self.clip(t, -64, 64)), 0, 1)
 
     def _gelu_slope(self, t):
         density = self.exp(-(t * t) / 2) / self.sqrt(self.pi * 2)
@@ -94,7 +95,7 @@ class Arithmetic:
 
     def gelu_tanh_derivative(self, x):
         """sigmoid(2y) + x 2y' sigmoid(2y) sigmoid(-2y)."""
-        return self._with_limits(x, self._gelu_tanh_slope, 0, 1)
+        return self._with_limits(x, lambda t: self._gelu_tanh_slope(self.clip(t, -64, 64)), 0, 1)
 
     def _gelu_tanh_slope(self, t):
         twice_y = self._tanh_argument(t)
@@ -109,9 +110,16 @@ class Arithmetic:
         """s (1 - s)."""
         return self.sigmoid(x) * self.sigmoid(-x)
 
+    def sqrt_softplus(self, x):
+        """sqrt(softplus(x)); below -700, where softplus leaves float64, it is exp(x/2) to more than its last bit."""
+        far = self.real(x) < -700
+        return self.where(far, self.exp(x / 2), self.sqrt(self.softplus(self.where(far, 0, x))))
+
     def sqrt_softplus_derivative(self, x):
-        """sigmoid(x) / (2 sqrt(softplus(x)))."""
-        return self.sigmoid(x) / (2 * self.sqrt(self.softplus(x)))
+        """sigmoid(x) / (2 sqrt(softplus(x))); below -700 exp(x/2) / 2."""
+        far = self.real(x) < -700
+        near = self.where(far, 0, x)
+        return self.where(far, self.exp(x / 2) / 2, self.sigmoid(near) / (2 * self.sqrt(self.softplus(near))))
 
     def _with_limits(self, x, inner, at_minus, at_plus):
         """inner(x), and at an infinity the limit."""

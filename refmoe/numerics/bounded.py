@@ -64,6 +64,8 @@ class Bounded:
 def _bounded(x):
     if isinstance(x, Bounded):
         return x
+    if not np.isfinite(x):
+        return Bounded(float(x))
     significand = abs(np.frexp(float(x))[0])
     whole = int(np.ldexp(significand, 53))
     return Bounded(float(x), 0.0, (whole // (whole & -whole)).bit_length() if whole else 1)

@@ -1,0 +1,203 @@
+"""The command line: `refmoe COMMAND`, or `python -m refmoe COMMAND`.
+
+Exit status: 0 all is well; 1 a bundle, a vector or a gradient is wrong; 2 the request cannot be met; 130 interrupted.
+Errors are one sentence on standard error.
+"""
+
+import argparse
+import os
+import signal
+import sys
+
+STORES = {"f32": "float32", "bf16": "bf16", "f16": "fp16", "f64": "float64"}
+REFUSALS = (ValueError, TypeError, ImportError, OSError, MemoryError)
+
+
+def main(argv=None):
+    """Parses the arguments, runs the command, returns the exit status."""
+    args = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        print("refmoe: interrupted; nothing half done is left behind", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output went away
+        return 0
+    except REFUSALS as error:
+        print(f"refmoe: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _terminate(number, frame):
+    raise SystemExit(128 + number)
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+def parser():
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="refmoe", description="A mixture-of-experts layer whose every bit has a meaning."
+    )
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    _add_golden(commands)
+    _add_check(commands)
+    _add(commands, "presets", run_presets, "list the layers of real models")
+    _add(commands, "info", run_info, "versions, backend and why, kernels, threads")
+    _add(commands, "kernels", run_kernels, "list the compiled kernels and which of them can run here")
+    vectors = _add(commands, "vectors", run_vectors, "write the small committed vectors")
+    vectors.add_argument("--check", action="store_true", help="write nothing; fail when the files are stale")
+    gradients = _add(commands, "gradients", run_gradients, "check every gradient of a preset by complex step")
+    gradients.add_argument("preset")
+    gradients.add_argument("--seed", type=_count, default=0)
+    return top
+
+
+def _add(commands, name, run, text):
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_golden(commands):
+    golden = _add(commands, "golden", run_golden, "compute one layer and write a golden bundle of it")
+    golden.add_argument("preset", nargs="?", help="the layer of a real model (see `refmoe presets`)")
+    golden.add_argument("--config", metavar="FILE", help="a configuration in JSON instead of a preset")
+    golden.add_argument(
+        "--scale", choices=("full", "minimal"), default="full", help="the preset's sizes (default: full)"
+    )
+    golden.add_argument("--tokens", type=_count, help="number of tokens (default: 64, or what --inputs holds)")
+    golden.add_argument("--profile", choices=("exact", "chain", "float64"), default="exact")
+    golden.add_argument("--store", choices=STORES, help="storage format (default: f32, or f64 with profile float64)")
+    golden.add_argument("--no-backward", action="store_true", help="leave out the gradients")
+    golden.add_argument("--seed", type=_count, default=0, help="seed of the recipes (default: 0)")
+    golden.add_argument(
+        "--inputs", metavar="FILE", help="x and any weights by name, as .safetensors or .npz; the rest by recipe"
+    )
+    golden.add_argument("--layout", choices=("out_in", "in_out"), default="out_in", help="axes of your expert weights")
+    golden.add_argument("--gate-up", choices=("separate", "concatenated", "interleaved"), default="separate",
+                        help="how your w_gate_up joins gate and up")  # fmt: skip
+    golden.add_argument("--force", action="store_true", help="replace an existing bundle")
+    golden.add_argument("--out", metavar="DIR", required=True, help="the bundle; it appears when all is done")
+    _add_engine(golden)
+
+
+def _add_check(commands):
+    check = _add(commands, "check", run_check, "recompute a golden bundle and compare every bit")
+    check.add_argument("directory", metavar="DIR")
+    _add_engine(check)
+
+
+def _add_engine(command):
+    command.add_argument("--backend", choices=("auto", "c", "numpy"), default="auto")
+    command.add_argument("--threads", type=_count)
+    command.add_argument("--kernel", help="a compiled kernel by name (see `refmoe kernels`)")
+
+
+def _count(text):
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"expected a whole number, not negative, got {text!r}")
+    return int(text)
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def run_golden(args):
+    import refmoe
+    from refmoe.golden import report, write_bundle
+    from refmoe.golden.inputs import prepare
+
+    config, title = _configuration(args)
+    num = refmoe.Numerics(profile=args.profile, store=STORES.get(args.store), backend=args.backend,
+                          threads=args.threads, kernel=args.kernel)  # fmt: skip
+    arrays = _user_arrays(args)
+    tokens, rows, stored = prepare(config, num, args.tokens, not args.no_backward, args.seed, arrays)
+    written = write_bundle(args.out, config, num, refmoe.SPEC_VERSION, title, tokens, rows, stored, args.force)
+    print(report.golden_report(written, config, num, args.out))
+    return 0
+
+
+def _configuration(args):
+    """(configuration, title) of a preset or of a file, exactly one of which must be given."""
+    import refmoe
+
+    if (args.preset is None) == (args.config is None):
+        raise ValueError(
+            "golden: expected a preset or --config FILE, got " + ("both" if args.preset else "neither") + "; give one"
+        )
+    if args.config:
+        return refmoe.MoEConfig.from_json(args.config), "own configuration"
+    return refmoe.load_preset(args.preset, scale=args.scale), f"{args.preset} ({args.scale} scale)"
+
+
+def _user_arrays(args):
+    from refmoe.golden.arrays import house_layout, load_arrays
+
+    return house_layout(load_arrays(args.inputs), args.layout, args.gate_up) if args.inputs else {}
+
+
+def run_check(args):
+    import refmoe
+    from refmoe.golden import BundleError, check_bundle, report
+
+    try:
+        checked = check_bundle(args.directory, refmoe.SPEC_VERSION, args.backend, args.threads, args.kernel)
+    except BundleError as error:
+        print(f"refmoe: {error}", file=sys.stderr)
+        return error.code
+    print(report.check_report(checked, args.directory), file=sys.stderr if checked.differences else sys.stdout)
+    return 1 if checked.differences else 0
+
+
+def run_presets(args):
+    import refmoe
+    from refmoe.models import names, preset_info
+
+    for name in names():
+        config = refmoe.load_preset(name)
+        sizes = f"E {config.num_experts}, top {config.top_k}, D {config.hidden_size}, F {config.intermediate_size}"
+        print(f"{name:<20} {sizes:<34} {preset_info(name)['description']}")
+    return 0
+
+
+def run_info(args):
+    import refmoe
+
+    refmoe.show_config()
+    return 0
+
+
+def run_kernels(args):
+    from refmoe import kernels
+
+    if kernels.build_error() is not None:
+        print(f"no compiled module: {kernels.build_error()}")
+        return 0
+    for name, can_run, reason in kernels.available():
+        print(f"{name:<10} {'runs here' if can_run else 'not run here'}" + (f": {reason}" if reason else ""))
+    return 0
+
+
+def run_vectors(args):
+    from refmoe.golden.vectors import check_vectors, write_vectors
+
+    stale = check_vectors() if args.check else []
+    for name in stale if args.check else write_vectors():
+        print(f"stale: {name}; run `refmoe vectors`" if args.check else f"written: {name}")
+    return 1 if stale else 0
+
+
+def run_gradients(args):
+    import refmoe
+
+    result = refmoe.check_gradients(refmoe.load_preset(args.preset, scale="minimal"), seed=args.seed)
+    print(result)
+    return 0 if result.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Every choice a real mixture-of-experts layer makes, as one frozen configuration.   Spec 0.3
+
+`MoEConfig(hidden_size=, intermediate_size=, num_experts=, top_k=)` is complete: each other field has a neutral default.
+The four sections bear the names of the chapters that define them: routing, dispatch, experts, losses.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from .checks import COUNT, FLOAT, POSITIVE, WEIGHT, Section, check_together, one_of
+from .reading import build, load_json, with_house_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingConfig(Section):
+    """From logits to weights.   Spec 1"""
+
+    score_fn: str = field(default="softmax", metadata=one_of("softmax", "sigmoid", "sqrt_softplus"))
+    router_bias: bool = False  # a bias that is part of the logits
+    selection_base: str = field(default="scores", metadata=one_of("scores", "logits"))  # what is ranked
+    selection_bias: bool = False  # added to what is ranked, never to the weights
+    num_groups: int = field(default=1, metadata=POSITIVE)
+    top_groups: int = field(default=1, metadata=POSITIVE)
+    group_score_topn: int = field(default=2, metadata=POSITIVE)  # a group's score is the sum of its best n
+    group_mask: str = field(
+        default="-inf", metadata=one_of("-inf", "zero")
+    )  # what experts of other groups are ranked as
+    normalize: bool = False  # divide the kept weights by their sum
+    norm_eps: float = field(default=0.0, metadata=WEIGHT)
+    norm_eps_mode: str = field(default="add", metadata=one_of("add", "clamp"))  # sum + eps, or max(sum, eps)
+    scaling_factor: float = field(default=1.0, metadata=FLOAT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DispatchConfig(Section):
+    """Who goes where, and who is dropped.   Spec 2"""
+
+    capacity: int | None = field(default=None, metadata=COUNT)  # rows an expert takes; None: all of them
+    capacity_factor: float | None = field(default=None, metadata=WEIGHT)  # capacity = ceil(factor * T * K / E)
+    capacity_scope: str = field(default="batch", metadata=one_of("batch", "sequence"))
+    drop_policy: str = field(default="position", metadata=one_of("position", "probability"))
+    slot_order: str = field(default="slot_major", metadata=one_of("slot_major", "token_major"))
+    normalize_after_drop: bool = False  # renormalise over the slots that were kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsConfig(Section):
+    """What an expert computes, and the shared expert beside the routed ones.   Spec 3"""
+
+    gated: bool = True
+    activation: str = field(default="silu", metadata=one_of("silu", "gelu", "gelu_tanh", "relu", "relu2"))
+    alpha: float = field(default=1.0, metadata=FLOAT)  # silu(g) = g * sigmoid(alpha * g)
+    limit: float | None = field(
+        default=None, metadata=WEIGHT
+    )  # gate clamped above, up on both sides, before the activation
+    linear_offset: float = field(default=0.0, metadata=FLOAT)  # added to the clamped up
+    biases: bool = False
+    weight_position: str = field(default="output", metadata=one_of("output", "input"))
+    shared_intermediate_size: int = field(default=0, metadata=COUNT)  # 0: no shared expert
+    shared_gate: bool = False  # sigmoid(x . w_shared_gate) times the shared expert
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalanceLoss(Section):
+    """coefficient * E * sum_e f_e P_e.   Spec 4.1"""
+
+    coefficient: float = field(default=0.0, metadata=FLOAT)
+    counts: str = field(default="all", metadata=one_of("all", "first"))  # all K choices, or only the first
+    divide_by_k: bool = True  # with all choices: is f a fraction that sums to 1, or to K
+    probs: str = field(default="softmax", metadata=one_of("softmax", "normalized_sigmoid", "sigmoid"))
+    scope: str = field(default="batch", metadata=one_of("batch", "sequence", "global"))
+    selection: str = field(default="actual", metadata=one_of("actual", "plain"))  # plain: top K of the unbiased scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZLoss(Section):
+    """coefficient / T * sum_t logsumexp(logits_t)^2.   Spec 4.2"""
+
+    coefficient: float = field(default=0.0, metadata=FLOAT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportanceLoss(Section):
+    """coefficient * Var(I) / (mean(I)^2 + eps) of the importances I_e = sum_t g_te.   Spec 4.3"""
+
+    coefficient: float = field(default=0.0, metadata=FLOAT)
+    gates: str = field(default="softmax", metadata=one_of("softmax", "topk"))  # all experts, or softmax over the kept
+    ddof: int = field(default=0, metadata=one_of(0, 1))
+    eps: float = field(default=0.0, metadata=WEIGHT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossesConfig(Section):
+    """The losses the router adds to the task's.   Spec 4"""
+
+    balance: BalanceLoss | None = field(default=None, metadata={"section": BalanceLoss})
+    z: ZLoss | None = field(default=None, metadata={"section": ZLoss})
+    importance: ImportanceLoss | None = field(default=None, metadata={"section": ImportanceLoss})
+    bias_update_rate: float = field(default=0.0, metadata=WEIGHT)  # step of the selection-bias controller
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoEConfig(Section):
+    """One mixture-of-experts layer.   Spec 0.3
+
+    hidden_size D, intermediate_size F, num_experts E, top_k K.
+    Raises TypeError or ValueError naming the field, what was expected, what came and a fix.
+    """
+
+    hidden_size: int = field(metadata=POSITIVE)
+    intermediate_size: int = field(metadata=POSITIVE)
+    num_experts: int = field(metadata=POSITIVE)
+    top_k: int = field(metadata=POSITIVE)
+    routing: RoutingConfig = field(default_factory=RoutingConfig, metadata={"section": RoutingConfig})
+    dispatch: DispatchConfig = field(default_factory=DispatchConfig, metadata={"section": DispatchConfig})
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig, metadata={"section": ExpertsConfig})
+    losses: LossesConfig = field(default_factory=LossesConfig, metadata={"section": LossesConfig})
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_together(self)
+
+    @classmethod
+    def from_dict(cls, data):
+        """A configuration from nested sections, or from the flat field names of a Hugging Face config."""
+        return build(cls, with_house_names(data), "config")
+
+    @classmethod
+    def from_json(cls, path):
+        """The configuration in a JSON file. Unknown and repeated keys are errors."""
+        return cls.from_dict(load_json(path))
+
+    def to_dict(self):
+        """Nested plain dictionaries, every field present; `from_dict` takes them back."""
+        return dataclasses.asdict(self)

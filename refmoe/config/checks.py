@@ -1,0 +1,117 @@
+"""What each field may hold, and which fields contradict each other.   Spec 0.3, 0.4"""
+
+import dataclasses
+import math
+
+from ..refusals import require
+
+POSITIVE = {"minimum": 1}
+COUNT = {"minimum": 0}
+FLOAT = {"kind": float}
+WEIGHT = {"kind": float, "minimum": 0.0}
+
+
+def one_of(*values):
+    """The metadata of a field that takes one of these values."""
+    return {"one_of": values}
+
+
+class Section:
+    """A part of the configuration: checks each field against its metadata when it is made."""
+
+    def __post_init__(self):
+        for spec in dataclasses.fields(self):
+            value = _checked(spec, getattr(self, spec.name), f"{type(self).__name__}.{spec.name}")
+            object.__setattr__(self, spec.name, value)
+
+
+def _checked(spec, value, where):
+    rule = spec.metadata
+    if value is None and spec.default is None:
+        return value
+    if "section" in rule:
+        wanted = rule["section"]
+        return _typed(isinstance(value, wanted), where, f"a {wanted.__name__}", value)
+    if "one_of" in rule:
+        wanted = "one of " + ", ".join(map(repr, rule["one_of"]))
+        ok = any(value == allowed and type(value) is type(allowed) for allowed in rule["one_of"])
+        require(ok, ValueError, where, wanted, repr(value), "choose one of these")
+        return value
+    if isinstance(spec.default, bool):
+        return _typed(isinstance(value, bool), where, "True or False", value)
+    value = _float(value, where) if rule.get("kind") is float else _integer(value, where)
+    low = rule.get("minimum", -math.inf)
+    require(value >= low, ValueError, where, f"at least {low}", repr(value), "raise it")
+    return value
+
+
+def _typed(condition, where, expected, value):
+    require(condition, TypeError, where, expected, repr(value), "correct the type")
+    return value
+
+
+def _float(value, where):
+    if isinstance(value, str):  # a constant that a model rounded first is written as a hexadecimal float
+        is_hex = value.lstrip("+-").startswith("0x")
+        value = float.fromhex(_typed(is_hex, where, "a number or a hexadecimal float string", value))
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    value = float(_typed(is_number, where, "a number", value))
+    require(math.isfinite(value), ValueError, where, "a finite number", repr(value), "leave it out for no value")
+    return value
+
+
+def _integer(value, where):
+    return int(_typed(hasattr(value, "__index__") and not isinstance(value, bool), where, "an integer", value))
+
+
+# --- fields that contradict each other: (holds, argument, expected, got, fix) ----------------------------------------
+
+
+def check_together(config):
+    """Raises ValueError for the first pair of fields that contradict each other, naming both."""
+    for rules in (_selection, _weights, _dispatch, _experts):
+        for holds, argument, expected, got, fix in rules(config):
+            require(holds, ValueError, argument, expected, repr(got), fix)
+
+
+def _selection(config):
+    E, K, r = config.num_experts, config.top_k, config.routing
+    G, kept, best = r.num_groups, r.top_groups, r.group_score_topn
+    yield K <= E, "top_k", f"at most num_experts = {E}", K, f"lower top_k to {E} or add experts"
+    yield kept <= G, "routing.top_groups", f"at most num_groups = {G}", kept, f"set top_groups to {G} or less"
+    if G == 1:
+        return
+    yield E % G == 0, "routing.num_groups", f"a divisor of num_experts = {E}", G, "divide the experts evenly"
+    size = E // G
+    yield (
+        best <= size,
+        "routing.group_score_topn",
+        f"at most the {size} experts of a group",
+        best,
+        f"set {size} or less",
+    )
+    yield K <= kept * size, "top_k", f"at most {kept * size}, the experts of kept groups", K, "keep more groups"
+
+
+def _weights(config):
+    r, after = config.routing, config.dispatch.normalize_after_drop
+    fix = "set routing.normalize=True or leave it out"
+    yield r.normalize or r.norm_eps == 0.0, "routing.norm_eps", "0 without normalize", r.norm_eps, fix
+    yield r.normalize or not after, "dispatch.normalize_after_drop", "False without routing.normalize", after, fix
+
+
+def _dispatch(config):
+    both = config.dispatch.capacity, config.dispatch.capacity_factor
+    yield None in both, "dispatch.capacity", "either capacity or capacity_factor", both, "drop one of the two"
+
+
+def _experts(config):
+    x = config.experts
+    ok = x.alpha == 1.0 or x.activation == "silu"
+    yield ok, "experts.alpha", "1.0 unless the activation is silu", x.alpha, "set activation='silu' or alpha=1.0"
+    clamped = x.limit, x.linear_offset
+    ok = x.gated or clamped == (None, 0.0)
+    yield ok, "experts.limit", "no limit and no linear_offset without gated", clamped, "set gated=True"
+    ok = x.shared_intermediate_size > 0 or not x.shared_gate
+    fix = "set shared_intermediate_size"
+    yield ok, "experts.shared_gate", "False without a shared expert", x.shared_gate, fix

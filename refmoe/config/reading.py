@@ -1,0 +1,109 @@
+"""Configurations from dictionaries and JSON files, strictly; and the field names of Hugging Face.   Spec 0.3"""
+
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+
+from ..refusals import require
+
+# Field names of Hugging Face configs, and where they live here. Values are translated by _HF_VALUES.
+HF_NAMES = {
+    "num_local_experts": "num_experts",
+    "n_routed_experts": "num_experts",
+    "num_experts_per_tok": "top_k",
+    "num_experts_per_token": "top_k",
+    "moe_intermediate_size": "intermediate_size",
+    "scoring_func": "routing.score_fn",
+    "n_group": "routing.num_groups",
+    "topk_group": "routing.top_groups",
+    "norm_topk_prob": "routing.normalize",
+    "norm_topk_eps": "routing.norm_eps",
+    "routed_scaling_factor": "routing.scaling_factor",
+    "e_score_correction_bias": "routing.selection_bias",
+    "group_score_topn": "routing.group_score_topn",
+    "expert_capacity": "dispatch.capacity",
+    "hidden_act": "experts.activation",
+    "swiglu_alpha": "experts.alpha",
+    "swiglu_limit": "experts.limit",
+    "glu_linear_offset": "experts.linear_offset",
+    "expert_bias": "experts.biases",
+    "gated": "experts.gated",
+    "shared_expert_intermediate_size": "experts.shared_intermediate_size",
+    "shared_expert_gate": "experts.shared_gate",
+    "router_z_loss_coef": "losses.z.coefficient",
+}
+_HF_VALUES = {
+    "scoring_func": {"sqrtsoftplus": "sqrt_softplus"},
+    "hidden_act": {"gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"},
+}
+
+
+def with_house_names(data):
+    """The dictionary with Hugging Face's flat field names moved to their places; other keys as they are."""
+    _require(isinstance(data, dict), TypeError, "config", "an object of fields", type(data).__name__)
+    out = {key: (dict(value) if isinstance(value, dict) else value) for key, value in data.items()}
+    for alias in [key for key in out if key in HF_NAMES]:
+        value = out.pop(alias)
+        value = _HF_VALUES.get(alias, {}).get(value, value) if isinstance(value, str) else value
+        _place(out, HF_NAMES[alias].split("."), value, alias)
+    return out
+
+
+def _place(out, path, value, alias):
+    for name in path[:-1]:
+        out = out.setdefault(name, {})
+    _require(path[-1] not in out, ValueError, alias, f"not together with {path[-1]}", value, f"give {path[-1]} once")
+    out[path[-1]] = value
+
+
+def build(section, data, where):
+    """The section made of nested dictionaries. ValueError for an unknown or a missing key."""
+    _require(isinstance(data, dict), TypeError, where, f"an object of {section.__name__} fields", data)
+    known = {f.name: f for f in dataclasses.fields(section)}
+    for key in data:
+        _require(key in known, ValueError, where, "known fields", key, _suggestion(key, known))
+    missing = [n for n, f in known.items() if _is_required(f) and n not in data]
+    _require(not missing, ValueError, where, "the fields " + ", ".join(missing), "an object without them", "add them")
+    values = {}
+    for key, value in data.items():
+        inner = known[key].metadata.get("section")
+        nested = inner is not None and isinstance(value, dict)
+        values[key] = build(inner, value, f"{where}.{key}") if nested else value
+    return section(**values)
+
+
+def _is_required(spec):
+    return spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+
+
+def _suggestion(key, known):
+    close = difflib.get_close_matches(str(key), [*known, *HF_NAMES], n=1)
+    return f"did you mean {close[0]!r}?" if close else "known fields are " + ", ".join(known)
+
+
+def load_json(path):
+    """The object in a JSON file; repeated keys, NaN and infinities are refused by name. ValueError names the file."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: expected a JSON file, found none; check the path") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected readable JSON, got {error}; correct the file") from None
+
+
+def _unique(pairs):
+    keys = [key for key, _ in pairs]
+    repeated = {key for key in keys if keys.count(key) > 1}
+    if repeated:
+        raise ValueError(f"the key {sorted(repeated)[0]!r} twice")
+    return dict(pairs)
+
+
+def _no_constant(name):
+    raise ValueError(f"the number {name}, which JSON does not have")
+
+
+def _require(condition, error, where, expected, got, fix="correct the field"):
+    require(condition, error, where, expected, repr(got), fix)
