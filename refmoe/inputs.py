@@ -25,7 +25,7 @@ class Given(NamedTuple):
 
 
 def check_inputs(x, params, config, num, given, keep):
-    """Raises TypeError or ValueError: the argument, what was expected, what came, one fix. Computes nothing."""
+    """Raises TypeError or ValueError: the argument, what was expected, what came, one fix.   Spec 0.4"""
     got = type(config).__name__
     require(isinstance(config, MoEConfig), TypeError, "config", "a MoEConfig", got, "use load_preset or MoEConfig")
     num.check_environment()
@@ -114,7 +114,7 @@ def _check_counts(counts, config):
 
 
 def check_upstream(d_y, x, record, config, num, d_logits):
-    """Raises TypeError or ValueError for an upstream gradient or a record that does not belong to this x."""
+    """Raises TypeError or ValueError for an upstream gradient or a record of another x.   Spec 0.4"""
     num.check_stored("d_y", d_y, x.shape)
     ok = getattr(record, "routing", None) is not None
     fix = "run moe_forward with keep='backward'"
