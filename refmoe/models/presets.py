@@ -1,7 +1,9 @@
 """Presets: one JSON file a real model, in `spec/presets`.   Spec 0.3
 
 A preset holds the configuration of the published layer (`full`), the sizes that make it tiny without changing a rule
-(`minimal`), and where each field's value was read (`sources`). Adding a model is adding a file.
+(`minimal`), the figures of the model around it (`model`, null where they are not known well enough to count it), and
+where each value was read (`sources`). Adding a model is adding a file. A file `<name>.model.json` holds the figures
+alone, of a model whose layer the configuration cannot state yet, and says what is missing.
 """
 
 import difflib
@@ -11,12 +13,23 @@ from ..config import MoEConfig, load_json
 from ..refusals import require
 
 SCALES = ("full", "minimal")
-_KEYS = {"name", "description", "full", "minimal", "sources", "notes"}
+_KEYS = {"name", "description", "full", "minimal", "model", "sources", "notes"}
+_MODEL_KEYS = {"name", "description", "model", "missing", "notes"}  # of a model without a layer
+_ALONE = ".model"  # ends the stem of such a file
 
 
 def names():
     """The names of all presets, in alphabetical order."""
-    return tuple(sorted(path.stem for path in presets_folder().glob("*.json") if path.stem != "schema"))
+    return tuple(sorted(stem for stem in _stems() if not stem.endswith(_ALONE)))
+
+
+def model_names():
+    """The names of all presets and of the models whose layer cannot be stated yet, in alphabetical order."""
+    return tuple(sorted(stem.removesuffix(_ALONE) for stem in _stems()))
+
+
+def _stems():
+    return [path.stem for path in presets_folder().glob("*.json") if path.stem != "schema"]
 
 
 def load_preset(name, scale="full"):
@@ -31,15 +44,30 @@ def load_preset(name, scale="full"):
 
 
 def preset_info(name):
-    """The preset's file as a dictionary: name, description, full, minimal, sources, notes.
+    """The preset's file as a dictionary: name, description, full, minimal, model, sources, notes.
 
     Raises ValueError for an unknown name, or for a file that is not a preset.
     """
-    require(name in names(), ValueError, "preset", f"one of {', '.join(names())}", repr(name), _suggestion(name))
-    path = presets_folder() / f"{name}.json"
+    known = names()
+    require(name in known, ValueError, "preset", f"one of {', '.join(known)}", repr(name), _suggestion(name, known))
+    return _read(presets_folder() / f"{name}.json", name, _KEYS)
+
+
+def model_info(name):
+    """`preset_info`, or for a model whose layer cannot be stated yet: name, description, model, missing, notes.
+
+    Raises ValueError for an unknown name, or for a file that is neither.
+    """
+    known = model_names()
+    require(name in known, ValueError, "model", f"one of {', '.join(known)}", repr(name), _suggestion(name, known))
+    alone = presets_folder() / f"{name}{_ALONE}.json"
+    return _read(alone, name, _MODEL_KEYS) if alone.exists() else preset_info(name)
+
+
+def _read(path, name, expected):
     info = load_json(path)
-    ok = isinstance(info, dict) and set(info) == _KEYS and info["name"] == name
-    keys = ", ".join(sorted(_KEYS))
+    ok = isinstance(info, dict) and set(info) == expected and info["name"] == name
+    keys = ", ".join(sorted(expected))
     require(ok, ValueError, str(path), f"the keys {keys} and the name {name!r}", "others", "correct the file")
     return info
 
@@ -66,6 +94,8 @@ def presets_folder():
     return spec_folder() / "presets"
 
 
-def _suggestion(name):
-    close = difflib.get_close_matches(str(name).lower(), names(), n=1, cutoff=0.4)
+def _suggestion(name, known):
+    if name not in known and name in model_names():
+        return f"its layer needs {' and '.join(model_info(name)['missing'])}, which the configuration does not have yet"
+    close = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.4)
     return f"did you mean {close[0]!r}?" if close else "`refmoe presets` describes them"
