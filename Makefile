@@ -15,7 +15,7 @@ export REFMOE_REQUIRE_C ?= 1
 export OPENBLAS_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help build golden test smoke kernels vectors lint exhaustive size clean
+.PHONY: help build golden test smoke kernels vectors lint exhaustive digests size clean
 
 help:
 	@echo "make golden      build, then write and verify $(GOLDEN): a full-size layer, forward and backward"
@@ -25,6 +25,7 @@ help:
 	@echo "make vectors     write spec/vectors again (they must not change unless SPEC_VERSION does)"
 	@echo "make lint        ruff"
 	@echo "make exhaustive  every float32 input of the functions of one variable: hours"
+	@echo "make digests     the full-size bundle under every kernel and thread count: one digest, minutes"
 	@echo "make size        lines of each part of the house"
 	@echo "make build       set up $(VENV) and build the C module"
 	@echo "make clean       remove what these commands made, $(VENV) included"
@@ -64,6 +65,9 @@ vectors: $(READY)
 
 lint: $(LINTER)
 	$(BIN)/ruff check .
+
+digests: $(READY)
+	$(BIN)/python tests/exhaustive/digests.py
 
 exhaustive: $(READY)
 	$(BIN)/python tests/exhaustive/elementary.py
