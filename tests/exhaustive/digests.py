@@ -2,8 +2,8 @@
 
     python tests/exhaustive/digests.py [--preset qwen3-30b-a3b] [--scale full] [--tokens 64] [--numpy-tokens 4]
 
-Forward and backward with each kernel that this machine can run, on 1 and 2 threads; then the forward of fewer tokens with
-C and with NumPy alone. A kernel that cannot run here is reported as not run. Exits 1 if a digest differs.
+Forward and backward with each kernel that this machine can run, on 1 and 2 threads; then the forward of fewer tokens
+with C and with NumPy alone. A kernel that cannot run here is reported as not run. Exits 1 if a digest differs.
 """
 
 import argparse
