@@ -75,7 +75,7 @@ class MoEGrads(NamedTuple):
 
 
 def forward(x, params, config, num, given, chosen=None):
-    """moe_forward without its door. `chosen`: a record whose selection, plan and counts are taken over."""
+    """moe_forward without its door. `chosen`: a record whose selection, plan and counts are taken over.   Spec 3.5"""
     if chosen is not None:
         given = given._replace(topk_indices=chosen.routing.topk_indices)
     routing = route(x, params, config, num, given)

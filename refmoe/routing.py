@@ -184,7 +184,7 @@ def _differences(m, G, s):
 def _refuse_zero_sums(s, kept, routing):
     counted = np.where(kept, s, np.zeros_like(s))
     zero = (counted == 0).all(axis=-1) & kept.any(axis=-1)
-    got, fix = f"0 for token {zero.argmax()}", "set routing.norm_eps or raise its logits"
+    got, fix = f"0 for token {zero.argmax() if len(zero) else None}", "set routing.norm_eps or raise its logits"
     ok = routing.norm_eps > 0.0 or not zero.any()
     require(ok, ValueError, "routing.normalize", "a positive sum of kept scores", got, fix)
 

@@ -150,10 +150,10 @@ class Numerics:
             return canonical_nan(np.asarray(out, np.float64) + 0.0)
         stored = _broadcast_loops(stored, core)
         if stored[0].ndim == core or stored[0].size <= _BLOCK:
-            return _rounded_once(formula, stored, core, constants, self._rule(name))
+            return _rounded_once(name, formula, stored, core, constants, self._rule(name))
         step = max(1, _BLOCK * len(stored[0]) // stored[0].size)
         blocks = [[array[at : at + step] for array in stored] for at in range(0, len(stored[0]), step)]
-        return np.concatenate([_rounded_once(formula, b, core, constants, self._rule(name)) for b in blocks])
+        return np.concatenate([_rounded_once(name, formula, b, core, constants, self._rule(name)) for b in blocks])
 
     # --- the door -----------------------------------------------------------------------------------------------------
 
@@ -231,7 +231,7 @@ def _broadcast_loops(stored, core):
     return [np.broadcast_to(array, loops + array.shape[array.ndim - core :]) for array in stored]
 
 
-def _rounded_once(formula, stored, core, constants, rule):
+def _rounded_once(name, formula, stored, core, constants, rule):
     """The first reading in float64 with error bounds; the second, of what that left undecided, in intervals."""
     m = BoundedArithmetic()
     with np.errstate(all="ignore"):
@@ -252,7 +252,7 @@ def _rounded_once(formula, stored, core, constants, rule):
                 _read_again(m, formula, [array[index] for array in stored], constants, out, decided, index, rule.format)
     if decided.all():
         return out
-    raise ArithmeticError(f"{formula.__name__}: undecided at {_BITS[-1]} bits; please report the inputs")
+    raise ArithmeticError(f"{name}: undecided at {_BITS[-1]} bits; please report the inputs")
 
 
 def _bits(array):
