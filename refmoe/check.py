@@ -212,8 +212,10 @@ def _check(name, gradient, at, function, seed, limit):
     # along one direction, kept short so that the step crosses no kink of the layer
     direction = generate(f"direction.{name}", at.shape, seed).astype(np.float64)
     slope = central_difference(function, at, direction)
-    noise = 2.0**-48 * abs(function(at))
-    return Row(name, len(index), relative_error(g, exact, noise), _along(gradient, direction, slope))
+    rounding = 2.0**-48 * abs(function(at))  # what rounding alone may make of the function's value
+    return Row(
+        name, len(index), relative_error(g, exact, rounding), _along(gradient, direction, slope, rounding / WIDTH)
+    )
 
 
 def complex_step(function, at, i):
@@ -241,8 +243,8 @@ def relative_error(got, want, noise):
     return float(np.abs(got - want).max() / scale)
 
 
-def _along(gradient, direction, slope):
-    """|<g, v> - slope| over |g| |v|, the size the product could have."""
+def _along(gradient, direction, slope, noise):
+    """|<g, v> - slope|, beyond the noise of a difference of rounded values, over |g| |v|, the size it could have."""
     scale = np.sqrt(np.sum(gradient * gradient) * np.sum(direction * direction))
-    error = abs(np.sum(gradient * direction) - slope)
+    error = max(0.0, abs(np.sum(gradient * direction) - slope) - noise)
     return float(error / scale) if scale else float(error)
