@@ -26,7 +26,7 @@ FLOORS = {
     "routing": 3, "experts": 3, "losses": 3, "inputs": 3,
     "layer": 4,
     "__init__": ROOF, "__main__": ROOF, "check": ROOF, "info": ROOF, "bench": ROOF,
-    "lab": ROOF, "golden": ROOF, "models": ROOF,
+    "lab": ROOF, "golden": ROOF, "models": ROOF, "integrations": ROOF,
     "kernels": SIDE,
 }  # fmt: skip
 BOOK = [name for name, floor in FLOORS.items() if GROUND <= floor < ROOF]
