@@ -6,7 +6,7 @@ to even, with subnormals; what overflows becomes an infinity.
 """
 
 from fractions import Fraction
-from math import copysign, inf
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -88,7 +88,7 @@ def round_fraction(value, name, negative_zero=False):
     quantum = Fraction(2) ** (max(exponent, row.emin) - row.precision + 1)
     magnitude = round(magnitude / quantum) * quantum  # round() of a Fraction is half to even
     result = inf if magnitude > Fraction(row.largest) else float(magnitude)
-    return copysign(result, value)
+    return -result if value < 0 else result
 
 
 def is_representable(array, name):

@@ -153,7 +153,7 @@ def moe_backward(d_y, x, params, record, config, num, given=None, d_losses=None,
     """
     given = Given() if given is None else given
     check_inputs(x, params, config, num, given, "all")
-    check_upstream(d_y, x, record, config, num, d_logits)
+    check_upstream(d_y, x, record, params, config, num, d_losses, d_logits, into)
     into = _no_params(params) if into is None else into
     # y = routed + shared
     saved = x, record.routing.topk_weights, record.plan, record.experts

@@ -48,9 +48,11 @@ class Arithmetic:
     def centre(self, values, weights):
         """values_j - sum_i weights_i values_i, for weights that sum to one.
 
-        Computed on values shifted by their first element, so that equal values give exactly zero in every reading.
+        Computed on values shifted by that of the largest weight: equal values then give exactly zero in every
+        reading, and a dominant weight does not cancel what the small ones leave.
         """
-        shifted = values - self.first(values)
+        heaviest = np.argmax(self.real(weights), axis=-1)[..., None]
+        shifted = values - self.along(values, np.broadcast_to(heaviest, np.shape(self.real(values))[:-1] + (1,)))
         return shifted - self.sum(weights * shifted, keepdims=True)
 
     def relu(self, x):
@@ -130,10 +132,6 @@ class Arithmetic:
         y = inner(self.where(low | high, 0, x))
         return self.where(high, at_plus, self.where(low, at_minus, y))
 
-    def first(self, x):
-        """x[..., :1]."""
-        return self.take(x, (..., slice(0, 1)))
-
 
 class Plain(Arithmetic):
     """A reading whose values are NumPy arrays."""
@@ -145,6 +143,9 @@ class Plain(Arithmetic):
 
     def take(self, x, index):
         return x[index]
+
+    def along(self, x, index):
+        return np.take_along_axis(x, index, axis=-1)
 
     def where(self, mask, a, b):
         return np.where(mask, a, b)
@@ -193,6 +194,9 @@ class PreciseArithmetic(Arithmetic, Precise):
 
     def take(self, x, index):
         return x[index]
+
+    def along(self, x, index):
+        return np.take_along_axis(x, index, axis=-1)
 
     def sum(self, x, axis=-1, keepdims=False):
         for one in sorted((a % x.ndim for a in _axes(axis)), reverse=True):
