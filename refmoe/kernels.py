@@ -174,8 +174,8 @@ class CEngine:
         E, K = max(len(offsets) - 1, 0), x_rows.shape[1]
         offsets, acc = _offsets(offsets, E, N), _array("acc", acc, dtype, (E, M, K), True)
         out = np.empty((E, M, K), dtype)
-        sizes = (E, N, M, K, self._pointer(offsets))
-        self._call("grouped_matmul_backward_w", rule, dtype, N * M * K, *sizes, *map(self._pointer, (d_rows, x_rows, acc, out)))
+        sizes, arrays = (E, N, M, K, self._pointer(offsets)), map(self._pointer, (d_rows, x_rows, acc, out))
+        self._call("grouped_matmul_backward_w", rule, dtype, N * M * K, *sizes, *arrays)
         return out
 
     def _pointer(self, array):

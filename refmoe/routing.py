@@ -137,7 +137,7 @@ def _kept_softmax_backward(m, G, z, used, c):
     """d_z_j = c w_j (G_j - sum_i G_i w_i)."""
     w = m.masked_softmax(z, m.real(used) == 1)
     G = m.where(m.real(used) == 1, G, 0)
-    return w * m.centre(G, w) * c
+    return w * m.centre(G, w, z) * c
 
 
 def _normalized(m, s, used, routing):
