@@ -7,6 +7,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 LINTER := $(VENV)/.linter
 GOLDEN := out/qwen3-30b-a3b
+INTEROP := .venv-interop
+PEERS  := torch==2.13.0 transformers==5.23.0
 NATIVE := $(wildcard csrc/*.c csrc/*.h csrc/*.py)
 
 # A C module that does not compile is an error here, not a quiet fall back to NumPy or to an older one.
@@ -15,7 +17,7 @@ export REFMOE_REQUIRE_C ?= 1
 export OPENBLAS_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help build golden test smoke kernels vectors lint exhaustive size clean
+.PHONY: help build golden test smoke kernels vectors lint interop exhaustive digests size clean
 
 help:
 	@echo "make golden      build, then write and verify $(GOLDEN): a full-size layer, forward and backward"
@@ -24,7 +26,9 @@ help:
 	@echo "make kernels     which kernels this machine can run"
 	@echo "make vectors     write spec/vectors again (they must not change unless SPEC_VERSION does)"
 	@echo "make lint        ruff"
+	@echo "make interop     compare with every block of transformers, in an environment of its own ($(PEERS))"
 	@echo "make exhaustive  every float32 input of the functions of one variable: hours"
+	@echo "make digests     the full-size bundle under every kernel and thread count: one digest, minutes"
 	@echo "make size        lines of each part of the house"
 	@echo "make build       set up $(VENV) and build the C module"
 	@echo "make clean       remove what these commands made, $(VENV) included"
@@ -65,6 +69,17 @@ vectors: $(READY)
 lint: $(LINTER)
 	$(BIN)/ruff check .
 
+digests: $(READY)
+	$(BIN)/python tests/exhaustive/digests.py
+
+$(INTEROP)/.ready: Makefile pyproject.toml setup.py $(NATIVE)
+	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check -e . 'pytest>=8' $(PEERS)
+	@touch $@
+
+interop: $(INTEROP)/.ready
+	$(INTEROP)/bin/python -m pytest -q -o python_files='compare_*.py' tests/interop
+
 exhaustive: $(READY)
 	$(BIN)/python tests/exhaustive/elementary.py
 
@@ -74,6 +89,6 @@ size:
 	  printf '%7d lines  %s\n' "$$(cat $$part 2>/dev/null | wc -l)" "$$part"; done
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis csrc/_kernels.c
+	rm -rf $(VENV) $(INTEROP) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis csrc/_kernels.c
 	rm -f refmoe/_kernels*.so csrc/*.o
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

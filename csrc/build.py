@@ -1,7 +1,7 @@
 """From csrc/ to the compiled module refmoe._kernels.
 
-setup.py reads `ffibuilder` from here (cffi_modules). In a checkout, `python csrc/build.py` compiles the module into refmoe/ and does nothing when
-it is newer than every source; `--force` compiles anyway.
+setup.py reads `ffibuilder` from here (cffi_modules). In a checkout, `python csrc/build.py` compiles the module into
+refmoe/ and does nothing when it is newer than every source; `--force` compiles anyway.
 """
 
 import os

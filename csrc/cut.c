@@ -13,7 +13,7 @@ static int64_t most_rows_of_an_expert(const struct product *p)
     return most;
 }
 
-/* Packed rows of a unit take up to 2 MiB: enough to pay for the packed columns they meet, little enough for the cache. */
+/* Packed rows of a unit take up to 2 MiB: enough to pay for the packed columns they meet, and still in cache. */
 struct cut refmoe_cut(const struct product *p)
 {
     int64_t most = most_rows_of_an_expert(p), tile = p->tile->rows;

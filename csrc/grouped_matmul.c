@@ -28,7 +28,7 @@ static unsigned enter_environment(void)
 
 static void leave_environment(unsigned found) { _mm_setcsr(found); }
 #else
-#error "refmoe sets the floating-point environment of each thread; this processor's way of doing so is still to be written"
+#error "refmoe must set each thread's floating-point environment; this processor's way is still to be written"
 #endif
 
 /* ---- fork ---- */

@@ -39,8 +39,8 @@ void refmoe_pack_rows(const struct product *p, const struct unit *u, void *room)
     }
 }
 
-/* dst (length, width) = the columns first .. first + cols of b, then columns of zeros up to the tile's width: padding beside
-   the output, never along the sum. Short runs of k keep both sides of the transposition in cache. */
+/* dst (length, width) = columns first .. cols of b, then columns of zeros up to the tile's width: padding beside the
+   output, never along the sum. Short runs of k keep both sides of the transposition in cache. */
 #define DEFINE_TURN(name, type)                                                                                       \
     static void name(const type *b, int64_t b_step, int64_t b_col, int64_t from, int64_t to, int first, int cols,     \
                      int width, type *dst)                                                                            \

@@ -1,4 +1,4 @@
-/* product.h: one grouped product as three kinds of stage share it, and the piece of it that a thread computes at a time. */
+/* product.h: one description for the three grouped products, and the piece that a thread computes at a time. */
 
 #ifndef REFMOE_PRODUCT_H
 #define REFMOE_PRODUCT_H
@@ -27,8 +27,8 @@ struct product {
     char *out;
 };
 
-/* Part of an expert's block: rows x cols outputs. Pointers stand at its first element; out_row elements lie from one row
-   of out (and acc) to the next. */
+/* Part of an expert's block: rows x cols outputs. Pointers stand at its first element; out_row elements lie from one
+   row of out (and acc) to the next. */
 struct unit {
     int64_t rows, cols, out_row;
     struct operand pair[MAX_PAIRS];

@@ -11,8 +11,8 @@ const struct format refmoe_formats[NUM_STORES] = {
 
 float refmoe_canonical(float x) { return x == x ? x : float_of_bits(0x7FC00000u); }
 
-/* Round to nearest, half to even, to a format: 3 * 2^51 quanta are added and taken away, so float64's own rounding falls on
-   the quantum of the result. Beyond the largest finite number: infinity. NaN: the canonical one. */
+/* Round to nearest, half to even, to a format: 3 * 2^51 quanta are added and taken away, so that float64's own rounding
+   falls on the quantum of the result. Beyond the largest finite number: infinity. NaN: the canonical one. */
 float refmoe_round(double x, int format)
 {
     const struct format *f = &refmoe_formats[format];
@@ -28,7 +28,8 @@ float refmoe_round(double x, int format)
 }
 
 /* An upper bound of sqrt(squares), 0 for 0, non-finite for a non-finite argument. One Newton step lands at or above the
-   root from any positive start (the mean inequality); the factor covers the roundings of this line and of the sum of squares. */
+   root from any positive start (the mean inequality); the factor covers the roundings here and in the sum of squares,
+   which err by at most 2^-53 of it a term. */
 double refmoe_norm_above(double squares)
 {
     if (squares == 0 || !is_finite(squares))

@@ -1,4 +1,4 @@
-/* tile_portable.c: the definition of a tile, in C that any processor runs. The vector tiles must equal it in every bit. */
+/* tile_portable.c: the definition of a tile, in C that any processor runs. Vector tiles must equal it in every bit. */
 
 #include "tile.h"
 
@@ -16,8 +16,8 @@ static void multiply_exact(int rows, int64_t length, const void *a_, const void 
                 acc[i * COLS + j] += a[i] * (double)b[j];
 }
 
-/* fma(a, b, c) in float32. The float64 sum rounds correctly once more unless it lies on a midpoint of two float32 or below the
-   normal range; those few are first rounded to odd. */
+/* fma(a, b, c) in float32. Rounding the float64 sum once more is right unless it lies on a midpoint of two float32 or
+   below the normal range; those few are first rounded to odd. */
 static float fused(float a, float b, float c)
 {
     double product = (double)a * (double)b, sum = product + (double)c, error;

@@ -189,7 +189,7 @@ static void compute_tile(const struct product *p, const struct unit *u, struct s
 
 /* ---- the unit ---- */
 
-/* A few panels at a time meet all rows, so that both a long sum's panels and a short sum's row of tiles stay in cache. */
+/* A few panels at a time meet all rows: a long sum's panels, or a short sum's row of tiles, stay in cache. */
 void refmoe_compute_unit(const struct product *p, const struct unit *u, struct scratch *s)
 {
     int width = p->tile->cols;

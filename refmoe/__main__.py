@@ -10,28 +10,38 @@ import signal
 import sys
 
 STORES = {"f32": "float32", "bf16": "bf16", "f16": "fp16", "f64": "float64"}
-REFUSALS = (ValueError, TypeError, ImportError, OSError, MemoryError)
+REFUSALS = (ValueError, TypeError, ImportError, OSError, MemoryError, ArithmeticError, RuntimeError)
 
 
 def main(argv=None):
     """Parses the arguments, runs the command, returns the exit status."""
-    args = parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _terminate)
     try:
+        signal.signal(signal.SIGTERM, _terminate)
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")  # a terminal without block characters still gets its report
+        args = parser().parse_args(argv)
         return args.run(args)
     except KeyboardInterrupt:
+        _say("")
         print("refmoe: interrupted; nothing half done is left behind", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output went away
         return 0
     except REFUSALS as error:
+        _say("")
         print(f"refmoe: error: {error}", file=sys.stderr)
         return 2
 
 
 def _terminate(number, frame):
     raise SystemExit(128 + number)
+
+
+def _say(step):
+    """The step at work, on a terminal; the next one, or the report, takes its place."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{step + ' ...' if step else ''}", end="", file=sys.stderr, flush=True)
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------
@@ -46,6 +56,7 @@ def parser():
     _add_golden(commands)
     _add_check(commands)
     _add(commands, "presets", run_presets, "list the layers of real models")
+    _add_params(commands)
     _add(commands, "info", run_info, "versions, backend and why, kernels, threads")
     _add(commands, "kernels", run_kernels, "list the compiled kernels and which of them can run here")
     vectors = _add(commands, "vectors", run_vectors, "write the small committed vectors")
@@ -116,7 +127,7 @@ def run_golden(args):
                           threads=args.threads, kernel=args.kernel)  # fmt: skip
     arrays = _user_arrays(args)
     tokens, rows, stored = prepare(config, num, args.tokens, not args.no_backward, args.seed, arrays)
-    written = write_bundle(args.out, config, num, refmoe.SPEC_VERSION, title, tokens, rows, stored, args.force)
+    written = write_bundle(args.out, config, num, refmoe.SPEC_VERSION, title, tokens, rows, stored, args.force, _say)
     print(report.golden_report(written, config, num, args.out))
     return 0
 
@@ -145,12 +156,27 @@ def run_check(args):
     from refmoe.golden import BundleError, check_bundle, report
 
     try:
-        checked = check_bundle(args.directory, refmoe.SPEC_VERSION, args.backend, args.threads, args.kernel)
+        checked = check_bundle(args.directory, refmoe.SPEC_VERSION, args.backend, args.threads, args.kernel, _say)
+        _say("")
     except BundleError as error:
+        _say("")
         print(f"refmoe: {error}", file=sys.stderr)
         return error.code
     print(report.check_report(checked, args.directory), file=sys.stderr if checked.differences else sys.stdout)
     return 1 if checked.differences else 0
+
+
+def _add_params(commands):
+    from refmoe.models.accounting.command import add_arguments
+
+    add_arguments(_add(commands, "params", run_params, "count the parameters, bytes and cost of published models"))
+
+
+def run_params(args):
+    """Sizes of published models."""
+    from refmoe.models.accounting.command import run
+
+    return run(args)
 
 
 def run_presets(args):

@@ -79,4 +79,5 @@ def _where_inside(m, real, below, above, value):
     if above is None:
         return value
     outside = real > above if below is None else (real > above) | (real < -below)
-    return m.where(outside, 0, value)
+    inside = m.where(outside, 0, 1)
+    return value * m.where(real != real, float("nan"), inside)  # NaN stays NaN, and 0 times infinity is NaN

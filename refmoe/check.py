@@ -29,10 +29,12 @@ class Row(NamedTuple):
     elements: int
     complex_step: float
     difference: float
+    rounding: float  # what the rounding of the function's own value makes of complex step, in the same measure
 
     @property
     def ok(self):
-        return self.complex_step <= TOLERANCE["complex_step"] and self.difference <= TOLERANCE["difference"]
+        bar = max(TOLERANCE["complex_step"], self.rounding)
+        return self.complex_step <= bar and self.difference <= TOLERANCE["difference"]
 
 
 class GradientCheck(NamedTuple):
@@ -212,8 +214,10 @@ def _check(name, gradient, at, function, seed, limit):
     # along one direction, kept short so that the step crosses no kink of the layer
     direction = generate(f"direction.{name}", at.shape, seed).astype(np.float64)
     slope = central_difference(function, at, direction)
-    noise = 2.0**-48 * abs(function(at))
-    return Row(name, len(index), relative_error(g, exact, noise), _along(gradient, direction, slope))
+    noise = 2.0**-50 * abs(function(at))  # the rounding of the function's own value
+    slope_error = _along(gradient, direction, slope, 4 * noise / WIDTH)
+    scale = np.abs(exact).max(initial=noise)
+    return Row(name, len(index), relative_error(g, exact, noise), slope_error, noise / scale if scale else 0.0)
 
 
 def complex_step(function, at, i):
@@ -241,8 +245,8 @@ def relative_error(got, want, noise):
     return float(np.abs(got - want).max() / scale)
 
 
-def _along(gradient, direction, slope):
-    """|<g, v> - slope| over |g| |v|, the size the product could have."""
+def _along(gradient, direction, slope, noise):
+    """|<g, v> - slope|, beyond the noise of a difference of rounded values, over |g| |v|, the size it could have."""
     scale = np.sqrt(np.sum(gradient * gradient) * np.sum(direction * direction))
-    error = abs(np.sum(gradient * direction) - slope)
+    error = max(0.0, abs(np.sum(gradient * direction) - slope) - noise)
     return float(error / scale) if scale else float(error)

@@ -7,8 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import selection
 from .config import MoEConfig
-from .recipes import MoEParams, name_params, parameter_shapes
+from .losses import Losses
+from .numerics import Numerics
+from .recipes import MoEParams, SharedParams, name_params, parameter_shapes
 from .refusals import require
 
 
@@ -28,6 +31,8 @@ def check_inputs(x, params, config, num, given, keep):
     """Raises TypeError or ValueError: the argument, what was expected, what came, one fix.   Spec 0.4"""
     got = type(config).__name__
     require(isinstance(config, MoEConfig), TypeError, "config", "a MoEConfig", got, "use load_preset or MoEConfig")
+    got = type(num).__name__
+    require(isinstance(num, Numerics), TypeError, "num", "a Numerics", got, "make one with refmoe.Numerics(...)")
     num.check_environment()
     keeps = ("all", "backward", "y")
     require(keep in keeps, ValueError, "keep", "'all', 'backward' or 'y'", repr(keep), "choose one of these")
@@ -55,6 +60,9 @@ def _check_params(params, config, num):
     for name in named:
         fix = "the configuration does not have it: leave it out"
         require(False, ValueError, f"params.{name}", "None", "an array", fix)
+    bias = params.selection_bias
+    ok = bias is None or bool(np.isfinite(bias).all())
+    require(ok, ValueError, "params.selection_bias", "finite values", "infinities or NaN", "replace them")
 
 
 _GIVEN_SHAPES = {
@@ -75,6 +83,8 @@ def _check_given(given, num_tokens, config, num):
             _check_integers(
                 f"given.{name}", array, tuple(sizes[a] for a in axes), "b" if name == "token_mask" else "iu"
             )
+    if given.topk_indices is not None:
+        selection.check_given(given.topk_indices, config.num_experts)
     if given.logits is not None:
         num.check_stored("given.logits", given.logits, (num_tokens, config.num_experts))
     for name in ("token_ids", "noise"):
@@ -113,7 +123,7 @@ def _check_counts(counts, config):
     require(ok, ValueError, "given.counts_so_far", wanted, counts.tolist(), "pass the running sum of balance_counts")
 
 
-def check_upstream(d_y, x, record, config, num, d_logits):
+def check_upstream(d_y, x, record, params, config, num, d_losses, d_logits, into):
     """Raises TypeError or ValueError for an upstream gradient or a record of another x.   Spec 0.4"""
     num.check_stored("d_y", d_y, x.shape)
     ok = getattr(record, "routing", None) is not None
@@ -123,3 +133,31 @@ def check_upstream(d_y, x, record, config, num, d_logits):
     require(tokens == len(x), ValueError, "record", f"the record of these {len(x)} tokens", f"one of {tokens}", fix)
     if d_logits is not None:
         num.check_stored("d_logits", d_logits, (len(x), config.num_experts))
+    if d_losses is not None:
+        _check_d_losses(d_losses, config)
+    if into is not None:
+        _check_into(into, params, config, num)
+
+
+def _check_d_losses(d_losses, config):
+    got = type(d_losses).__name__
+    require(isinstance(d_losses, Losses), TypeError, "d_losses", "Losses", got, "build it with refmoe.Losses(...)")
+    for name in ("balance", "z", "importance"):
+        value, has = getattr(d_losses, name), getattr(config.losses, name) is not None
+        ok = value is None or (has and np.ndim(value) == 0 and bool(np.isfinite(value)))
+        wanted = "a finite scalar or None" if has else "None, as there is no such loss"
+        require(ok, ValueError, f"d_losses.{name}", wanted, repr(value), "give one number for each loss")
+
+
+def _check_into(into, params, config, num):
+    got = type(into).__name__
+    require(isinstance(into, MoEParams), TypeError, "into", "MoEParams", got, "give arrays, sinks or None by field")
+    ok = params.shared is None or isinstance(into.shared, SharedParams)
+    got, fix = type(into.shared).__name__, "the layer has a shared expert: give a SharedParams, of None if need be"
+    require(ok, TypeError, "into.shared", "SharedParams", got, fix)
+    shapes = parameter_shapes(config)
+    for name, place in name_params(into).items():
+        fix = "only parameters of the configuration have gradients"
+        require(name in shapes and name != "selection_bias", ValueError, f"into.{name}", "None", "a place", fix)
+        if not hasattr(place, "take") or isinstance(place, np.ndarray):
+            num.check_stored(f"into.{name}", place, shapes[name][0])

@@ -12,6 +12,7 @@ import numpy as np
 
 MODULE = "refmoe._kernels"
 REMEDY = "install a C compiler and Python's headers, and install refmoe again; REFMOE_REQUIRE_C=1 shows what fails"
+WORK_OF_A_THREAD = 1 << 18  # multiplications; below this a second thread is slower than none
 TIERS = ("rounding_test", "grid", "compensated", "exact")
 KNOWN = ("portable", "avx2", "avx512")  # slowest first, as in csrc/kernel_table.c
 _PROFILES = {"exact": "REFMOE_EXACT", "chain": "REFMOE_CHAIN", "float64": "REFMOE_UNFUSED"}
@@ -65,7 +66,8 @@ def load(kernel=None, threads=None):
     cause = build_error()
     if cause is not None:
         raise ImportError(f"backend 'c': expected the compiled module {MODULE}, got {cause}; {REMEDY}", name=MODULE)
-    return CEngine(_choose_kernel(kernel), _choose_threads(threads))
+    asked = threads is not None or bool(os.environ.get("REFMOE_NUM_THREADS"))
+    return CEngine(_choose_kernel(kernel), _choose_threads(threads), adapt=not asked)
 
 
 def _module():
@@ -112,8 +114,8 @@ class CEngine:
 
     name = "c"
 
-    def __init__(self, kernel, threads):
-        self.kernel, self.threads = kernel, threads
+    def __init__(self, kernel, threads, adapt=False):
+        self.kernel, self.threads, self._adapt = kernel, threads, adapt
         self.calls, self.tiers = Counter(), Counter()
         self._lock = threading.Lock()
         self._ffi, self._lib = _module()
@@ -134,7 +136,7 @@ class CEngine:
         bias, acc = _array("bias", bias, dtype, (E, M), True), _array("acc", acc, dtype, (N, M), True)
         out = np.empty((N, M), dtype)
         sizes = (E, N, M, K, self._pointer(offsets))
-        self._call("grouped_matmul", rule, dtype, *sizes, *map(self._pointer, (x_rows, w, bias, acc, out)))
+        self._call("grouped_matmul", rule, dtype, N * M * K, *sizes, *map(self._pointer, (x_rows, w, bias, acc, out)))
         return out
 
     def grouped_matmul_backward_x(self, rule, pairs, offsets, acc=None):
@@ -155,7 +157,8 @@ class CEngine:
         out = np.empty((N, K), dtype)
         rows = [(self._pointer(d), self._pointer(w), d.shape[1]) for d, w in pairs]
         table = self._ffi.new(f"refmoe_pair_f{8 * dtype.itemsize}[]", rows)
-        self._call("grouped_matmul_backward_x", rule, dtype, E, N, K, self._pointer(offsets), len(pairs), table,
+        work = N * K * sum(d.shape[1] for d, _ in pairs)
+        self._call("grouped_matmul_backward_x", rule, dtype, work, E, N, K, self._pointer(offsets), len(pairs), table,
                    self._pointer(acc), self._pointer(out))
         return out
 
@@ -171,8 +174,8 @@ class CEngine:
         E, K = max(len(offsets) - 1, 0), x_rows.shape[1]
         offsets, acc = _offsets(offsets, E, N), _array("acc", acc, dtype, (E, M, K), True)
         out = np.empty((E, M, K), dtype)
-        sizes = (E, N, M, K, self._pointer(offsets))
-        self._call("grouped_matmul_backward_w", rule, dtype, *sizes, *map(self._pointer, (d_rows, x_rows, acc, out)))
+        sizes, arrays = (E, N, M, K, self._pointer(offsets)), map(self._pointer, (d_rows, x_rows, acc, out))
+        self._call("grouped_matmul_backward_w", rule, dtype, N * M * K, *sizes, *arrays)
         return out
 
     def _pointer(self, array):
@@ -182,9 +185,13 @@ class CEngine:
         kind = {4: "float *", 8: "double *"}[array.itemsize] if array.dtype != np.int64 else "int64_t *"
         return self._ffi.cast(kind, array.ctypes.data)
 
-    def _call(self, name, rule, dtype, *arguments):
+    def _threads_for(self, work):
+        """One thread where waking another would cost more than it does, unless a count was asked for."""
+        return min(self.threads, 1 + work // WORK_OF_A_THREAD) if self._adapt else self.threads
+
+    def _call(self, name, rule, dtype, work, *arguments):
         function = getattr(self._lib, f"refmoe_{name}_f{8 * dtype.itemsize}")
-        how = self._ffi.new("refmoe_how *", self._how(rule))
+        how = self._ffi.new("refmoe_how *", self._how(rule, self._threads_for(work)))
         tiers = self._ffi.new("refmoe_tiers *")
         status = function(how, *arguments, *([tiers] if dtype == np.float32 else []))
         if status == self._lib.REFMOE_NO_MEMORY:
@@ -196,10 +203,10 @@ class CEngine:
             if rule.profile == "exact":
                 self.tiers.update({tier: getattr(tiers, tier) for tier in TIERS})
 
-    def _how(self, rule):
+    def _how(self, rule, threads):
         codes = (_code("profile", rule.profile, _PROFILES), _code("format", rule.format, _FORMATS),
                  _code("force_tier", rule.force_tier, _FORCES))
-        return (self._index, self.threads, *(getattr(self._lib, code) for code in codes))
+        return (self._index, threads, *(getattr(self._lib, code) for code in codes))
 
 
 def _code(name, value, table):

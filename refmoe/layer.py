@@ -75,7 +75,7 @@ class MoEGrads(NamedTuple):
 
 
 def forward(x, params, config, num, given, chosen=None):
-    """moe_forward without its door. `chosen`: a record whose selection, plan and counts are taken over."""
+    """moe_forward without its door. `chosen`: a record whose selection, plan and counts are taken over.   Spec 3.5"""
     if chosen is not None:
         given = given._replace(topk_indices=chosen.routing.topk_indices)
     routing = route(x, params, config, num, given)
@@ -153,7 +153,7 @@ def moe_backward(d_y, x, params, record, config, num, given=None, d_losses=None,
     """
     given = Given() if given is None else given
     check_inputs(x, params, config, num, given, "all")
-    check_upstream(d_y, x, record, config, num, d_logits)
+    check_upstream(d_y, x, record, params, config, num, d_losses, d_logits, into)
     into = _no_params(params) if into is None else into
     # y = routed + shared
     saved = x, record.routing.topk_weights, record.plan, record.experts

@@ -73,7 +73,8 @@ def balance_loss(logits, counts, scopes, config, num):
     loss = config.losses.balance
 
     def formula(m, z, n, divisor):
-        return m.sum(n * _probs(m, z, loss.probs) / divisor, axis=(-2, -1)) * (loss.coefficient * config.num_experts)
+        total = m.sum(n * _probs(m, z, loss.probs) / divisor, axis=(-2, -1))
+        return total * (m.constant(loss.coefficient) * config.num_experts)
 
     return _over_tokens(num, "losses.balance", formula, logits, counts, scopes, config, core=2)
 
@@ -84,10 +85,10 @@ def balance_loss_backward(d_loss, logits, counts, scopes, config, num):
     d_loss scalar, logits (T, E), counts (S, E) -> d_logits_balance (T, E)
     """
     loss = config.losses.balance
-    scale = loss.coefficient * config.num_experts
 
     def formula(m, z, n, divisor, d):
-        # loss = scale sum_te n_e p_te / divisor_t
+        # loss = scale sum_te n_e p_te / divisor_t,   scale = coefficient E
+        scale = m.constant(loss.coefficient) * config.num_experts
         return _probs_backward(m, z, n, loss.probs) * scale * d / divisor
 
     rows = _over_tokens(num, "d_logits_balance", formula, logits, counts, scopes, config, d_loss, core=1)
@@ -105,12 +106,10 @@ def _probs_backward(m, z, n, kind):
     """d_z of sum_e n_e p_e."""
     if kind == "softmax":
         p = m.softmax(z)
-        return p * m.centre(n, p)
+        return p * m.centre(n, p, z)
     if kind == "sigmoid":
         return n * m.sigmoid_derivative(z)
-    s = m.sigmoid(z)
-    total = m.sum(s, keepdims=True)
-    return m.sigmoid_derivative(z) / total * m.centre(n, s / total)
+    return m.sigmoid_derivative(z) / m.sum(m.sigmoid(z), keepdims=True) * m.sigmoid_centre(n, z)
 
 
 def _over_tokens(num, name, formula, logits, counts, scopes, config, *scalars, core):
@@ -160,7 +159,7 @@ def z_loss_backward(d_loss, logits, scopes, config, num):
     def formula(m, z, d):
         # loss = c / T sum_t lse_t^2,   d lse / d z_j = p_j
         lse = m.take(m.logsumexp(z), (..., None))
-        return lse * m.softmax(z) * (2 * c) * d / count
+        return lse * m.softmax(z) * (2 * m.constant(c)) * d / count
 
     d = np.broadcast_to(d_loss, (count, 1))
     return _spread(num.evaluate("d_logits_z", formula, logits[scopes.tokens], d, core=1), scopes, logits)
@@ -203,7 +202,7 @@ def importance_loss_backward(d_loss, logits, topk_indices, scopes, config, num):
         d_variance = deviation * 2 / (E - loss.ddof)
         d_scale = mean * 2 / E
         d_importance = (d_variance * scale - variance * d_scale) / (scale * scale)
-        return gates * m.centre(d_importance + gates * 0, gates) * loss.coefficient * d
+        return gates * m.centre(d_importance + gates * 0, gates, z) * loss.coefficient * d
 
     inputs = _gate_inputs(logits, topk_indices, scopes, loss)
     d = np.broadcast_to(d_loss, inputs[0].shape)

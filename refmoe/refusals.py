@@ -2,6 +2,6 @@
 
 
 def require(condition, error, argument, expected, got, fix):
-    """Raises error("argument: expected ..., got ...; fix") unless the condition holds."""
+    """Raises error("argument: expected ..., got ...; fix") unless the condition holds.   Spec 0.4"""
     if not condition:
         raise error(f"{argument}: expected {expected}, got {got}; {fix}")

@@ -137,7 +137,7 @@ def _kept_softmax_backward(m, G, z, used, c):
     """d_z_j = c w_j (G_j - sum_i G_i w_i)."""
     w = m.masked_softmax(z, m.real(used) == 1)
     G = m.where(m.real(used) == 1, G, 0)
-    return w * m.centre(G, w) * c
+    return w * m.centre(G, w, z) * c
 
 
 def _normalized(m, s, used, routing):
@@ -184,7 +184,7 @@ def _differences(m, G, s):
 def _refuse_zero_sums(s, kept, routing):
     counted = np.where(kept, s, np.zeros_like(s))
     zero = (counted == 0).all(axis=-1) & kept.any(axis=-1)
-    got, fix = f"0 for token {zero.argmax()}", "set routing.norm_eps or raise its logits"
+    got, fix = f"0 for token {zero.argmax() if len(zero) else None}", "set routing.norm_eps or raise its logits"
     ok = routing.norm_eps > 0.0 or not zero.any()
     require(ok, ValueError, "routing.normalize", "a positive sum of kept scores", got, fix)
 
@@ -217,7 +217,7 @@ def route(x, params, config, num, given):
     scores = SCORE_FNS[config.routing.score_fn][0](logits, num)
     lse = num.evaluate("lse", lambda m, z: m.logsumexp(z), logits, core=1)
     if given.topk_indices is not None:
-        indices = selection.given(given.topk_indices, config.num_experts)
+        indices = selection.given(given.topk_indices)
         return RoutingRecord(logits, scores, None, None, indices, None, None, lse, None)
     ranked, group_scores = choice_scores(logits, scores, params.selection_bias, config.routing, num)
     indices = select_topk(ranked, config.top_k)

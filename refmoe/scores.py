@@ -22,7 +22,7 @@ def softmax_backward(d_scores, logits, num):
 
 def _softmax_backward(m, d_scores, z):
     p = m.softmax(z)
-    return p * m.centre(d_scores, p)
+    return p * m.centre(d_scores, p, z)
 
 
 def sigmoid(logits, num):

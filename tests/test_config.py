@@ -164,7 +164,12 @@ REFUSALS = [
     ({"top_k": 0}, "top_k: expected at least 1, got 0"),
     ({"hidden_size": -1}, "hidden_size: expected at least 1, got -1"),
     ({"routing": {"num_groups": 4}}, "routing.num_groups: expected a divisor of num_experts = 6, got 4"),
-    ({"routing": {"top_groups": 2}}, "routing.top_groups: expected at most num_groups = 1, got 2; set top_groups to 1 or less"),
+    ({"routing": {"top_groups": 2}}, "routing.top_groups: expected at most num_groups = 1, got 2; set top_groups to 1"),
+    ({"experts": {"alpha": -1.0}}, "experts.alpha: expected a positive number, got -1.0"),
+    (
+        {"num_experts": 1, "top_k": 1, "losses": {"importance": {"ddof": 1}}},
+        "losses.importance.ddof: expected 0 with one expert, got 1",
+    ),
     ({"routing": {"num_groups": 3, "top_groups": 4}}, "routing.top_groups: expected at most num_groups = 3, got 4"),
     (
         {"routing": {"num_groups": 3, "group_score_topn": 3}},

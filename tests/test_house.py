@@ -23,10 +23,11 @@ FLOORS = {
     "formats": 0, "config": 0, "recipes": 0,
     "numerics": 1,
     "scores": 2, "selection": 2, "activations": 2, "dispatch": 2, "grouped": 2,
-    "routing": 3, "experts": 3, "losses": 3, "inputs": 3,
+    "routing": 3, "experts": 3, "losses": 3,
+    "encodings": 3, "inputs": 3.5,
     "layer": 4,
     "__init__": ROOF, "__main__": ROOF, "check": ROOF, "info": ROOF, "bench": ROOF,
-    "lab": ROOF, "golden": ROOF, "models": ROOF,
+    "lab": ROOF, "golden": ROOF, "models": ROOF, "integrations": ROOF,
     "kernels": SIDE,
 }  # fmt: skip
 BOOK = [name for name, floor in FLOORS.items() if GROUND <= floor < ROOF]

@@ -68,7 +68,8 @@ def sizes(kernel, rule):
     yield (1, 0, 2 * rows - 1), cols + 1, cols - 1
     yield (7, 13, 1), 37, 67  # primes; 67 is past one run of the transposition
     yield (33, 31), 2 * cols, 2 * cols + 3  # sums over rows next to where short sums end
-    yield (2,), 3, 259  # more columns than a unit has
+    yield (2,), 3, 259  # more columns than a unit has, going back
+    yield (2,), 259, 3  # and forward, under a bias
     yield (520, 1), 2, 3  # more rows than a unit has
     yield (1,) * 9, 5, 6  # more units than threads
 
@@ -130,6 +131,13 @@ def overflow_edges(form):
             yield [(sign * 2.0**120, 2.0**120), (rest, 1.0)]
 
 
+def grid_edges(form):
+    """A midpoint plus half a unit of float64: a grid test that allows one bit too many takes it for the midpoint."""
+    half = 2.0 ** (25 - oracle.FORMATS[form][0])
+    for sign in (1.0, -1.0):
+        yield [(sign * 2.0**12, 2.0**13), (sign * half, 1.0), (sign * 2.0**-14, 2.0**-14)]
+
+
 def diagonal(sums):
     """x (n, L), w (n, L) whose diagonal of x w^T are the sums (padded with zeros, which add nothing in exact)."""
     length = max(map(len, sums))
@@ -144,7 +152,7 @@ def diagonal(sums):
 @each_kernel
 def test_midpoints_plus_and_minus_one_quantum(kernel, form, force):
     sums = [terms for pair in midpoint_terms(form, np.random.default_rng(1)) for terms in pair]
-    sums += [*subnormal_midpoints(form), *overflow_edges(form)]
+    sums += [*subnormal_midpoints(form), *overflow_edges(form), *grid_edges(form)]
     engine, rule = Guarded(kernel, 2), Rule("exact", form, force)
     x, w = diagonal(sums)
     offsets = np.arange(len(sums) + 1)
@@ -169,6 +177,44 @@ def test_midpoints_made_by_accumulator_and_bias(kernel):
     want = [oracle.exact_sum([(1.0, 1.0)], pair, "float32") for pair in addends]
     got = engine.grouped_matmul(rule, x, w, np.arange(n + 1), bias=bias, acc=acc)
     assert differing_bits(got[:, 0], np.array(want, np.float32)) == 0
+
+
+@each_rule
+@each_kernel
+def test_zeros_of_both_signs_over_no_and_one_product(kernel, rule):
+    """-0 plus -0 is +0 where the value is exact, and -0 in a chain that starts from an accumulator of -0."""
+    zeros = np.array([0.0, -0.0], oracle.dtype(rule))
+    factor, acc, bias = (grid.reshape(-1, 1) for grid in np.meshgrid(zeros, zeros, zeros))
+    offsets, engine = np.arange(9), Guarded(kernel, 1)
+    for length in (0, 1):
+        x, w = np.ones((8, length), factor.dtype), np.repeat(factor[..., None], length, axis=2)
+        for addends in ({}, {"acc": acc}, {"bias": bias}, {"acc": acc, "bias": bias}):
+            want = oracle.grouped_matmul(rule, x, w, offsets, **addends)
+            assert differing_bits(engine.grouped_matmul(rule, x, w, offsets, **addends), want) == 0
+
+
+def hard_triples():
+    """a b + c that float64 takes for a float32 midpoint though it lies 2^-36 of the product beside one."""
+    above, below = (1 + 2.0**-12, 1 - 2.0**-12 + 2.0**-24), (1 + 2.0**-18, 1 - 2.0**-18)  # products 1 +- 2^-36
+    for a, b in (above, below):
+        for n in (1, 2, 3, 2**23 - 1, 2**23, 2**23 + 1, 2**24 - 1):
+            for last in (-149, -140, -126, -23, 0, 100):  # exponent of the last place of c
+                for sign in (1.0, -1.0):
+                    half = 2.0 ** ((last - 1) // 2), 2.0 ** (last - 1 - (last - 1) // 2)
+                    yield a * half[0], sign * b * half[1], n * 2.0**last
+                    yield a * half[0], sign * b * half[1], -n * 2.0**last
+
+
+@each_kernel
+def test_fused_multiply_add_beside_midpoints(kernel):
+    triples = np.array(list(hard_triples()))
+    a, b, c = triples.astype(np.float32).T.reshape(3, -1, 1)
+    assert (np.hstack([a, b, c]) == triples).all()
+    want = np.array([[oracle.fused(*triple)] for triple in triples.tolist()], np.float32)
+    twice = np.float32(a.astype(np.float64) * b + c)
+    got = Guarded(kernel, 1).grouped_matmul(Rule("chain", "float32"), a, b[:, None], np.arange(len(a) + 1), acc=c)
+    assert differing_bits(got, want) == 0
+    assert differing_bits(twice, want) > 50  # rounding twice is wrong on these: they are hard
 
 
 # ---- tiers and counters ----

@@ -2,14 +2,21 @@
 
 import math
 from fractions import Fraction
+from functools import partial
 
 import mpmath
 import numpy as np
 import pytest
+from cases import same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refmoe import BalanceLoss, ImportanceLoss, LossesConfig, MoEConfig, Numerics
+from refmoe.formats import round_fraction
+from refmoe.losses import Scopes, balance_loss_backward, importance_loss_backward
 from refmoe.numerics import fixed_point
+from refmoe.numerics.fixed_point import Dyadic, as_fraction
+from refmoe.numerics.interval import as_interval
 from refmoe.numerics.precise import Interval, Precise, PrecisionNeeded, round_interval
 
 TRUTH = {
@@ -27,8 +34,15 @@ TRUTH = {
 AT_ZERO = {"exp": 1, "expm1": 0, "log1p": 0, "sigmoid": Fraction(1, 2), "tanh": 0, "erf": 0, "erfc": 1, "sqrt": 0}
 
 
-def exactly(fraction):
-    return mpmath.mpf(fraction.numerator) / fraction.denominator
+def exactly(number):
+    """A Fraction or the end of an interval, of any exponent, as an mpf."""
+    if isinstance(number, Dyadic):
+        return mpmath.mpf((number.m, number.e))
+    return mpmath.mpf(number.numerator) / number.denominator
+
+
+def width(interval):
+    return as_fraction(interval.hi) - as_fraction(interval.lo)
 
 
 def precise_arguments(name, rng):
@@ -53,7 +67,7 @@ def test_intervals_contain_the_truth_and_are_narrow(name, bits):
                 assert exactly(interval.lo) == truth
             else:
                 assert exactly(interval.lo) < truth < exactly(interval.hi)
-                assert interval.hi - interval.lo <= abs(interval.lo) / 2 ** (bits - 2)
+                assert width(interval) <= abs(as_fraction(interval.lo)) / 2 ** (bits - 2)
 
 
 def test_intervals_at_1600_bits_and_of_rational_arguments():
@@ -62,7 +76,7 @@ def test_intervals_at_1600_bits_and_of_rational_arguments():
             for x in (Fraction(1, 3), Fraction(22, 7), Fraction(9, 8), Fraction(100, 3)):
                 interval = getattr(Precise(1600), name)(Interval(x))
                 assert exactly(interval.lo) < TRUTH[name](exactly(x)) < exactly(interval.hi)
-                assert interval.hi - interval.lo < abs(interval.lo) / 2**1590
+                assert width(interval) < abs(as_fraction(interval.lo)) / 2**1590
 
 
 @pytest.mark.parametrize("name", TRUTH)
@@ -88,20 +102,26 @@ def test_exact_points_stay_exact():
     assert not m.sqrt_constant(2).exact
 
 
-def test_limits_are_quick_and_one_sided():
+def test_what_saturates_stays_on_its_side_of_the_limit():
     m = Precise(200)
     low, high = m.constant(-1e30), m.constant(1e30)
-    for name in ("exp", "sigmoid", "softplus"):
-        tail = getattr(m, name)(low)
-        assert tail.lo == 0 < tail.hi < Fraction(1, 2**1100)
-    assert m.erfc(high).lo == 0 < m.erfc(high).hi < Fraction(1, 2**1100)
-    for one in (m.sigmoid(high), m.tanh(high), m.erf(high)):
+    for one in (m.sigmoid(high), m.tanh(high), m.erf(high), m.sigmoid(m.constant(3000))):
         assert one.lo < 1 == one.hi
     assert m.tanh(low).lo == -1 == m.expm1(low).lo and m.erfc(low).hi == 2
     assert m.softplus(high).lo == Fraction(1e30) < m.softplus(high).hi
+    assert m.exp(m.constant(2.0**-400)).lo == 1 == m.exp(m.constant(-(2.0**-400))).hi
+
+
+def test_beyond_any_exponent_worth_writing():
+    """Above 2^(2^14) in magnitude: a limit where there is one, else more digits would not help."""
+    m = Precise(200)
+    vast = m.constant(2**20000)
+    assert m.exp(-vast).lo == 0 < m.exp(-vast).hi < m.exp(m.constant(-3e38)).lo
+    assert m.sigmoid(-vast).lo == 0 == m.erfc(vast).lo == m.softplus(-vast).lo
+    assert m.sigmoid(vast).hi == 1 == m.tanh(vast).hi == m.erf(vast).hi
     for name in ("exp", "expm1"):
-        with pytest.raises(OverflowError):
-            getattr(m, name)(high)
+        with pytest.raises(PrecisionNeeded):
+            getattr(m, name)(vast)
 
 
 def test_constants():
@@ -156,7 +176,7 @@ def test_ends_are_rounded_outwards_to_the_bits():
     third = Interval(Fraction(1, 3) - Fraction(1, 10**9), Fraction(1, 3), 50)
     assert third.lo < Fraction(1, 3) - Fraction(1, 10**9) and third.hi > Fraction(1, 3)
     for end in (third.lo, third.hi, (third * third).lo, (-third).hi):
-        assert abs(end.numerator).bit_length() <= 51
+        assert abs(end.m).bit_length() <= 51
 
 
 def test_array_operations_match_fractions():
@@ -183,9 +203,9 @@ def to_bf16(fraction, negative):
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(-64, 64), st.integers(1, 400), st.sampled_from([32, 320, 3200]))
-def test_a_decided_interval_rounds_alike_at_every_member(low, width, unit):
-    interval = Interval(Fraction(low, 256), Fraction(low, 256) + Fraction(width, 8 * unit), 60)
-    inside = [interval.lo + (interval.hi - interval.lo) * Fraction(part, 10**6) for part in (1, 500_003, 999_999)]
+def test_a_decided_interval_rounds_alike_at_every_member(low, length, unit):
+    interval = Interval(Fraction(low, 256), Fraction(low, 256) + Fraction(length, 8 * unit), 60)
+    inside = [as_fraction(interval.lo) + width(interval) * Fraction(part, 10**6) for part in (1, 500_003, 999_999)]
     rounded = {str(to_bf16(x, x < 0)) for x in inside}
     decided, value = round_interval(interval, to_bf16)
     assert rounded == {str(value)} if decided else len(rounded) > 1 or interval.lo < 0 < interval.hi
@@ -205,3 +225,213 @@ def test_rounding_an_interval():
     for negative in (Interval(-least), Interval(-least, zero)):
         decided, value = round_interval(negative, to_bf16)
         assert decided and value == 0.0 and math.copysign(1.0, value) == -1.0
+
+
+# --- ends of any exponent --------------------------------------------------------------------------------------------
+
+HUGE_ARGUMENTS = (-3.4028234663852886e38, -1e30, -1e6, -70000.5, 70000.5, 1e6, 1e30, 3.4028234663852886e38)
+TINY_RESULTS = ("exp", "expm1", "sigmoid", "softplus", "tanh", "erf", "erfc")
+
+
+@pytest.mark.parametrize("bits", [60, 200, 800])
+@pytest.mark.parametrize("name", TINY_RESULTS)
+def test_every_float32_argument_has_a_narrow_interval(name, bits):
+    """mpmath's exponents are unlimited too, but its 1 + e^-x is 1: there the end says on which side the value lies."""
+    m = Precise(bits)
+    with mpmath.workdps(400):
+        for value in HUGE_ARGUMENTS:
+            interval, truth = getattr(m, name)(m.constant(value)), TRUTH[name](mpmath.mpf(value))
+            lo, hi = exactly(interval.lo), exactly(interval.hi)
+            assert lo <= truth <= hi and lo < hi
+            assert hi - lo <= abs(truth) * mpmath.mpf(2) ** (4 - bits)
+
+
+def test_tiny_numbers_of_both_signs_are_compared():
+    m = Precise(200)
+    for gap in (1e6, 1e30, 3e38):
+        near, far = m.exp(m.constant(-gap)), m.exp(m.constant(-gap - gap / 8))
+        assert 0 < far.lo < far.hi < near.lo
+        for positive in (near - far, near * 3 - far, m.sum(np.array([-far, near, -far])), far * 2 - far):
+            assert positive.lo > 0 and (-positive).hi < 0
+            assert round_interval(positive, to_bf16) == (True, 0.0)
+            assert math.copysign(1.0, round_interval(-positive, to_bf16)[1]) == -1.0
+    assert (m.exp(m.constant(-1e30)) - m.exp(m.constant(-1e30)) * Fraction(1, 3)).lo > 0
+
+
+def test_products_meet_again_in_the_ordinary_range():
+    m = Precise(200)
+    grown, shrunk = m.exp(m.constant(1e30)), m.exp(m.constant(Fraction(1e30) + 1) * -1)
+    product, quotient, log = grown * shrunk, shrunk / m.exp(m.constant(-1e30)), m.log(shrunk)
+    for e_to_minus_one in (product, quotient):
+        with mpmath.workdps(100):
+            assert exactly(e_to_minus_one.lo) < mpmath.exp(-1) < exactly(e_to_minus_one.hi)
+        assert width(e_to_minus_one) < Fraction(1, 2**190)
+    assert log.lo < -Fraction(1e30) - 1 < log.hi and width(log) < Fraction(2**100, 2**190)
+    half = m.sqrt(shrunk) / m.exp(m.constant((Fraction(1e30) + 1) / -2))
+    assert half.lo < 1 < half.hi and width(half) < Fraction(1, 2**190)
+
+
+@pytest.mark.parametrize("name", ["exp", "expm1", "log1p", "sigmoid", "tanh", "erf", "erfc", "softplus"])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_an_argument_below_every_exponent_of_a_float(name, sign):
+    """f(x) - f(0) has the sign of the slope at 0, and f(x) / x is that slope where f(0) = 0."""
+    m = Precise(200)
+    x = m.exp(m.constant(-1e30)) * sign
+    value = getattr(m, name)(x)
+    at_zero = getattr(m, name)(m.constant(0))
+    if at_zero.is_zero:
+        slope = value / x - (2 / m.sqrt(m.pi) if name == "erf" else 1)
+        assert slope.lo < 0 < slope.hi and width(slope) < Fraction(1, 2**180)
+    else:
+        assert value.lo <= at_zero.hi and at_zero.lo <= value.hi and width(value) < Fraction(1, 2**180)
+
+
+@pytest.mark.parametrize("gap", [1e6, 1e30])
+def test_signs_in_the_gradient_of_a_softmax(gap):
+    """d_j = p_j sum_i p_i (G_j - G_i), logits (-gap, 0, -1.5 gap): the signs are those of sums of tiny numbers."""
+    m = Precise(200)
+    powers = m.exp(m.array([-gap, 0.0, -1.5 * gap]))
+    p = powers / m.sum(powers, keepdims=True)
+    for G, signs in (([1, 2, 4], "-++"), ([4, 2, 1], "+--"), ([1, 2, -4], "-+-"), ([2, 2, 5], "--+")):
+        G = m.array(G)
+        d = p * m.sum(p * (G[:, None] - G))
+        stored = [round_interval(value, to_bf16) for value in d]
+        assert all(decided for decided, _ in stored)
+        assert "".join("-" if math.copysign(1.0, value) < 0 else "+" for _, value in stored) == signs
+
+
+def loss_gradient(logits, counts=None, **loss):
+    """The gradient by the logits of one loss, over one scope of all tokens and all experts."""
+    T, E = np.shape(logits)
+    sizes = {"hidden_size": 1, "intermediate_size": 1, "num_experts": E, "top_k": E}
+    config, scopes = MoEConfig(**sizes, losses=LossesConfig(**loss)), Scopes(np.arange(T), np.zeros(T, int), [T], [T])
+    stored, num = (np.float32(1), np.array(logits, np.float32)), Numerics(backend="numpy")
+    if counts is None:
+        return importance_loss_backward(*stored, np.tile(np.arange(E), (T, 1)), scopes, config, num)
+    scopes = Scopes(*(np.asarray(part) for part in scopes))
+    return balance_loss_backward(*stored, np.array([counts]), scopes, config, num)
+
+
+def test_gradients_of_losses_that_underflow_keep_their_signs():
+    """Found by random layers; the last has both a zero weight beyond float64 and a difference of two such."""
+    spread = loss_gradient([[2761.009, -13751.558, -15385.683]], importance=ImportanceLoss(coefficient=0.3, ddof=1))
+    assert same_bits(spread, np.array([[0.0, -0.0, -0.0]], np.float32))
+    gates = ImportanceLoss(coefficient=0.3, gates="topk")
+    mixed = loss_gradient([[0.25, 0.5], [51836.5, 99970.875], [-70000.0, -1e30]], importance=gates)
+    assert mixed[0, 0] == -mixed[0, 1] != 0 and same_bits(abs(mixed[1:]), np.zeros((2, 2), np.float32))
+    assert (np.signbit(mixed) == [[mixed[0, 0] < 0, mixed[0, 1] < 0]] * 3).all()
+    share = BalanceLoss(coefficient=0.01, probs="normalized_sigmoid")
+    saturated = loss_gradient([[-76031.625, 89001.727], [-1e30, 1e30]], [1, 4], balance=share)
+    assert same_bits(saturated, np.array([[-0.0, 0.0]] * 2, np.float32))
+    between = loss_gradient([[-1e30, 0, -2e30], [-2e30, 0, -1e30]], [1, 2, 4], balance=BalanceLoss(coefficient=0.01))
+    assert same_bits(between, np.array([[-0.0, 0.0, 0.0], [-0.0, -0.0, 0.0]], np.float32))
+
+
+def test_beyond_the_range_of_float64_an_interval_rounds_to_zero_or_infinity():
+    m = Precise(200)
+    for name in ("float64", "float32", "bf16", "fp16"):
+        rounded = partial(round_interval, round_fraction=lambda q, s, name=name: round_fraction(q, name, s))
+
+        for argument, magnitude in ((-1e30, 0.0), (-1e4, 0.0), (1e4, math.inf), (1e30, math.inf)):
+            value = m.exp(m.constant(argument))
+            assert rounded(value) == (True, magnitude) == rounded(-value)[:1] + (-rounded(-value)[1],)
+            assert math.copysign(1.0, rounded(-value)[1]) == -1.0
+        assert not rounded(m.exp(m.constant(-1e30)) - m.exp(m.constant(-1e30)))[0]
+        assert rounded(1 + m.exp(m.constant(-1e30))) == (True, 1.0)
+    tie = Fraction(257, 256)
+    assert round_interval(tie + m.exp(m.constant(-1e30)), to_bf16) == (True, 1.0078125)
+    assert round_interval(tie - m.exp(m.constant(-1e30)), to_bf16) == (True, 1.0)
+
+
+def test_a_number_is_equal_to_itself():
+    """One object stands for one number, so that its differences and quotients with itself are exact."""
+    m = Precise(200)
+    a = m.array([0.3, 0.7])
+    x = m.exp(a)
+    assert (x - x)[0].is_zero and (x / x)[1].lo == 1 == (x / x)[1].hi
+    assert (x[:, None] - x)[1, 1].is_zero and not (x[:, None] - x)[0, 1].exact
+    assert (m.sum(x[:1]) - x[0]).is_zero  # + 0 is the number itself
+    assert not (m.exp(a[0]) - x[0]).exact
+    with pytest.raises(PrecisionNeeded):
+        doubtful = Interval(Fraction(-1), Fraction(1))
+        doubtful / doubtful
+
+
+def test_what_is_exact_but_for_a_tiny_number_remembers_it():
+    m = Precise(200)
+    t, u = m.exp(m.constant(-1e30)), m.exp(m.constant(-2e30))
+    third, one, almost = Fraction(1, 3) + t, m.sigmoid(m.constant(2e30)), m.sigmoid(m.constant(1e30))
+    for tiny, leading in (
+        (third - Fraction(1, 3), t), (1 - almost, t), (one - almost, t), (-almost + one, t), (1 - one, u),
+        (1 / (1 + t) - 1, -t), (Fraction(1, 2) - 1 / (2 + t), t / 4), (one * almost - one, -t), (almost / one - 1, -t),
+        (almost * 3 - 3, -3 * t), (abs(-almost) - 1, -t), (m.exp(t) - 1, t), (m.softplus(m.constant(2e30)) - 2e30, u),
+    ):  # fmt: skip
+        ratio = tiny / leading
+        assert ratio.lo == 1 if ratio.exact else ratio.lo < 1 < ratio.hi
+        assert ratio.exact or (ratio - 1).hi < Fraction(1, 2**180) and (1 - ratio).hi < Fraction(1, 2**180)
+    unknown = almost + t - 1  # the tail of the one is the other, to 200 bits
+    assert unknown.lo < 0 < unknown.hi < (t / 2**150).lo
+    with pytest.raises(PrecisionNeeded):
+        1 / (one - m.sigmoid(m.constant(2e30)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.fractions(-9, 9, max_denominator=9), st.integers(-3, 3)), min_size=4, max_size=4))
+def test_arithmetic_of_parts_keeps_the_number_inside(parts):
+    """With t = 2^-500, which does not show beside 1 at 200 bits: against the Fractions."""
+    t = Fraction(1, 2**500)
+    tail = Interval(t - t / 2**190, t + t / 2**190)
+    (a, x), (b, y), (c, z), (d, w) = ((base + tail * n, base + t * n) for base, n in parts)
+    results = [(a + b * c - d, x + y * z - w), ((a - b) * (c + d), (x - y) * (z + w)), (a * b - c * d, x * y - z * w)]
+    if z * w:
+        results += [(a / c - b / d, x / z - y / w)]
+    for interval, truth in results:
+        assert interval.lo == truth if interval.exact else interval.lo < truth < interval.hi
+        if abs(truth) >= t / 2**20 and not interval.exact:
+            assert interval.lo > 0 or interval.hi < 0
+
+
+def test_infinities_among_intervals():
+    """At an infinity a function has its limit; what meets one, only its sign matters."""
+    m = Precise(200)
+    plus, minus, nan = m.array([np.inf, -np.inf, np.nan])
+    tiny = m.exp(m.constant(-1e30))
+    assert (plus * tiny).lo == math.inf == (tiny - minus).lo == (minus / -tiny).lo == (3 - minus).hi
+    assert (1 / plus).is_zero and (tiny / minus).is_zero and m.sum(np.array([tiny, minus])).lo == -math.inf
+    for undefined in (plus + minus, plus * m.constant(0), plus / plus, nan + tiny, tiny / nan):
+        assert math.isnan(undefined.lo)
+    assert math.isnan(m.log(minus).lo) and math.isnan(m.exp(nan).lo)
+    assert [m.exp(plus).lo, m.sigmoid(plus).lo, m.tanh(minus).lo, m.erfc(minus).lo] == [math.inf, 1, -1, 2]
+    assert m.exp(minus).is_zero and m.softplus(minus).is_zero and round_interval(minus, to_bf16) == (True, -math.inf)
+    with pytest.raises(PrecisionNeeded):
+        plus * Interval(Fraction(-1), Fraction(1))
+
+
+exponents = st.one_of(st.integers(-300, 300), st.integers(-(10**40), 10**40))
+dyadics = st.builds(Dyadic, st.integers(-(2**70), 2**70), exponents)
+
+
+@settings(max_examples=400, deadline=None)
+@given(dyadics, dyadics, st.sampled_from([8, 60, 200]))
+def test_dyadics_compare_and_add_as_numbers_do(a, b, bits):
+    with mpmath.workdps(200):
+        x, y = exactly(a), exactly(b)
+        assert (a < b, a <= b, a == b, a > b, a >= b) == (x < y, x <= y, x == y, x > y, x >= y)
+        assert exactly(a * b) == x * y and exactly(-a) == -x and exactly(abs(a)) == abs(x)
+        if a.m and b.m and a != -b:
+            total = as_interval(a, bits) + as_interval(b, bits)
+            reach = mpmath.mpf(2) ** (4 - bits) * (abs(x) + abs(y))
+            assert exactly(total.lo) <= x + y <= exactly(total.hi)
+            assert exactly(total.hi) - exactly(total.lo) <= reach
+
+
+@given(dyadics, st.one_of(st.integers(-5, 5), st.fractions(), st.floats(allow_nan=False)))
+def test_dyadics_compare_with_other_numbers(a, number):
+    with mpmath.workdps(200):
+        x = exactly(a)
+        if isinstance(number, Fraction):
+            x, other = x * number.denominator, mpmath.mpf(number.numerator)
+        else:
+            other = mpmath.mpf(number)
+        assert (a < number, a <= number, a == number) == (x < other, x <= other, x == other)
+        assert (number < a, number <= a, number == a) == (other < x, other <= x, other == x)

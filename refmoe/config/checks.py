@@ -69,7 +69,7 @@ def _integer(value, where):
 
 def check_together(config):
     """Raises ValueError for the first pair of fields that contradict each other, naming both."""
-    for rules in (_selection, _weights, _dispatch, _experts):
+    for rules in (_selection, _weights, _dispatch, _experts, _losses):
         for holds, argument, expected, got, fix in rules(config):
             require(holds, ValueError, argument, expected, repr(got), fix)
 
@@ -107,6 +107,7 @@ def _dispatch(config):
 
 def _experts(config):
     x = config.experts
+    yield x.alpha > 0, "experts.alpha", "a positive number", x.alpha, "turn the gate's sign in its weights instead"
     ok = x.alpha == 1.0 or x.activation == "silu"
     yield ok, "experts.alpha", "1.0 unless the activation is silu", x.alpha, "set activation='silu' or alpha=1.0"
     clamped = x.limit, x.linear_offset
@@ -115,3 +116,9 @@ def _experts(config):
     ok = x.shared_intermediate_size > 0 or not x.shared_gate
     fix = "set shared_intermediate_size"
     yield ok, "experts.shared_gate", "False without a shared expert", x.shared_gate, fix
+
+
+def _losses(config):
+    loss = config.losses.importance
+    ok = loss is None or loss.ddof < config.num_experts
+    yield ok, "losses.importance.ddof", "0 with one expert", loss and loss.ddof, "a variance of one number needs ddof=0"

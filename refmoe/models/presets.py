@@ -15,6 +15,17 @@ from ..refusals import require
 SCALES = ("full", "minimal")
 _KEYS = {"name", "description", "full", "minimal", "model", "sources", "notes"}
 _MODEL_KEYS = {"name", "description", "model", "missing", "notes"}  # of a model without a layer
+# One preset for each kind of layer: what the vectors and the longest tests run. The others differ in sizes and in
+# combinations of the same rules.
+FAMILIES = (
+    "deepseek-v3",
+    "gpt-oss-20b",
+    "mixtral-8x7b",
+    "olmoe-1b-7b",
+    "qwen1.5-moe-a2.7b",
+    "qwen3-30b-a3b",
+    "switch-base-8",
+)
 _ALONE = ".model"  # ends the stem of such a file
 
 

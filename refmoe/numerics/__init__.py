@@ -18,6 +18,7 @@ from .. import kernels
 from ..formats import FORMATS, canonical_nan, is_representable, round_fraction, round_to
 from ..refusals import require
 from .arithmetic import Binary64, PreciseArithmetic
+from .beyond import Beyond
 from .bounded import BoundedArithmetic
 from .contract import NumpyEngine, Rule
 from .precise import PrecisionNeeded, round_interval
@@ -150,10 +151,10 @@ class Numerics:
             return canonical_nan(np.asarray(out, np.float64) + 0.0)
         stored = _broadcast_loops(stored, core)
         if stored[0].ndim == core or stored[0].size <= _BLOCK:
-            return _rounded_once(formula, stored, core, constants, self._rule(name))
+            return _rounded_once(name, formula, stored, core, constants, self._rule(name))
         step = max(1, _BLOCK * len(stored[0]) // stored[0].size)
         blocks = [[array[at : at + step] for array in stored] for at in range(0, len(stored[0]), step)]
-        return np.concatenate([_rounded_once(formula, b, core, constants, self._rule(name)) for b in blocks])
+        return np.concatenate([_rounded_once(name, formula, b, core, constants, self._rule(name)) for b in blocks])
 
     # --- the door -----------------------------------------------------------------------------------------------------
 
@@ -231,7 +232,7 @@ def _broadcast_loops(stored, core):
     return [np.broadcast_to(array, loops + array.shape[array.ndim - core :]) for array in stored]
 
 
-def _rounded_once(formula, stored, core, constants, rule):
+def _rounded_once(name, formula, stored, core, constants, rule):
     """The first reading in float64 with error bounds; the second, of what that left undecided, in intervals."""
     m = BoundedArithmetic()
     with np.errstate(all="ignore"):
@@ -242,17 +243,23 @@ def _rounded_once(formula, stored, core, constants, rule):
     if rule.force_tier == "exact":
         decided = np.asarray(~np.isfinite(value))
     beyond = _has_nonfinite(stored, core).reshape(decided.shape[:loops] + (1,) * (decided.ndim - loops))
-    decided = np.asarray(decided | beyond)
+    decided = np.asarray(decided & np.isfinite(value) & ~beyond)
     for bits in _BITS:
         if decided.all():
             return out
         m = PreciseArithmetic(bits)
         for index in _pending(decided, loops):
-            with suppress(PrecisionNeeded):
+            with suppress(PrecisionNeeded), np.errstate(all="ignore"):
                 _read_again(m, formula, [array[index] for array in stored], constants, out, decided, index, rule.format)
     if decided.all():
         return out
-    raise ArithmeticError(f"{formula.__name__}: undecided at {_BITS[-1]} bits; please report the inputs")
+    raise ArithmeticError(f"{name}: undecided at {_BITS[-1]} bits; please report the inputs")
+
+
+def _settled(value, name):
+    if isinstance(value, Beyond):
+        return True, value.lo
+    return round_interval(value, lambda exact, negative: round_fraction(exact, name, negative))
 
 
 def _bits(array):
@@ -261,7 +268,7 @@ def _bits(array):
 
 
 def _has_nonfinite(stored, core):
-    """Per instance: is there an infinity or NaN among its inputs? There the IEEE value with its limits stands."""
+    """Per instance: is there an infinity or NaN among its inputs? Those are read in intervals and `Beyond`."""
     bad = [~np.isfinite(array) for array in stored]
     axes = tuple(range(-core, 0))
     return np.logical_or.reduce([b.any(axis=axes) if core else b for b in bad])
@@ -278,7 +285,7 @@ def _pending(decided, loops):
 
 def _read_again(m, formula, stored, constants, out, decided, index, name):
     value = np.asarray(formula(m, *(m.array(array) for array in stored), **constants), object)
-    rounded = [round_interval(v, lambda q, negative: round_fraction(q, name, negative)) for v in value.reshape(-1)]
+    rounded = [_settled(v, name) for v in value.reshape(-1)]
     done = np.array([settled for settled, _ in rounded], bool).reshape(value.shape)
     kept = np.array([v if settled else 0.0 for settled, v in rounded], out.dtype).reshape(value.shape)
     out[index] = np.where(done & ~decided[index], kept, out[index])

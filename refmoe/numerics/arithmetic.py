@@ -7,6 +7,7 @@ A leaf writes its formula once, over an arithmetic `m`. A reading supplies + - *
 import numpy as np
 
 from . import elementary
+from .beyond import Beyond
 from .precise import Precise
 
 
@@ -45,13 +46,20 @@ class Arithmetic:
         """Drops a last axis of length 1."""
         return self.sum(x)
 
-    def centre(self, values, weights):
-        """values_j - sum_i weights_i values_i, for weights that sum to one.
+    def centre(self, values, weights, keys):
+        """values_j - sum_i weights_i values_i, for weights that sum to one and are equal where the keys are.
 
-        Computed on values shifted by their first element, so that equal values give exactly zero in every reading.
+        Computed on values shifted by that of the largest weight: equal values then give exactly zero in every
+        reading, and a dominant weight does not cancel what the small ones leave.
         """
-        shifted = values - self.first(values)
+        heaviest = np.argmax(self.real(weights), axis=-1)[..., None]
+        shifted = values - self.along(values, np.broadcast_to(heaviest, np.shape(self.real(values))[:-1] + (1,)))
         return shifted - self.sum(weights * shifted, keepdims=True)
+
+    def sigmoid_centre(self, values, z):
+        """values_j - sum_i p_i values_i for p = sigmoid(z) / sum sigmoid(z)."""
+        s = self.sigmoid(z)
+        return self.centre(values, s / self.sum(s, keepdims=True), z)
 
     def relu(self, x):
         return self.where(self.real(x) <= 0, 0, x)
@@ -130,10 +138,6 @@ class Arithmetic:
         y = inner(self.where(low | high, 0, x))
         return self.where(high, at_plus, self.where(low, at_minus, y))
 
-    def first(self, x):
-        """x[..., :1]."""
-        return self.take(x, (..., slice(0, 1)))
-
 
 class Plain(Arithmetic):
     """A reading whose values are NumPy arrays."""
@@ -145,6 +149,9 @@ class Plain(Arithmetic):
 
     def take(self, x, index):
         return x[index]
+
+    def along(self, x, index):
+        return np.take_along_axis(x, index, axis=-1)
 
     def where(self, mask, a, b):
         return np.where(mask, a, b)
@@ -179,7 +186,19 @@ class Binary64(Plain):
 
 
 class PreciseArithmetic(Arithmetic, Precise):
-    """Object arrays of intervals of any precision; exact where the formula is rational."""
+    """Object arrays of intervals of any precision; exact where the formula is rational, `Beyond` where not finite."""
+
+    def constant(self, number):
+        is_float = isinstance(number, (float, np.floating))
+        return Beyond(number) if is_float and not np.isfinite(number) else super().constant(number)
+
+    def _apply(self, function, a, falling=False):
+        beyond = np.frompyfunc(lambda x: isinstance(x, Beyond), 1, 1)(a)
+        if not np.any(beyond):
+            return super()._apply(function, a, falling)
+        limits = np.frompyfunc(lambda x: self.constant(x.limit(function)) if isinstance(x, Beyond) else x, 1, 1)(a)
+        inner = super()._apply(function, self.where(beyond, 1, a), falling)
+        return self.where(beyond, limits, inner)
 
     def real(self, x):
         """The exact values, comparable with floats."""
@@ -193,6 +212,41 @@ class PreciseArithmetic(Arithmetic, Precise):
 
     def take(self, x, index):
         return x[index]
+
+    def along(self, x, index):
+        return np.take_along_axis(x, index, axis=-1)
+
+    def centre(self, values, weights, keys):
+        """sum_i weights_i (values_j - values_i): over distinct keys, so that what cancels is seen to cancel."""
+        values, weights, keys = np.broadcast_arrays(values, weights, keys)
+        out = np.empty(values.shape, object)
+        for row in np.ndindex(values.shape[:-1]):
+            terms = list(zip(values[row], weights[row], (key.lo for key in keys[row]), strict=True))
+            out[row] = [self._weighted_differences(j, terms) for j in range(len(terms))]
+        return out
+
+    def sigmoid_centre(self, values, z):
+        """With 1 - sigmoid(-z) for a large z: what saturated scores leave of each other is seen, not lost in their 1."""
+        saturated = np.asarray(self.real(z) > 0, bool)
+        small = self.where(saturated, -self.sigmoid(-z), self.sigmoid(z))
+        pairs = self.take(values, (..., slice(None), None)) - self.take(values, (..., None, slice(None)))
+        of_ones = self.sum(pairs * self.where(saturated, 1, 0)[..., None, :])
+        rows = np.ndindex(z.shape[:-1])
+        of_rest = np.empty(z.shape, object)
+        for row in rows:
+            terms = list(zip(values[row], small[row], (key.lo for key in z[row]), strict=True))
+            of_rest[row] = [self._weighted_differences(j, terms) for j in range(len(terms))]
+        return (of_ones + of_rest) / self.sum(self.sigmoid(z), keepdims=True)
+
+    def _weighted_differences(self, j, terms):
+        if any(isinstance(value, Beyond) for value, _, _ in terms):
+            return terms[j][0] - sum((weight * value for value, weight, _ in terms), self.constant(0))
+        by_key = {}
+        for i, (value, weight, key) in enumerate(terms):
+            if i != j and not weight.is_zero:
+                _, difference = by_key.get(key, (None, 0))
+                by_key[key] = weight, difference + (terms[j][0] - value)
+        return sum((weight * difference for weight, difference in by_key.values()), self.constant(0))
 
     def sum(self, x, axis=-1, keepdims=False):
         for one in sorted((a % x.ndim for a in _axes(axis)), reverse=True):

@@ -21,6 +21,11 @@ class Bounded:
     def __init__(self, v, e=0.0, bits=None):
         self.v, self.e, self.bits = v, e, bits
 
+    @property
+    def may_not_be_zero(self):
+        """False where the value is exactly zero: then so is a product with it, and nothing can underflow."""
+        return (self.v != 0) | (np.asarray(self.e) != 0)
+
     def __add__(self, other):
         other = _bounded(other)
         v, lost = two_sum(self.v, other.v)
@@ -38,7 +43,7 @@ class Bounded:
         bits = self.bits + other.bits if self.bits and other.bits else None
         e = np.abs(self.v) * other.e + np.abs(other.v) * self.e + self.e * other.e
         if bits is None or bits > 53:
-            e, bits = e + _rounding(v, (self.v != 0) & (other.v != 0)), None
+            e, bits = e + _rounding(v, self.may_not_be_zero & other.may_not_be_zero), None
         return Bounded(v, e, bits)
 
     def __truediv__(self, other):
@@ -46,7 +51,7 @@ class Bounded:
         v = self.v / other.v
         room = np.abs(other.v) - other.e
         e = (self.e + np.abs(v) * other.e) / np.where(room > 0, room, 0.0)
-        return Bounded(v, e + _rounding(v, self.v != 0))
+        return Bounded(v, e + _rounding(v, self.may_not_be_zero))
 
     def __radd__(self, other):
         return self + other
@@ -115,6 +120,11 @@ class BoundedArithmetic(Arithmetic):
     def take(self, x, index):
         """x[index] along the leading axes."""
         return Bounded(x.v[index], x.e[index] if np.ndim(x.e) else x.e, x.bits)
+
+    def along(self, x, index):
+        """x at one index of the last axis for each row."""
+        e = np.take_along_axis(x.e, index, axis=-1) if np.ndim(x.e) else x.e
+        return Bounded(np.take_along_axis(x.v, index, axis=-1), e, x.bits)
 
     def sqrt(self, x):
         x = _bounded(x)

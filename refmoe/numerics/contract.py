@@ -93,7 +93,7 @@ class NumpyEngine:
         rows, columns = np.nonzero(~decided)
         for at in range(0, len(rows), 4096):
             r, c = rows[at : at + 4096], columns[at : at + 4096]
-            terms = [*(a[r].T * b[:, c]), *(part[r, c] for part in addend)]
+            terms = [np.zeros(len(r)), *(a[r].T * b[:, c]), *(part[r, c] for part in addend)]
             out[r, c] = self._few(terms, rule)
         return out
 

@@ -1,16 +1,136 @@
-"""Elementary functions summed in integers: the floor under `precise` and under the tables of `elementary`.
+"""Numbers m 2^e and elementary functions summed in integers: the floor under `precise` and the tables of `elementary`.
 
-A triple (n, q, err) stands for a real number strictly between (n - err) 2^-q and (n + err) 2^-q; every `err` is
-justified where it is set, with room to spare, for `bits` up to 4000. `bits` is the relative precision asked for, the
-working precision is GUARD bits more, so that err 2^-q stays below 2^-(bits + 8) of the value.
+A triple (n, q, err) stands for a real number strictly between (n - err) 2^-q and (n + err) 2^-q, where q may be any
+integer at all; every `err` is justified where it is set, with room to spare, for `bits` up to 4000. `bits` is the
+relative precision asked for, the working precision is GUARD bits more, so that err 2^-q stays below 2^-(bits + 8) of
+the value.
 """
 
 from fractions import Fraction
 from functools import lru_cache
 from math import isqrt
 
+import numpy as np
+
 GUARD = 40  # working bits beyond those asked for
-HUGE = 1 << 16  # an argument of exp beyond this many is answered by a limit, not computed
+
+
+class Dyadic:
+    """m 2^e, of any integers m and e. Products and comparisons are exact, and never shift by a difference of sizes."""
+
+    __slots__ = ("m", "e")
+
+    def __init__(self, m, e=0):
+        self.m, self.e = m, e
+
+    @property
+    def top(self):
+        """t with 2^(t-1) <= |value| < 2^t, of a number that is not zero."""
+        return self.m.bit_length() + self.e
+
+    def __repr__(self):
+        return f"{self.m / (1 << self.m.bit_length())}*2**{self.top}"
+
+    def __neg__(self):
+        return Dyadic(-self.m, self.e)
+
+    def __abs__(self):
+        return Dyadic(abs(self.m), self.e)
+
+    def __mul__(self, other):
+        """Times a Dyadic or an int."""
+        if isinstance(other, Dyadic):
+            return Dyadic(self.m * other.m, self.e + other.e)
+        return Dyadic(self.m * other, self.e)
+
+    __rmul__ = __mul__
+
+    def __eq__(self, other):
+        return _order(self, other) == 0
+
+    def __lt__(self, other):
+        return _order(self, other) < 0
+
+    def __le__(self, other):
+        return _order(self, other) <= 0
+
+    def __gt__(self, other):
+        return _order(self, other) > 0
+
+    def __ge__(self, other):
+        return _order(self, other) >= 0
+
+    __hash__ = None
+
+
+def _order(a, b):
+    """An integer of the sign of a - b; b a Dyadic or any real number but NaN. Only numbers of one size are shifted."""
+    if not isinstance(b, Dyadic):
+        if isinstance(b, (float, np.floating)) and np.isinf(b):
+            return -1 if b > 0 else 1
+        b = as_fraction(b)
+        a, b = Dyadic(a.m * b.denominator, a.e), Dyadic(b.numerator)
+    if not (a.m > 0 < b.m or a.m < 0 > b.m):
+        return a.m - b.m
+    if gap := a.top - b.top:
+        return gap if a.m > 0 else -gap
+    shift = a.e - b.e
+    return (a.m << shift) - b.m if shift >= 0 else a.m - (b.m << -shift)
+
+
+def as_fraction(number):
+    """The exact value of a Fraction, an int, a finite float or a Dyadic (whose exponent is written out)."""
+    if isinstance(number, Fraction):
+        return number
+    if isinstance(number, Dyadic):
+        if number.e >= 0 or not number.m:
+            return Fraction(number.m << number.e if number.m else 0)
+        return Fraction(number.m, 1 << -number.e)
+    return Fraction(int(number)) if isinstance(number, (int, np.integer)) else Fraction(float(number))
+
+
+# Directed rounding: each result is at most the exact one, and - f(-x) at least.
+
+
+def below(number, bits):
+    """The largest Dyadic not above the number that has `bits` significant bits (one more where a negative carries)."""
+    if isinstance(number, Dyadic):
+        m, e = number.m, number.e
+    else:
+        number = as_fraction(number)
+        m, d = number.numerator, number.denominator
+        e = 1 - d.bit_length()
+        if d & (d - 1):
+            e += m.bit_length() - bits - 1
+            m = (m << -e) // d if e <= 0 else m // (d << e)
+    extra = m.bit_length() - bits
+    return Dyadic(m >> extra, e + extra) if extra > 0 else Dyadic(m, e)
+
+
+def above(number, bits):
+    return -below(-number, bits)
+
+
+def sum_below(a, b, bits):
+    """a + b, or at most a unit in the place bits + 1 of the larger below it, where the smaller does not reach there."""
+    if not (a.m and b.m):
+        return a if a.m else b
+    if a.top < b.top:
+        a, b = b, a
+    longer = max(0, bits + 2 - a.m.bit_length())
+    if b.top <= a.e - longer:
+        return Dyadic((a.m << longer) - (b.m < 0), a.e - longer)
+    shift = a.e - b.e
+    return Dyadic((a.m << shift) + b.m, b.e) if shift >= 0 else Dyadic(a.m + (b.m << -shift), a.e)
+
+
+def inverse_below(a, bits):
+    """1 / a, rounded down, of a number that is not zero."""
+    shift = bits + a.m.bit_length()
+    return Dyadic((1 << shift) // a.m, -shift - a.e)
+
+
+# Constants and functions.
 
 
 @lru_cache(maxsize=64)
@@ -47,16 +167,17 @@ def exponent(value):
 
 
 def fixed_exp(x, bits):
-    """e^x for |x| <= HUGE: k = rint(x / ln2), r = (x - k ln2) / 2^8, e^r by its series, squared 8 times, times 2^k.
+    """e^x: k = rint(x / ln2), r = (x - k ln2) / 2^8, e^r by its series, squared 8 times, times 2^k.
 
-    Error in units of 2^-w: r off by (|k| + 1) / 2^8 + 1 < 2^9 + 2 with |k| < 2^17; |r| < 2^-9, hence at most w / 9
-    terms, each off by 2: below 1500 together. Each squaring doubles the relative error and adds 1: below 2^8 1501
-    e^|r| < 2^20.
+    From |x| = 2^16 on, x and ln2 have 64 j spare bits, so that |x| 2^-64j < 2^16. Error in units of 2^-w: r off by
+    (|k| + 1) / 2^(8 + 64j) + 1 < 2^9 + 2 with |k| 2^-64j < 2^17; |r| < 2^-9, hence at most w / 9 terms, each off by 2:
+    below 1500 together. Each squaring doubles the relative error and adds 1: below 2^8 1501 e^|r| < 2^20.
     """
     w = bits + GUARD
-    x, ln2 = to_fixed(x, w), fixed_ln2(w)
+    spare = max(0, exponent(x) + 48 >> 6 << 6)
+    x, ln2 = to_fixed(x, w + spare), fixed_ln2(w + spare)
     k = (2 * x + ln2) // (2 * ln2)
-    r = x - k * ln2 >> 8
+    r = x - k * ln2 >> 8 + spare
     total = term = 1 << w
     i = 1
     while term > 1 or term < -1:
@@ -69,14 +190,11 @@ def fixed_exp(x, bits):
 
 
 def fixed_expm1(x, bits):
-    """e^x - 1 for 2^-(bits+1) < |x| <= HUGE; the series, for |x| < 1/2, at a precision relative to x.
+    """e^x - 1 for 2^-(bits+1) < |x| < 1/2: its series, at a precision relative to x.
 
-    Error: |x| > 1/4 that of fixed_exp, relative to at least 0.22. Else at most 1000 terms, each off by 2.
+    At most 1000 terms, each off by 2.
     """
     e = -exponent(x)
-    if e < 2:
-        n, q, err = fixed_exp(x, bits + 4)
-        return (n - (1 << q), q, err) if q >= 0 else ((n << -q) - 1, 0, err << -q)
     w = bits + GUARD + e
     x = to_fixed(x, w)
     total = term = x
@@ -99,14 +217,14 @@ def fixed_atanh(t, w):
     return total
 
 
-def fixed_log(x, bits):
-    """ln x for x > 0, |x - 1| > 2^-(bits+1).
+def fixed_log(x, bits, scale=0):
+    """ln(2^scale x) for x > 0: without a scale |x - 1| > 2^-(bits+1), with one |2^scale x - 1| > 1/8.
 
     Within 1/8 of 1: 2 atanh((x - 1) / (x + 1)) at a precision relative to x - 1. Elsewhere x = 2^k m with 1/2 < m <
     2, and four square roots bring m to within 0.045 of 1: 32 atanh, each of its w / 11 terms off by 3 and its
-    argument by 5, plus k ln2, off by |k|: below 2^20 together for |k| < 2^19, where |ln x| > 0.1.
+    argument by 5: below 2^19 together, where |ln x| > 0.1; plus (k + scale) ln2, off by |k + scale|.
     """
-    if abs(x - 1) < Fraction(1, 8):
+    if not scale and abs(x - 1) < Fraction(1, 8):
         t = (x - 1) / (x + 1)
         w = bits + GUARD - exponent(t)
         return 2 * fixed_atanh(to_fixed(t, w), w), w, 1 << 14
@@ -116,26 +234,19 @@ def fixed_log(x, bits):
     for _ in range(4):
         m = isqrt(m << w)
     one = 1 << w
-    return 32 * fixed_atanh((m - one << w) // (m + one), w) + k * fixed_ln2(w), w, 1 << 20
+    log = 32 * fixed_atanh((m - one << w) // (m + one), w) + (k + scale) * fixed_ln2(w)
+    return log, w, (1 << 19) + abs(k + scale)
 
 
 def fixed_sigmoid(x, bits):
-    """1 / (1 + e^-x) for x > 0, e^x / (1 + e^x) for x < 0, |x| <= HUGE.
+    """e^x / (1 + e^x) for x < 0.
 
     n is off by err, the denominator (at least 1) by err + 1 units of 2^-w, n < 1.5 2^w: the quotient by less than
     4 err.
     """
-    n, q, err = fixed_exp(-abs(x), bits)
+    n, q, err = fixed_exp(x, bits)
     w = bits + GUARD
-    one = 1 << w
-    below = one + (n >> q - w)
-    return (one << w) // below if x > 0 else (n << w) // below, w if x > 0 else q, err << 4
-
-
-def fixed_tanh(x, bits):
-    """y / (2 - y) with y = 1 - e^-2x, for x > 0; the slope of y / (2 - y) is at most 2 for y in (0, 1)."""
-    n, q, err = fixed_expm1(-2 * x, bits)
-    return (-n << q) // ((2 << q) + n), q, 4 * err + 4
+    return (n << w) // ((1 << w) + (n >> q - w)), q, err << 4
 
 
 def fixed_erf_sum(x, bits):

@@ -1,8 +1,8 @@
 """The arithmetic `m` of any precision, in which a formula is read for the few elements a rounding test leaves over.
 
-Numbers are `Interval`: exact, or strictly inside an open interval with ends of some `bits` significant bits. The
-functions are summed in integers (`fixed_point`); this file adds the exact points, the limits and the intervals as
-arguments.
+Numbers are `Interval`: exact, or strictly inside an open interval with ends of some `bits` significant bits and any
+exponent. The functions are summed in integers (`fixed_point`); this file adds the exact points, the limits and the
+intervals as arguments.
 """
 
 from fractions import Fraction
@@ -12,47 +12,61 @@ from math import isqrt
 import numpy as np
 
 from . import fixed_point as fixed
-from .interval import Interval, PrecisionNeeded, as_fraction, as_interval, round_interval
+from .fixed_point import Dyadic, as_fraction
+from .interval import Beyond, Interval, PrecisionNeeded, as_interval, round_interval
 
 __all__ = ["Interval", "Precise", "PrecisionNeeded", "round_interval"]
 
-TINY = Fraction(1, 1 << fixed.HUGE)  # above exp(-HUGE)
+FAR = 1 << 14  # exp of a number beyond 2^FAR is not computed; an end beyond 2^-+FAR is not written as a Fraction
 
 
 def _ball(triple, bits):
     n, q, err = triple
-    if q >= 0:
-        return Interval(Fraction(n - err, 1 << q), Fraction(n + err, 1 << q), bits)
-    return Interval(Fraction(n - err << -q), Fraction(n + err << -q), bits)
+    return Interval(Dyadic(n - err, -q), Dyadic(n + err, -q), bits)
 
 
-# One function of one exact argument x each; beyond the range of exp they answer with an open interval at their limit.
+def _exponent(x):
+    """An integer e with 2^(e-1) < |x| < 2^(e+1)."""
+    return x.top - 1 if isinstance(x, Dyadic) else fixed.exponent(x)
+
+
+def _beside(x, away, bits):
+    """The interval between x and x (1 + 2^-bits), or x (1 - 2^-bits): away from zero, or towards it."""
+    if not isinstance(x, Dyadic):
+        return Interval(*sorted((x, x + (x if away else -x) / (1 << bits))), bits)
+    return Interval(*sorted((x, Dyadic((x.m << bits) + (x.m if away else -x.m), x.e - bits))), bits)
+
+
+# One function of one argument x each: an exact one, or an end of an interval. That is a Dyadic where it is beyond
+# 2^-+FAR, which each function answers before it computes anything else.
 
 
 def _exp(x, bits):
     if x == 0:
         return Interval(1, None, bits)
-    if x > fixed.HUGE:
-        raise OverflowError("exp of an argument above 2^16")
-    return Interval(Fraction(0), TINY, bits) if x < -fixed.HUGE else _ball(fixed.fixed_exp(x, bits), bits)
+    e = _exponent(x)
+    if e < -bits:
+        return _expm1(x, bits) + 1
+    if e < FAR:
+        return _ball(fixed.fixed_exp(x, bits), bits)
+    if x > 0:
+        raise PrecisionNeeded("exp of a number not known to be below 2^(2^14 - 1)")
+    return Interval(0, Dyadic(1, -(1 << FAR - 1)), bits)
 
 
 def _expm1(x, bits):
     if x == 0:
         return Interval(0, None, bits)
-    if fixed.exponent(x) < -bits:  # x < e^x - 1 < x + x^2, and |x| < 2^-bits
-        return Interval(x, x + abs(x) / (1 << bits), bits)
-    if x < -fixed.HUGE:
-        return Interval(Fraction(-1), TINY - 1, bits)
-    if x > fixed.HUGE:
-        raise OverflowError("expm1 of an argument above 2^16")
-    return _ball(fixed.fixed_expm1(x, bits), bits)
+    e = _exponent(x)
+    if e < -bits:  # x < e^x - 1 < x + x^2, and |x| < 2^(1 - bits)
+        return _beside(x, x > 0, bits)
+    return _ball(fixed.fixed_expm1(x, bits), bits) if e < -1 else _exp(x, bits + 4) - 1
 
 
 def _log(x, bits):
     if x <= 0:
         raise PrecisionNeeded("log of a number not known to be positive")
-    return _log1p(x - 1, bits)
+    return _ball(fixed.fixed_log(Fraction(x.m), bits, x.e), bits) if isinstance(x, Dyadic) else _log1p(x - 1, bits)
 
 
 def _log1p(x, bits):
@@ -60,35 +74,44 @@ def _log1p(x, bits):
         return Interval(0, None, bits)
     if x <= -1:
         raise PrecisionNeeded("log1p of a number not known to be above -1")
-    if fixed.exponent(x) < -bits:  # x - x^2 < log(1 + x) < x, and |x| < 2^-bits
-        return Interval(x - abs(x) / (1 << bits), x, bits)
+    if _exponent(x) < -bits:  # x - x^2 < log(1 + x) < x, and |x| < 2^-bits
+        return _beside(x, x < 0, bits)
+    if isinstance(x, Dyadic):
+        return _monotone(_log, as_interval(x, bits + 1) + 1, bits)
     return _ball(fixed.fixed_log(1 + x, bits), bits)
 
 
 def _sigmoid(x, bits):
-    if x == 0:
-        return Interval(Fraction(1, 2), None, bits)
-    if abs(x) > fixed.HUGE:
-        return Interval(1 - TINY, Fraction(1), bits) if x > 0 else Interval(Fraction(0), TINY, bits)
-    return _ball(fixed.fixed_sigmoid(x, bits), bits)
+    """Above 0 one less the tail, which stays below 1 however small the tail is."""
+    if x >= 0:
+        return 1 - _sigmoid(-x, bits) if x else Interval(Fraction(1, 2), None, bits)
+    e = _exponent(x)
+    if e < -bits:  # 1/2 + x/4 < sigmoid(x) < 1/2, and |x| < 2^-bits
+        return _beside(Fraction(1, 2), False, bits)
+    return _ball(fixed.fixed_sigmoid(x, bits), bits) if e < FAR else _exp(x, bits)
 
 
 def _tanh(x, bits):
+    """-y / (2 + y) with y = expm1(-2x), for x > 0; from 1/4 on 1 - 2 sigmoid(-2x)."""
     if x <= 0:
         return -_tanh(-x, bits) if x else Interval(0, None, bits)
-    if fixed.exponent(x) < -bits:  # x - x^2 < tanh x < x, and x < 2^-bits
-        return Interval(x - x / (1 << bits), x, bits)
-    if 2 * x > fixed.HUGE:
-        return Interval(1 - TINY, Fraction(1), bits)
-    return _ball(fixed.fixed_tanh(x, bits), bits)
+    e = _exponent(x)
+    if e < -bits:  # x - x^2 < tanh x < x, and x < 2^-bits
+        return _beside(x, False, bits)
+    if e > -2:
+        return 1 - _sigmoid(-2 * x, bits + 4) * 2
+    y = _expm1(-2 * x, bits + 4)
+    return -y / (2 + y)
 
 
 def _erf(x, bits):
     """2 x e^(-x^2) / sqrt(pi) times the positive series; 1 - erf(x) < e^(-x^2) < 2^-bits where x^2 > bits."""
     if x <= 0:
         return -_erf(-x, bits) if x else Interval(0, None, bits)
+    if _exponent(x) < -bits:  # x - x^3 / 3 < erf(x) sqrt(pi) / 2 < x
+        return _beside(x, False, bits + 8) * 2 / _sqrt_pi(bits + 8)
     if x * x > bits:
-        return Interval(1 - Fraction(1, 1 << bits), Fraction(1), bits)
+        return _beside(Fraction(1), False, bits)
     series = _ball(fixed.fixed_erf_sum(x, bits), bits + 8)
     return series * _exp(-x * x, bits + 8) * (2 * x) / _sqrt_pi(bits + 8)
 
@@ -97,29 +120,35 @@ def _erfc(x, bits):
     """Far out e^(-x^2) / (x sqrt(pi)) times the asymptotic series, else 1 - erf(x) with more bits."""
     if x <= 0:
         return 1 + _erf(-x, bits)
+    e = _exponent(x)
+    if 2 * e > FAR + 2:  # erfc(x) < e^(-x^2), and that is answered by a limit
+        return _exp(-x * x, bits)
     if 4 * x * x > 3 * (bits + 88):
         series = _ball(fixed.fixed_erfc_sum(x, bits + 8), bits + 8)
         return series * _exp(-x * x, bits + 8) / (x * _sqrt_pi(bits + 8))
-    return 1 - _erf(x, bits + int(2 * x * x) + 16)
+    return 1 - _erf(x, bits + (int(2 * x * x) if e > -2 else 0) + 16)
 
 
 def _softplus(x, bits):
     """max(x, 0) + log1p(e^-|x|)."""
-    tail = _exp(-abs(x), bits + 4)
-    return max(x, 0) + _monotone(_log1p, tail, bits)
+    tail = _monotone(_log1p, _exp(-abs(x), bits + 4), bits)
+    return tail + x if x > 0 else tail
 
 
 def _sqrt(x, bits):
-    """Exact for the square of a rational number."""
-    n, d = x.numerator, x.denominator
-    if n < 0:
+    """Exact for the square of a rational number; of m 2^e sqrt(m) 2^(e/2), with an even e."""
+    if x < 0:
         raise PrecisionNeeded("sqrt of a number not known to be non-negative")
+    if isinstance(x, Dyadic):
+        ends = _sqrt(Fraction(x.m << x.e % 2), bits).ends(bits)
+        return Interval(*(Dyadic(end.m, end.e + x.e // 2) for end in ends), bits)
+    n, d = x.numerator, x.denominator
     root = Fraction(isqrt(n), isqrt(d))
     if root * root == x:
         return Interval(root, None, bits)
     shift = max(0, bits + 8 - fixed.exponent(x) // 2)
     below = isqrt((n << 2 * shift) // d)
-    return Interval(Fraction(below, 1 << shift), Fraction(below + 1, 1 << shift), bits)
+    return Interval(Dyadic(below, -shift), Dyadic(below + 1, -shift), bits)
 
 
 @lru_cache(maxsize=64)
@@ -136,8 +165,12 @@ def _monotone(function, x, bits, falling=False):
     """function over an interval: at an exact argument, else between the values at both ends."""
     if x.exact:
         return function(x.lo, bits)
-    ends = function(x.lo, bits), function(x.hi, bits)
+    ends = function(_argument(x.lo), bits), function(_argument(x.hi), bits)
     return Interval(ends[falling].lo, ends[not falling].hi, bits)
+
+
+def _argument(end):
+    return end if end.m and abs(end.top) > FAR else as_fraction(end)
 
 
 def _larger(a, b):
@@ -152,12 +185,21 @@ def _objects(function, count=1):
     return np.frompyfunc(function, count, 1)
 
 
+_NAN, _INF = float("nan"), float("inf")
+# function -> its limits at minus and plus infinity
+_LIMITS = {
+    _exp: (0, _INF), _expm1: (-1, _INF), _log: (_NAN, _INF), _log1p: (_NAN, _INF), _sigmoid: (0, 1), _tanh: (-1, 1),
+    _erf: (-1, 1), _erfc: (2, 0), _softplus: (0, _INF), _sqrt: (_NAN, _INF),
+}  # fmt: skip
+
+
 class Precise:
     """The arithmetic `m` of a formula, over object arrays of Interval, at `bits` bits. Shapes broadcast as in NumPy.
 
     exp, expm1, log, log1p, sigmoid, tanh, erf, erfc, softplus, sqrt: exact where the value is rational and the
     argument exact (exp 0, log 1, sigmoid 0, squares ...), else an interval of relative width below 2^(1 - bits).
-    Raise PrecisionNeeded where an end leaves the domain, OverflowError for exp and expm1 above 2^16.
+    Raise PrecisionNeeded where an end leaves the domain, and for exp and expm1 of a number not known to be below
+    2^(2^14 - 1).
     """
 
     def __init__(self, bits=200):
@@ -165,8 +207,10 @@ class Precise:
 
     def _apply(self, function, a, falling=False):
         def one(x):
+            if isinstance(x, Beyond):
+                return self.constant(x.lo if x.lo != x.lo else _LIMITS[function][x.lo > 0])
             value = _monotone(function, as_interval(x, self.bits), self.bits, falling)
-            return Interval(value.lo, value.hi, self.bits)
+            return value if value.bits == self.bits else Interval(value.lo, value.hi, self.bits)
 
         return _objects(one)(a)
 
@@ -205,7 +249,9 @@ class Precise:
         return np.asarray(_objects(self.constant)(np.asarray(a)), dtype=object)
 
     def constant(self, number):
-        """An exact Interval of a Fraction, an int or a float."""
+        """An exact Interval of a Fraction, an int or a float; Beyond for an infinity or NaN."""
+        if isinstance(number, (float, np.floating)) and not np.isfinite(number):
+            return Beyond(number)
         return Interval(number, None, self.bits)
 
     @property

@@ -1,0 +1,152 @@
+"""Writing a golden bundle: computed, written aside, renamed into place.   Spec 7.4"""
+
+import shutil
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from .digests import SAMPLE_COUNT, sample_stride, tensor_digest
+from .inputs import is_expert_tensor, make_inputs
+from .manifest import SCHEMA, canonical, hexed, sealed, write_text
+from .run import SIZE_LIMIT, compute, stage_of
+from .safetensors import write_tensors
+from .weights import maker_pool
+
+MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
+
+
+class Written(NamedTuple):
+    """What a run left behind: the manifest, the tokens each expert got, and seconds by step."""
+
+    manifest: dict
+    tokens_per_expert: object
+    seconds: dict
+
+
+def write_bundle(directory, config, num, spec_version, title, tokens, rows, stored=None, force=False, say=None):
+    """Computes a case and writes its bundle to `directory`, which appears by one rename when all is done.
+
+    rows: `inputs.recipe_rows(...)`, with {"source": "stored"} for what `stored` (name -> carrier) supplies.
+    say: called with the name of each step. Raises ValueError if the directory exists (and not force); whatever fails,
+    nothing half done is left.
+    """
+    directory = Path(directory)
+    _require_place(directory, force)
+    clock = _Clock(say)
+    clock.start("inputs")
+    with _aside(directory, force) as partial, maker_pool() as pool:
+        inputs = make_inputs(config, num, tokens, rows, stored or {}, pool)
+        made = list(compute(config, inputs, num, clock.start))
+        clock.start("writing")
+        manifest = make_manifest(config, num, spec_version, title, tokens, rows, made)
+        write_tensors(partial / TENSORS, {stored_name(m): (m.dtype, m.codes) for m in made if m.codes is not None})
+        write_text(partial / MANIFEST, canonical(manifest))
+    clock.start("")
+    load = next(m.codes for m in made if m.name == "plan.assigned_per_expert")
+    return Written(manifest, load, clock.seconds)
+
+
+class _Clock:
+    """Seconds by named step."""
+
+    def __init__(self, say):
+        self.seconds, self._name, self._since, self._say = {}, "", time.perf_counter(), say
+
+    def start(self, name):
+        now = time.perf_counter()
+        if self._say:
+            self._say(name)
+        if self._name:
+            self.seconds[self._name] = self.seconds.get(self._name, 0.0) + now - self._since
+        self._name, self._since = name, now
+
+
+@contextmanager
+def _aside(directory, force):
+    """DIR.partial, renamed to DIR at the end; removed when anything, Ctrl-C included, ends the work before that."""
+    partial = directory.with_name(directory.name + ".partial")
+    if partial.exists():  # of a run that was killed
+        _require_bundle(partial)
+        shutil.rmtree(partial)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        _put_in_place(partial, directory, force)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _put_in_place(partial, directory, force):
+    """The rename. A bundle that is replaced steps aside first, so that one of the two is there at every moment."""
+    if not (force and directory.exists()):
+        partial.rename(directory)
+        return
+    _require_bundle(directory)
+    with tempfile.TemporaryDirectory(prefix=directory.name + ".old", dir=directory.parent) as old:
+        directory.rename(Path(old) / "bundle")
+        partial.rename(directory)
+
+
+def _require_place(directory, force):
+    if directory.exists():
+        if not force:
+            raise ValueError(
+                f"--out: expected a directory that does not exist, {directory} does; choose another or pass --force"
+            )
+        _require_bundle(directory)
+
+
+def _require_bundle(directory):
+    """What is replaced must be a bundle, and nothing else that may lie in the way."""
+    odd = (
+        sorted(p.name for p in directory.iterdir() if p.name not in (MANIFEST, TENSORS))
+        if directory.is_dir()
+        else ["a file"]
+    )
+    if odd:
+        raise ValueError(
+            f"--out: expected {directory} to hold a bundle and nothing else, found {odd[0]}; remove it yourself"
+        )
+
+
+def stored_name(made):
+    """The name in tensors.safetensors."""
+    return made.name + ".sample" if made.kind == "sample" else made.name
+
+
+def make_manifest(config, num, spec_version, title, tokens, rows, made):
+    """The manifest of a computed case, its own digest in it."""
+    return sealed({
+        "schema": SCHEMA,
+        "spec_version": spec_version,
+        "title": title,
+        "config": hexed(config.to_dict()),
+        "run": {"profile": num.profile, "store": num.store, "tokens": tokens, "backward": "d_y" in rows},
+        "inputs": rows,
+        "limits": {"stored_bytes": SIZE_LIMIT, "sample_count": SAMPLE_COUNT},
+        "tensors": [tensor_row(m) for m in made],
+    })  # fmt: skip
+
+
+def tensor_row(made):
+    """What the manifest says of one tensor."""
+    storage = {"kind": made.kind}
+    if made.kind == "sample":
+        storage |= {
+            "stride": sample_stride(made.shape),
+            "count": int(made.codes.size),
+            "sha256": tensor_digest(made.codes),
+        }
+    return {
+        "name": made.name,
+        "role": made.role,
+        "stage": stage_of(made.name),
+        "dtype": made.dtype,
+        "shape": list(made.shape),
+        "sha256": made.sha256,
+        "digest_of": "experts" if is_expert_tensor(made.name) else "bytes",
+        "storage": storage,
+    }

@@ -1,0 +1,162 @@
+"""What a vector's `call` stands for: a function from inputs by name to results by name, made of the public pairs."""
+
+import numpy as np
+
+from ... import activations, dispatch, experts, losses, routing
+from ...config import MoEConfig
+from ...formats import round_to
+from ...inputs import Given
+from ...layer import moe_backward, moe_forward
+from ...losses import Losses
+from ...recipes import assemble_params
+
+LAYER_GIVEN = ("token_mask", "sequence_ids", "topk_indices", "logits", "counts_so_far")
+
+
+def run(case, num, arrays):
+    """name -> array: what the case's call makes of its inputs under the policy `num`."""
+    config = MoEConfig.from_dict(case.config) if case.config else None
+    made = CALLS[case.call](config, num, arrays, **(case.options or {}))
+    return {name: np.asarray(array) for name, array in made.items() if array is not None}
+
+
+def _given(arrays):
+    return Given(**{name: arrays[name] for name in LAYER_GIVEN if name in arrays})
+
+
+def _named(record, *names):
+    return {name: getattr(record, name) for name in names}
+
+
+def route(config, num, arrays):
+    """Logits (or x and w_router) to weights; with d_topk_weights also the way back."""
+    params = assemble_params({n: arrays[n] for n in ("w_router", "router_bias", "selection_bias") if n in arrays})
+    record = routing.route(arrays.get("x"), params, config, num, _given(arrays))
+    used = record.topk_indices >= 0
+    saved = record.logits, record.scores, record.topk_indices
+    record = record._replace(topk_weights=routing.topk_weights(*saved, used, config, num))
+    made = _named(record, "logits", "scores", "choice_scores", "group_scores", "topk_indices", "topk_weights")
+    if "logits" in arrays:
+        del made["logits"]
+    if "d_topk_weights" in arrays:
+        back = routing.topk_weights_backward(arrays["d_topk_weights"], *saved, used, config, num)
+        made |= dict(zip(("d_logits_task", "d_scores"), back, strict=True))
+    return made
+
+
+def plan(config, num, arrays):
+    """topk_indices and topk_weights to the plan."""
+    weights = arrays.get("topk_weights", np.zeros(arrays["topk_indices"].shape, num.dtype))
+    return dispatch.make_plan(arrays["topk_indices"], weights, config, _given(arrays))._asdict()
+
+
+def rows(config, num, arrays):
+    """Permute and combine under the plan of topk_indices, and both ways back."""
+    given_plan = dispatch.make_plan(arrays["topk_indices"], arrays["topk_weights"], config, _given(arrays))
+    y_rows, weights, d_routed = arrays["y_rows"], arrays["topk_weights"], arrays["d_routed"]
+    d_y_rows, d_weights = dispatch.combine_backward(d_routed, y_rows, weights, given_plan, num)
+    return {
+        "x_rows": dispatch.permute(arrays["x"], given_plan),
+        "routed": dispatch.combine(y_rows, weights, given_plan, num),
+        "d_y_rows": d_y_rows,
+        "d_topk_weights": d_weights,
+        "d_x_experts": dispatch.permute_backward(arrays["d_x_rows"], given_plan, num),
+    }
+
+
+def activation(config, num, arrays):
+    """gate, up and d_hidden to hidden, d_gate and d_up; without gate the plain expert."""
+    up, d_hidden = arrays["up_rows"], arrays["d_hidden_rows"]
+    if not config.experts.gated:
+        back = activations.plain_backward(d_hidden, up, config.experts, num)
+        return {"hidden_rows": activations.plain(up, config.experts, num), "d_up_rows": back}
+    gate = arrays["gate_rows"]
+    d_gate, d_up = activations.gated_backward(d_hidden, gate, up, config.experts, num)
+    return {"hidden_rows": activations.gated(gate, up, config.experts, num), "d_gate_rows": d_gate, "d_up_rows": d_up}
+
+
+def expert_ffn(config, num, arrays):
+    """x_rows, expert_offsets, weights and d_y_rows to every stage of the experts and of their way back."""
+    params = assemble_params({n: a for n, a in arrays.items() if n.startswith(("w_", "b_"))})
+    x_rows, offsets, choices = arrays["x_rows"], arrays["expert_offsets"], config.experts
+    gate, up, hidden, y = experts.expert_ffn(x_rows, params, offsets, choices, num)
+    nothing = params._replace(**dict.fromkeys(params._fields))
+    back, grads = experts.expert_ffn_backward(
+        arrays["d_y_rows"], x_rows, gate, up, hidden, params, offsets, choices, num, nothing
+    )
+    stages = {"gate_rows": gate, "up_rows": up, "hidden_rows": hidden, "y_rows": y}
+    return stages | back._asdict() | {f"d_{name}": grad for name, grad in grads.items()}
+
+
+def loss(config, num, arrays):
+    """logits to every configured loss and its gradient; the selection is the call's own unless it is given."""
+    given, logits = _given(arrays), arrays["logits"]
+    record = routing.route(None, assemble_params({"selection_bias": arrays.get("selection_bias")}), config, num, given)
+    scopes, made, wanted = losses.loss_scopes(len(logits), config, given), {}, config.losses
+    if wanted.balance is not None:
+        counts = losses.balance_counts(record.scores, record.topk_indices, scopes, config, given)
+        made["balance_counts"] = counts
+        made["balance"] = losses.balance_loss(logits, counts, scopes, config, num)
+        made["d_logits_balance"] = losses.balance_loss_backward(1.0, logits, counts, scopes, config, num)
+    if wanted.z is not None:
+        made["z"] = losses.z_loss(logits, scopes, config, num)
+        made["d_logits_z"] = losses.z_loss_backward(1.0, logits, scopes, config, num)
+    if wanted.importance is not None:
+        made["importance"] = losses.importance_loss(logits, record.topk_indices, scopes, config, num)
+        made["d_logits_importance"] = losses.importance_loss_backward(
+            1.0, logits, record.topk_indices, scopes, config, num
+        )
+    return made
+
+
+def selection_bias(config, num, arrays, rate):
+    """One step of the selection-bias controller."""
+    updated = losses.update_selection_bias(
+        arrays["selection_bias"], arrays["assigned_per_expert"], float.fromhex(rate), num
+    )
+    return {"selection_bias": updated}
+
+
+def layer(config, num, arrays):
+    """A whole layer, there and back: outputs, gradients by source, gradients of every parameter."""
+    params = assemble_params({n.removeprefix("params."): a for n, a in arrays.items() if n.startswith("params.")})
+    given, x = _given(arrays), arrays["x"]
+    record = moe_forward(x, params, config, num, given)
+    grads = moe_backward(arrays["d_y"], x, params, record, config, num, given, d_logits=arrays.get("d_logits"))
+    forward = {"topk_indices": record.routing.topk_indices, "topk_weights": record.routing.topk_weights, "y": record.y}
+    return forward | _flat(record.losses or Losses()) | _flat(grads)
+
+
+def _flat(record, prefix=""):
+    out = {}
+    for name, value in record._asdict().items():
+        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, tuple) else {prefix + name: value}
+    return out
+
+
+def contract(config, num, arrays):
+    """One group: out[n, m] = sum_k x_rows[n, k] w[m, k] + bias[m]."""
+    return {"out": num.contract("y_rows", arrays["x_rows"], arrays["w"], bias=arrays.get("bias"))}
+
+
+def total(config, num, arrays):
+    """The sum over the first axis, one rounding."""
+    return {"out": num.sum("routed", list(arrays["terms"]))}
+
+
+def function(config, num, arrays, name):
+    """An elementary function, or softmax along the last axis."""
+    core = 1 if name in ("softmax", "logsumexp") else 0
+    return {"out": num.evaluate("hidden_rows", lambda m, t: getattr(m, name)(t), arrays["t"], core=core)}
+
+
+def rounding(config, num, arrays):
+    """float64 values to the nearest of the store's format."""
+    return {"out": round_to(arrays["value"], num.store)}
+
+
+CALLS = {
+    "route": route, "plan": plan, "rows": rows, "activation": activation, "expert_ffn": expert_ffn, "loss": loss,
+    "selection_bias": selection_bias, "layer": layer, "contract": contract, "sum": total, "function": function,
+    "round": rounding,
+}  # fmt: skip

@@ -1,0 +1,110 @@
+"""Cases of chapter 2: the plan, capacity and drops, permute and combine, and back."""
+
+from .form import Case, above, f32, ints, sizes
+
+ABOUT = "From indices and weights to rows in expert order, and from rows back to tokens."
+
+NOTES = {
+    "RowOrder": ("rows of an expert in slot order, not in token order", "a permuted row tensor"),
+    "EmptyExpert": ("experts without rows skipped in the offsets", "every later expert reads its neighbour's rows"),
+    "SlotMajor": (
+        "capacity counted token by token where first choices go first, or the reverse",
+        "other slots are dropped",
+    ),
+    "Probability": ("drops by position where the smallest weights should go", "the best slots are lost"),
+    "CapacityCeil": (
+        "capacity rounded down, or computed in floating point from the decimal text",
+        "one row more or less for each expert",
+    ),
+    "CapacityZero": ("capacity 0 read as no limit", "nothing is dropped"),
+    "SequenceScope": ("capacity counted over the batch", "late sequences lose their tokens"),
+    "MaskCounts": (
+        "padding counted in assigned_per_expert, or not computed like any other token",
+        "losses and controllers see ghosts",
+    ),
+    "UnusedSlot": ("index -1 dispatched", "a row of the last expert"),
+    "OneRounding": ("combine rounds after each addition", "the last bits of the output"),
+    "CancelZero": ("an exact zero stored as -0", "a sign that spreads"),
+    "DroppedGradient": ("a dropped slot keeps a gradient", "the router is rewarded for nothing"),
+}
+
+
+def cases():
+    """Every case of the chapter."""
+    yield from _plans()
+    yield from _capacity()
+    yield from _rows()
+
+
+def _plans():
+    yield Case("token order inside an expert, whatever the slot", ("RowOrder",), "plan",
+               {"topk_indices": ints([[2, 0], [0, 2], [2, 1], [0, 1]])}, sizes(3, 2))  # fmt: skip
+    yield Case(
+        "experts 0, 2 and 4 get nothing",
+        ("EmptyExpert",),
+        "plan",
+        {"topk_indices": ints([[3, 1], [1, 3]])},
+        sizes(5, 2),
+    )
+    yield Case(
+        "all tokens to the last expert", ("EmptyExpert",), "plan", {"topk_indices": ints([[2], [2], [2]])}, sizes(3, 1)
+    )
+    yield Case("no tokens at all", ("EmptyExpert",), "plan", {"topk_indices": ints([]).reshape(0, 2)}, sizes(3, 2))
+    unused = {"topk_indices": ints([[-1, 1], [0, -1], [-1, -1]])}
+    yield Case("unused slots have no row", ("UnusedSlot",), "plan", unused, sizes(2, 2))
+    masked = {"topk_indices": ints([[0, 1], [1, 0], [1, 2]]), "token_mask": ints([1, 0, 1]).astype(bool)}
+    yield Case("a masked token has rows and is not counted", ("MaskCounts",), "plan", masked, sizes(3, 2))
+
+
+def _capacity():
+    indices = ints([[0, 1], [1, 0], [0, 1], [1, 0]])
+    weights = f32([[0.6, 0.4], [0.9, 0.1], [0.7, 0.3], [0.8, 0.1]])
+    inputs = {"topk_indices": indices, "topk_weights": weights}
+    for order in ("slot_major", "token_major"):
+        for policy in ("position", "probability"):
+            dispatch = {"capacity": 3, "slot_order": order, "drop_policy": policy}
+            flags = ("SlotMajor",) if policy == "position" else ("Probability", "SlotMajor")
+            yield Case(f"capacity 3, {policy}, {order}", flags, "plan", inputs, sizes(2, 2, dispatch=dispatch))
+    yield Case("capacity 0 drops everything", ("CapacityZero",), "plan", inputs, sizes(2, 2, dispatch={"capacity": 0}))
+    for factor in (0.5, 0.75, 1.1):
+        config = sizes(2, 2, dispatch={"capacity_factor": factor})
+        yield Case(f"capacity factor {factor}", ("CapacityCeil",), "plan", inputs, config)
+    ten = {"topk_indices": ints([[t % 2] for t in range(10)] + [[0]] * 10)}
+    yield Case("1.1 x 20 / 2 is a little more than 11, so 12", ("CapacityCeil",), "plan", ten,
+               sizes(2, 1, dispatch={"capacity_factor": 1.1}))  # fmt: skip
+    sequences = {"topk_indices": ints([[0], [0], [0], [0], [1], [0]]), "sequence_ids": ints([7, 7, 3, 3, 7, 3])}
+    for scope in ("batch", "sequence"):
+        config = sizes(2, 1, dispatch={"capacity": 2, "capacity_scope": scope})
+        yield Case(f"capacity 2 by {scope}", ("SequenceScope",), "plan", sequences, config)
+
+
+def _rows():
+    config = sizes(3, 2, 2)
+    inputs = {
+        "topk_indices": ints([[2, 0], [0, 1], [1, 2]]),
+        "topk_weights": f32([[0.75, 0.25], [0.1, 0.9], [1 / 3, 2 / 3]]),
+        "x": f32([[1.5, -2.0], [0.1, 0.2], [-3.0, 7.0]]),
+        "y_rows": f32([[0.3, -1.0], [2.5, 1e-8], [4.0, 1.0], [-7.0, 0.7], [0.11, 3e5], [1e-3, -1.0]]),
+        "d_routed": f32([[1.0, -0.5], [0.3, 0.7], [-0.2, 1e-4]]),
+        "d_x_rows": f32([[1.0, 2.0], [3.0, 5.0], [1e8, 1.0], [-1e8, 1.0], [1.0, 1e-30], [0.5, 0.25]]),
+    }
+    yield Case("permute, combine and both ways back", ("OneRounding", "RowOrder"), "rows", inputs, config)
+    dropped = sizes(3, 2, 2, dispatch={"capacity": 1})
+    fewer = inputs | {"y_rows": inputs["y_rows"][:3], "d_x_rows": inputs["d_x_rows"][:3]}
+    yield Case("dropped slots give nothing and get nothing", ("DroppedGradient",), "rows", fewer, dropped)
+    half = 2.0**-24
+    exact = {
+        "topk_indices": ints([[0, 1, 2]]),
+        "topk_weights": f32([[1.0, 1.0, 1.0]]),
+        "x": f32([[0.0, 0.0]]),
+        "y_rows": f32([[1.0, 1.0], [half, -1.0], [half, -0.0]]),
+        "d_routed": f32([[-0.0, 1.0]]),
+        "d_x_rows": f32([[above(1.0), 1e30], [half, -1e30], [half, -0.0]]),
+    }
+    yield Case(
+        "1 + 2^-24 + 2^-24 is one step above 1; x - x is +0",
+        ("OneRounding", "CancelZero"),
+        "rows",
+        exact,
+        sizes(3, 3, 2),
+    )

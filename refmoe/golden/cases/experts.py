@@ -1,0 +1,124 @@
+"""Cases of chapter 3: activations at their edges, clamps, the expert's linear maps, and back."""
+
+import numpy as np
+
+from .form import Case, Recipe, above, f32, ints, sizes
+
+ABOUT = "What an expert computes on its rows, and the way back."
+
+NOTES = {
+    "ClampEdge": ("clamp derivative exclusive at the limit", "no gradient at exactly the limit"),
+    "ClampOneSided": ("gate clamped below as well", "very negative gates leak"),
+    "LinearOffset": ("offset added before the clamp, or left out", "up + 1 becomes up"),
+    "Alpha": ("alpha applied outside the sigmoid, or its decimal text rounded to float32 first", "another activation"),
+    "ReluAtZero": ("relu'(0) = 1", "gradient through dead units"),
+    "Relu2": ("relu squared after rounding", "the last bit"),
+    "GeluKind": ("tanh GELU in place of the exact one", "errors of 1e-3"),
+    "OneRounding": ("activation rounded before it is multiplied by up", "the last bits"),
+    "DoubleRounding": ("narrow store reached through float32", "one value in some thousands, at midpoints"),
+    "Tails": ("exp overflows in the far tails", "NaN where the limit is 0 or the gate"),
+    "EmptyExpert": ("gradient of an expert without rows left unwritten", "garbage in an optimiser"),
+    "Biases": ("bias added after the rounding", "the last bits of gate and up"),
+    "Orientation": ("weights read transposed", "wrong everywhere, or only when F = D"),
+}
+
+
+def cases():
+    """Every case of the chapter."""
+    yield from _activations()
+    yield from _clamps()
+    yield from _narrow()
+    yield from _linear()
+
+
+def _gated(gate, up, d_hidden):
+    return {"gate_rows": f32([gate]), "up_rows": f32([up]), "d_hidden_rows": f32([d_hidden])}
+
+
+def _activations():
+    gate = [0.0, 1.0, -1.0, 0.7, -1.2784645, 20.0, -20.0, -0.0]
+    up = [1.0, -2.0, 0.3, 1e-3, 5.0, 0.1, -3.0, 4.0]
+    d_hidden = [1.0, 0.5, -2.0, 3.0, 1.0, -1.0, 7.0, 0.25]
+    for name in ("silu", "gelu", "gelu_tanh", "relu", "relu2"):
+        flags = {
+            "gelu": ("GeluKind",),
+            "gelu_tanh": ("GeluKind",),
+            "relu": ("ReluAtZero",),
+            "relu2": ("ReluAtZero", "Relu2"),
+        }
+        config = sizes(1, 1, experts={"activation": name})
+        yield Case(
+            f"gated {name}", (*flags.get(name, ()), "OneRounding"), "activation", _gated(gate, up, d_hidden), config
+        )
+        plain = {"up_rows": f32([gate]), "d_hidden_rows": f32([d_hidden])}
+        config = sizes(1, 1, experts={"activation": name, "gated": False})
+        yield Case(f"plain {name}", flags.get(name, ("OneRounding",)), "activation", plain, config)
+    deepest = {"silu": (-103.0, -745.0, -1e30), "gelu": (-14.25, -745.0, -1e30), "gelu_tanh": (-10.5, -103.0, -1e30)}
+    for name, gates in deepest.items():
+        far = _gated([*gates, -5.5, 13.0, 88.0, 1e30, 3e38], [1.0] * 8, [1.0] * 8)
+        yield Case(f"{name} in its tails", ("Tails",), "activation", far, sizes(1, 1, experts={"activation": name}))
+
+
+def _clamps():
+    experts = {"limit": 7.0, "alpha": 1.702, "linear_offset": 1.0}
+    edge = [7.0, above(7.0), above(7.0, -1), 8.0, -7.0, -9.0, 0.5, -50.0]
+    up = [7.0, 1.0, 1.0, above(7.0), -7.0, above(-7.0, -1), -1.0, 2.0]
+    inputs = _gated(edge, up, [1.0, 1.0, -1.0, 0.5, 2.0, 1.0, 1.0, 1.0])
+    flags = ("ClampEdge", "ClampOneSided", "LinearOffset", "Alpha")
+    yield Case(
+        "limit 7, alpha 1.702, offset 1, at the limits and one step beyond",
+        flags,
+        "activation",
+        inputs,
+        sizes(1, 1, experts=experts),
+    )
+    zero = sizes(1, 1, experts={"limit": 0.0})
+    yield Case(
+        "limit 0", ("ClampEdge",), "activation", _gated([0.0, 1.0, -1.0], [0.0, 1.0, -1.0], [1.0, 1.0, 1.0]), zero
+    )
+
+
+def _narrow():
+    gate = [1.0, 1.5, -0.75, 3.0, 0.0078125, 100.0, -6.5, 2.0]
+    up = [1.0, -2.0, 0.375, 0.001953125, 5.0, 3.0, -3.0, 257.0]
+    for store in ("bf16", "fp16"):
+        up = [float(np.float16(v)) if store == "fp16" else float(v) for v in up]
+        up = [*up[:-1], 256.0]
+        yield Case(f"silu stored in {store}", ("DoubleRounding", "OneRounding"), "activation",
+                   _gated(gate, up, [1.0] * 8), sizes(1, 1), store=store)  # fmt: skip
+
+
+def _linear():
+    weights = {
+        "w_gate": Recipe("w_gate", (3, 3, 2)),
+        "w_up": Recipe("w_up", (3, 3, 2)),
+        "w_down": Recipe("w_down", (3, 2, 3)),
+    }
+    rows = {"x_rows": Recipe("x", (4, 2)), "d_y_rows": Recipe("d_y", (4, 2)), "expert_offsets": ints([0, 1, 1, 4])}
+    yield Case(
+        "three experts, the middle one empty",
+        ("EmptyExpert", "Orientation"),
+        "expert_ffn",
+        rows | weights,
+        sizes(3, 1, 2, 3),
+    )
+    square = {
+        "w_gate": Recipe("w_gate", (1, 2, 2)),
+        "w_up": Recipe("w_up", (1, 2, 2)),
+        "w_down": Recipe("w_down", (1, 2, 2)),
+    }
+    one = rows | square | {"expert_offsets": ints([0, 4])}
+    yield Case(
+        "F = D, where a transpose does not show in the shapes", ("Orientation",), "expert_ffn", one, sizes(1, 1, 2, 2)
+    )
+    biases = {"b_gate": Recipe("b_gate", (3, 3)), "b_up": Recipe("b_up", (3, 3)), "b_down": Recipe("b_down", (3, 2))}
+    config = sizes(3, 1, 2, 3, experts={"biases": True, "limit": 0.5, "alpha": 1.702, "linear_offset": 1.0})
+    yield Case(
+        "biases inside the one rounding", ("Biases", "EmptyExpert"), "expert_ffn", rows | weights | biases, config
+    )
+    plain = {name: recipe for name, recipe in (rows | weights).items() if name != "w_gate"}
+    config = sizes(3, 1, 2, 3, experts={"gated": False, "activation": "relu"})
+    yield Case("plain relu experts", ("ReluAtZero", "EmptyExpert"), "expert_ffn", plain, config)
+    wide = {name: r._replace(recipe="wide") if isinstance(r, Recipe) else r for name, r in (rows | weights).items()}
+    yield Case("values over forty binades", ("OneRounding",), "expert_ffn", wide, sizes(3, 1, 2, 3))
+    yield Case("the same under chain", ("OneRounding",), "expert_ffn", wide, sizes(3, 1, 2, 3), profile="chain")

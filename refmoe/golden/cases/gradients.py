@@ -1,0 +1,111 @@
+"""Cases of chapter 5: whole layers there and back, one for each combination of rules that real models use."""
+
+import numpy as np
+
+from ...config import MoEConfig
+from ...models import FAMILIES, load_preset
+from ...recipes import parameter_shapes
+from .form import Case, Recipe, f32, ints, sizes
+
+ABOUT = "Whole layers: outputs, losses, and every gradient split by source."
+
+NOTES = {
+    "Preset": ("one rule of a published model missing", "the model's layer is not reproduced"),
+    "SourcesOfX": ("one path into d_x left out: experts, shared expert, router", "training that almost works"),
+    "SourcesOfLogits": ("losses' gradient dropped, or scaled with the task's", "no balancing"),
+    "WeightOnInput": (
+        "weight applied to the output, or its gradient taken there",
+        "other values under a non-linear expert",
+    ),
+    "DropRenorm": ("weights renormalised before the drop where after is meant", "kept experts too small"),
+    "GivenLogits": ("router trained although its logits were given", "a gradient made up"),
+    "UpstreamLogits": ("an upstream gradient of the logits ignored", "a loss of the user's without effect"),
+    "ExactClass": ("any permutation, routing, padding or layout error", "a difference that no rounding excuses"),
+    "NarrowStore": ("rounding points in other places than at stored tensors", "drift against a bf16 kernel"),
+    "Chain": ("a float32 chain that is split or reordered", "the last bits"),
+}
+
+TOKENS = 4
+
+
+def cases():
+    """Every case of the chapter."""
+    for name in FAMILIES:
+        config = load_preset(name, scale="minimal")
+        yield Case(
+            f"{name}, minimal scale",
+            ("Preset", "SourcesOfX", "SourcesOfLogits"),
+            "layer",
+            _inputs(config, tokens=3),
+            chosen(config),
+        )
+    yield from _combinations()
+
+
+def _inputs(config, recipe="bell", tokens=TOKENS, **given):
+    """Tokens, upstream gradient and parameters by recipe, and two sequences where the rules ask for them."""
+    shapes = {f"params.{name}": (name, *row) for name, row in parameter_shapes(config).items()}
+    shapes |= {"x": ("x", (tokens, config.hidden_size), 0), "d_y": ("d_y", (tokens, config.hidden_size), 0)}
+    exponent = 0 if recipe == "dyadic" else None
+    made = {
+        key: Recipe(name, shape, recipe, 0, e if exponent is None else exponent)
+        for key, (name, shape, e) in shapes.items()
+    }
+    balance = config.losses.balance
+    if config.dispatch.capacity_scope == "sequence" or (balance is not None and balance.scope == "sequence"):
+        made["sequence_ids"] = np.arange(tokens, dtype=np.int64) // 2
+    return made | given
+
+
+def chosen(config):
+    """The dictionary of a configuration without the fields that have their defaults."""
+    D, F, E, K = config.hidden_size, config.intermediate_size, config.num_experts, config.top_k
+    neutral = MoEConfig(hidden_size=D, intermediate_size=F, num_experts=E, top_k=K).to_dict()
+    return sizes(E, K, D, F) | _differing(config.to_dict(), neutral)
+
+
+def _differing(value, neutral):
+    out = {}
+    for key, inner in value.items():
+        if isinstance(inner, dict) and isinstance(neutral.get(key), dict):
+            inner = _differing(inner, neutral[key])
+            if inner:
+                out[key] = inner
+        elif inner != neutral[key]:
+            out[key] = inner
+    return out
+
+
+def _layer(comment, flags, config, recipe="bell", profile="exact", store="float32", **given):
+    return Case(comment, flags, "layer", _inputs(MoEConfig.from_dict(config), recipe, **given), config, profile, store)
+
+
+def _combinations():
+    base = {"routing": {"normalize": True}}
+    yield _layer("the weight acts on the expert's input", ("WeightOnInput", "SourcesOfX"),
+                 sizes(3, 2, 3, 2, **base, experts={"weight_position": "input"}))  # fmt: skip
+    for after in (False, True):
+        dispatch = {"capacity": 2, "normalize_after_drop": after}
+        yield _layer(
+            f"capacity 2, renormalised after the drop: {after}",
+            ("DropRenorm",),
+            sizes(3, 2, 3, 2, **base, dispatch=dispatch),
+        )
+    config = sizes(3, 2, 3, 2, **base)
+    logits = f32([[0.5, 1.0, -1.0], [2.0, 0.0, 0.25], [0.0, 0.0, 0.0], [-1.0, -2.0, -3.0]])
+    yield _layer("given logits", ("GivenLogits",), config, logits=logits)
+    yield _layer("an upstream gradient of the logits", ("UpstreamLogits", "SourcesOfLogits"), config, d_logits=logits)
+    replay = ints([[1, 0], [-1, 2], [2, 0], [-1, -1]])
+    yield _layer("replayed indices with unused slots", ("SourcesOfX",), config, topk_indices=replay)
+    exact = sizes(4, 2, 4, 3, **base, experts={"activation": "relu"})
+    pairs = f32([[0, -9, 0, -9], [-9, 0, 0, -9], [0, 0, -9, -9], [-9, -9, 0, 0]])  # two equal logits: weights of 1/2
+    yield _layer("small integers throughout", ("ExactClass",), exact, "dyadic", logits=pairs)
+    every = {"balance": {"coefficient": 0.01}, "z": {"coefficient": 0.001}}
+    shared = {"shared_intermediate_size": 2, "shared_gate": True}
+    for store in ("bf16", "fp16"):
+        narrow = sizes(3, 2, 3, 2, **base, experts=shared, losses=every)
+        yield _layer(f"stored in {store}", ("NarrowStore",), narrow, "bf16", store=store)
+    for store in ("float32", "bf16"):
+        yield _layer(
+            f"chain, stored in {store}", ("Chain",), sizes(3, 2, 3, 2, **base, losses=every), "bf16", "chain", store
+        )

@@ -1,0 +1,95 @@
+"""Digests of tensors, whole or expert by expert, and strided samples of what is too large to store.   Spec 7.5, 7.6"""
+
+import hashlib
+import threading
+from math import prod
+
+import numpy as np
+
+from ..formats import FORMATS, decode, encode
+from .safetensors import DTYPES, element_bytes
+
+SAMPLE_COUNT = 4096  # a sample has at most this many elements
+
+
+def stored_dtype(array, format_name):
+    """The safetensors type of a stored tensor: the format's for floats, the array's own for integers and flags."""
+    if array.dtype.kind == "f":
+        return FORMATS[format_name].safetensors
+    return {"i": "I64", "u": "U8", "b": "BOOL"}[array.dtype.kind]
+
+
+def to_codes(array, dtype):
+    """carrier -> the elements as they stand in the file, little-endian."""
+    if array.dtype.kind != "f":
+        return np.asarray(array).astype(DTYPES[dtype], copy=False)
+    name = next(row.name for row in FORMATS.values() if row.safetensors == dtype)
+    return encode(array, name).view(DTYPES[dtype]).reshape(array.shape)
+
+
+def from_codes(codes, dtype):
+    """Elements of a file -> carrier: float32 or float64 for floats, the integers themselves otherwise."""
+    for row in FORMATS.values():
+        if row.safetensors == dtype:
+            return decode(codes.view(f"<u{codes.dtype.itemsize}"), row.name).reshape(codes.shape)
+    return codes.astype(codes.dtype.newbyteorder("="), copy=False)
+
+
+def sha256(data):
+    """SHA-256 of a buffer, or of the blocks of an iterator, in hexadecimal."""
+    digest = hashlib.sha256()
+    for block in [data] if isinstance(data, (bytes, memoryview)) else data:
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def tensor_digest(codes, by_expert=False):
+    """SHA-256 of the tensor's bytes; `by_expert`: of the digests of its parts along the first axis."""
+    if not by_expert:
+        return sha256(element_bytes(codes))
+    return combined_digest(sha256(element_bytes(part)) for part in codes)
+
+
+def combined_digest(digests):
+    """SHA-256 of the experts' digests, 32 bytes each, in the order of the experts."""
+    return sha256(b"".join(map(bytes.fromhex, digests)))
+
+
+def sample_stride(shape):
+    """The smallest odd step that leaves at most SAMPLE_COUNT elements of a tensor."""
+    return -(-max(prod(shape), 1) // SAMPLE_COUNT) | 1
+
+
+def sample(flat, stride, start=0):
+    """Elements 0, stride, 2 stride ... of a tensor, of which `flat` holds the elements from `start` on."""
+    return flat[-start % stride :: stride]
+
+
+class DigestSink:
+    """Takes a tensor one expert at a time, in any order and from any thread, and keeps a digest and a sample of it.
+
+    `take(e, part)` is the layer's way to hand over a gradient; no expert is kept.
+    """
+
+    def __init__(self, shape, dtype):
+        self.shape, self.dtype = tuple(shape), dtype
+        self.stride = sample_stride(shape)
+        self._parts = {}
+        self._lock = threading.Lock()
+
+    def take(self, e, part):
+        codes = to_codes(np.asarray(part), self.dtype).reshape(-1)
+        kept = sample(codes, self.stride, e * codes.size).copy()
+        row = sha256(element_bytes(codes)), kept
+        with self._lock:
+            if e in self._parts:
+                raise ValueError(f"expert {e}: expected once, came twice; a sink takes each expert one time")
+            self._parts[e] = row
+
+    def result(self):
+        """(digest of the tensor, its sample). Every expert must have come."""
+        missing = [e for e in range(self.shape[0]) if e not in self._parts]
+        if missing:
+            raise ValueError(f"expected every expert, expert {missing[0]} never came")
+        rows = [self._parts[e] for e in range(self.shape[0])]
+        return combined_digest(digest for digest, _ in rows), np.concatenate([kept for _, kept in rows])

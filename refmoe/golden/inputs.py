@@ -1,0 +1,114 @@
+"""What a case reads: tokens, upstream gradient, parameters, given arrays, and a row for each: where it comes from.
+
+Spec 7.2. A row is {"source": "recipe", "name", "recipe", "seed", "exponent"}, {"source": "blocks", "length"} or
+{"source": "stored"} for a user's own array.
+"""
+
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from ..formats import FORMATS
+from ..recipes import assemble_params, generate, parameter_shapes
+from .weights import RecipeWeights
+
+EXPERT_LEAVES = ("w_gate", "w_up", "w_down", "b_gate", "b_up", "b_down")  # their first axis is the expert axis
+GIVEN = ("token_mask", "sequence_ids", "topk_indices", "logits", "counts_so_far")
+LAZY_BYTES = 8 << 20  # expert weights above this are made one expert at a time
+
+
+class Inputs(NamedTuple):
+    """The inputs of one case. `rows`: name -> manifest row; names are x, d_y, params.NAME and given.NAME."""
+
+    x: object  # (T, D)
+    d_y: object  # (T, D) or None
+    params: object  # MoEParams
+    given: dict  # name -> array
+    rows: dict
+
+
+def is_expert_tensor(name):
+    """Does the tensor's digest go expert by expert?"""
+    return ".params." in f".{name}" and name.rpartition(".")[2] in EXPERT_LEAVES
+
+
+def recipe_rows(config, num, tokens, backward, seed):
+    """The rows of a case that is made by recipe alone. Narrow stores take the 8-bit recipe, which each can hold."""
+    recipe = "bf16" if num.store in ("bf16", "fp16") else "bell"
+    exponents = {"x": 0, "d_y": 0} if backward else {"x": 0}
+    exponents |= {f"params.{name}": exponent for name, (_, exponent) in parameter_shapes(config).items()}
+    rows = {n: {"source": "recipe", "name": n.removeprefix("params."), "recipe": recipe, "seed": seed, "exponent": e}
+            for n, e in exponents.items()}  # fmt: skip
+    if needs_sequences(config):
+        rows["given.sequence_ids"] = {"source": "blocks", "length": max(1, -(-tokens // 2))}
+    return rows
+
+
+def needs_sequences(config):
+    """Does a rule count within sequences? Then the batch is two of them unless the user says otherwise."""
+    balance = config.losses.balance
+    return config.dispatch.capacity_scope == "sequence" or (balance is not None and balance.scope == "sequence")
+
+
+def make_inputs(config, num, tokens, rows, stored, pool):
+    """The arrays the rows describe. `stored` gives those of source "stored": a mapping from name to carrier.
+
+    Raises ValueError or TypeError naming the array that does not fit the configuration.
+    """
+    shapes = {f"params.{name}": shape for name, (shape, _) in parameter_shapes(config).items()}
+    shapes |= {"x": (tokens, config.hidden_size), "d_y": (tokens, config.hidden_size)}
+    known = shapes.keys() | {f"given.{name}" for name in GIVEN}
+    unknown = sorted(rows.keys() - known)
+    if unknown:
+        raise ValueError(f"inputs: expected {', '.join(sorted(known))}, got {unknown[0]!r}; leave it out")
+    made = {name: _make(name, row, shapes.get(name), tokens, num, stored, pool) for name, row in rows.items()}
+    params = assemble_params({n.removeprefix("params."): a for n, a in made.items() if n.startswith("params.")})
+    given = {n.removeprefix("given."): a for n, a in made.items() if n.startswith("given.")}
+    return Inputs(made["x"], made.get("d_y"), params, given, rows)
+
+
+def _make(name, row, shape, tokens, num, stored, pool):
+    if row["source"] == "stored":
+        return stored[name] if name.startswith("given.") else num.check_stored(name, stored[name], shape)
+    if row["source"] == "blocks":
+        return np.arange(tokens, dtype=np.int64) // row["length"]
+    if is_expert_tensor(name) and prod(shape) * 4 > LAZY_BYTES:
+        return RecipeWeights(row, shape, num.dtype, file_dtype(name, num), pool)
+    return generate(row["name"], shape, row["seed"], row["recipe"], row["exponent"]).astype(num.dtype, copy=False)
+
+
+def file_dtype(name, num):
+    """The safetensors type of the float tensor `name` under a policy."""
+    return FORMATS[num.format_of(stage_name(name))].safetensors
+
+
+def stage_name(name):
+    """The stage a tensor's name stands for: "grads.params.shared.w_gate" is d_w_gate, "losses.z" itself."""
+    leaf = name.rpartition(".")[2]
+    if name.startswith("grads.params."):
+        return f"d_{leaf}"
+    return name if name.startswith("losses.") else leaf
+
+
+def prepare(config, num, tokens, backward, seed, arrays):
+    """(tokens, rows, stored): the rows of a case in which the user's `arrays` take the place of recipes.
+
+    Raises ValueError for a name that the configuration has no use for, or a number of tokens that x contradicts.
+    """
+    x = arrays.get("x")
+    if x is not None and x.ndim != 2:
+        raise ValueError(f"x: expected shape (T, {config.hidden_size}), got {x.shape}; give one row a token")
+    if x is not None and tokens not in (None, len(x)):
+        raise ValueError(f"--tokens: expected {len(x)}, the rows of x in --inputs, got {tokens}; leave --tokens out")
+    tokens = len(x) if x is not None else 64 if tokens is None else tokens
+    rows = recipe_rows(config, num, tokens, backward, seed)
+    known = {name.removeprefix("params."): name for name in rows} | {name: f"given.{name}" for name in GIVEN}
+    stored = {}
+    for name, array in arrays.items():
+        if name not in known:
+            raise ValueError(
+                f"--inputs: expected arrays named {', '.join(sorted(known))}, got {name!r}; rename or remove it"
+            )
+        stored[known[name]] = array
+    return tokens, rows | {name: {"source": "stored"} for name in stored}, stored

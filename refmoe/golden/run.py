@@ -1,0 +1,137 @@
+"""One case, computed: every tensor of the forward and of the way back, in causal order, with its digest.   Spec 7.4
+
+`golden` and `check` both go through `compute`, so a bundle is compared with what the same code makes again.
+"""
+
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from ..inputs import Given
+from ..layer import moe_backward, moe_forward
+from ..recipes import MoEParams, SharedParams, parameter_shapes
+from .digests import DigestSink, sample, sample_stride, stored_dtype, tensor_digest, to_codes
+from .inputs import file_dtype, is_expert_tensor, stage_name
+from .weights import RecipeWeights
+
+SIZE_LIMIT = 8 << 20  # bytes; a larger tensor is kept as digest and sample
+
+# Section of the specification that defines a tensor: by the longest part of its name that stands here.
+STAGES = {
+    "x": "0.3", "d_y": "0.3", "given": "0.4", "params": "7.2",
+    "routing.logits": "1.1", "routing.scores": "1.2", "routing.choice_scores": "1.3", "routing.group_scores": "1.3",
+    "routing.topk_indices": "1.4", "routing.margin": "1.7", "routing.raw_topk_weights": "1.5",
+    "routing.topk_weights": "1.5", "routing.lse": "1.7", "plan": "2.1",
+    "experts.x_rows": "2.3", "experts.weighted_x_rows": "3.3", "experts.gate_rows": "3.1", "experts.up_rows": "3.1",
+    "experts.hidden_rows": "3.2", "experts.y_rows": "3.1", "routed": "2.4", "shared": "3.4",
+    "losses.balance": "4.1", "losses.z": "4.2", "losses.importance": "4.3", "losses.balance_counts": "4.1", "y": "3.5",
+    "grads": "5.9", "grads.d_x_router": "5.1", "grads.d_scores": "5.3", "grads.d_logits_task": "5.3",
+    "grads.d_logits_balance": "5.8", "grads.d_logits_z": "5.8", "grads.d_logits_importance": "5.8",
+    "grads.d_topk_weights": "5.6", "grads.d_y_rows": "5.6", "grads.d_x_experts": "5.6",
+    "grads.d_weighted_x_rows": "5.4",
+    "grads.rows": "5.4", "grads.rows.d_gate_rows": "5.5",
+    "grads.rows.d_up_rows": "5.5", "grads.shared": "5.7", "grads.d_x_shared": "5.7", "grads.params": "5.4",
+    "grads.params.w_router": "5.1", "grads.params.router_bias": "5.1", "grads.params.shared": "5.7",
+}  # fmt: skip
+
+
+class Made(NamedTuple):
+    """One tensor of a case as it goes into a bundle."""
+
+    name: str
+    role: str  # input, parameter, record, gradient
+    dtype: str  # safetensors name
+    shape: tuple
+    sha256: str
+    kind: str  # stored, sample, recipe
+    codes: object  # the elements, or the sample, or None
+
+
+def compute(config, inputs, num, say=None):
+    """Yields a `Made` for each tensor of the case, in causal order; d_y None leaves out the way back.
+
+    say: called with the name of each step.
+    """
+    say = say or str
+    for name, array in (("x", inputs.x), ("d_y", inputs.d_y), *((f"given.{n}", a) for n, a in inputs.given.items())):
+        if array is not None:
+            yield _made(name, "input", array, num, whole=inputs.rows[name]["source"] == "stored")
+    given = Given(**inputs.given)
+    say("forward")
+    record = moe_forward(inputs.x, inputs.params, config, num, given=given, keep="all")
+    for name, array in flattened("params", inputs.params):
+        yield _parameter(name, array, inputs.rows[name], num)
+    for name, array in flattened("", record):
+        yield _made(name, "record", array, num)
+    if inputs.d_y is not None:
+        yield from _way_back(config, inputs, record, given, num, say)
+
+
+def _way_back(config, inputs, record, given, num, say):
+    say("backward")
+    into = gradient_sinks(config, num)
+    grads = moe_backward(inputs.d_y, inputs.x, inputs.params, record, config, num, given=given, into=into)
+    for name, array in flattened("grads", grads):
+        yield _made(name, "gradient", array, num)
+
+
+def gradient_sinks(config, num):
+    """A digest sink for each gradient of expert weights above the size limit, None for all others; or None."""
+    sinks = {}
+    for name, (shape, _) in parameter_shapes(config).items():
+        full = f"grads.params.{name}"
+        if is_expert_tensor(full) and prod(shape) * np.dtype(num.dtype).itemsize > SIZE_LIMIT:
+            sinks[name] = DigestSink(shape, file_dtype(full, num))
+    if not sinks:
+        return None
+    shared = SharedParams(*(sinks.get(f"shared.{f}") for f in SharedParams._fields))
+    routed = {f: sinks.get(f) for f in MoEParams._fields if f != "shared"}
+    return MoEParams(**routed, shared=shared if any(s is not None for s in shared) else None)
+
+
+def flattened(prefix, value):
+    """(dotted name, array) of every field that is not None, in the order of the fields."""
+    if value is None:
+        return
+    if isinstance(value, tuple):
+        for field in value._fields:
+            yield from flattened(f"{prefix}.{field}" if prefix else field, getattr(value, field))
+    else:
+        yield prefix, value if hasattr(value, "shape") else np.asarray(value)
+
+
+def _made(name, role, array, num, whole=False):
+    """Stored as it is, or above the size limit as digest and sample; `whole`: stored whatever its size."""
+    if isinstance(array, DigestSink):
+        digest, kept = array.result()
+        return Made(name, role, array.dtype, array.shape, digest, "sample", kept)
+    array = np.asarray(array)
+    dtype = stored_dtype(array, num.format_of(stage_name(name)) if array.dtype.kind == "f" else None)
+    codes = to_codes(array, dtype)
+    digest = tensor_digest(codes, is_expert_tensor(name))
+    if codes.nbytes > SIZE_LIMIT and not whole:
+        return Made(
+            name, role, dtype, codes.shape, digest, "sample", sample(codes.reshape(-1), sample_stride(codes.shape))
+        )
+    return Made(name, role, dtype, codes.shape, digest, "stored", codes)
+
+
+def _parameter(name, array, row, num):
+    """A parameter by recipe is its digest; a user's own is stored whatever its size, or `check` could not recompute."""
+    dtype = file_dtype(name, num)
+    if isinstance(array, RecipeWeights):
+        return Made(name, "parameter", dtype, array.shape, array.digest(), "recipe", None)
+    codes = to_codes(array, dtype)
+    digest = tensor_digest(codes, is_expert_tensor(name))
+    by_recipe = row["source"] == "recipe"
+    return Made(
+        name, "parameter", dtype, codes.shape, digest, "recipe" if by_recipe else "stored", None if by_recipe else codes
+    )
+
+
+def stage_of(name):
+    """The section of the specification that defines a tensor."""
+    while name not in STAGES:
+        name = name.rpartition(".")[0]
+    return STAGES[name]

@@ -1,0 +1,171 @@
+"""Checking a golden bundle: every byte against the manifest, then every tensor against its recomputation.   Spec 7.8"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..config import MoEConfig
+from ..numerics import STORES, Numerics
+from .bundle import MANIFEST, TENSORS, make_manifest, tensor_row
+from .digests import from_codes, sha256
+from .errors import BundleError
+from .inputs import make_inputs
+from .manifest import read_manifest
+from .run import compute
+from .safetensors import DTYPES, canonical_header, open_tensors
+from .weights import maker_pool
+
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+
+
+class Checked(NamedTuple):
+    """The manifest, and (tensor, message) for each tensor that recomputation contradicts, in causal order."""
+
+    manifest: dict
+    differences: list
+    tensors: int
+    num: Numerics
+
+
+def check_bundle(directory, spec_version, backend="auto", threads=None, kernel=None, say=None):
+    """Reads a bundle, recomputes its case, compares bits. say: called with the name of each step.
+
+    Raises BundleError (code 1: altered, truncated, incomplete; 2: unreadable, other SPEC_VERSION), ValueError and
+    ImportError for a backend that is not to be had.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise BundleError(directory, "", "is not a directory that can be read", code=2)
+    manifest = read_manifest(directory / MANIFEST, spec_version)
+    with open_tensors(directory / TENSORS) as reader:
+        check_payload(reader, manifest, directory / MANIFEST)
+        config, profile, store = _case(manifest, directory / MANIFEST)
+        num = Numerics(profile=profile, store=store, backend=backend, threads=threads, kernel=kernel)
+        with maker_pool() as pool:
+            made = list(_recomputed(config, num, manifest, reader, pool, directory / MANIFEST, say))
+        found = list(_differences(made, manifest, reader))
+        if not found and _remade(config, num, manifest, made) != manifest:
+            found = [("", "the manifest is not the one that its case makes")]
+        return Checked(manifest, found, len(made), num)
+
+
+def check_payload(reader, manifest, manifest_path):
+    """The file holds exactly the tensors of the manifest, in canonical form, with the digests it states."""
+    try:
+        digests = {row["name"]: row for row in manifest["tensors"]}
+        layout = {
+            _stored_name(row): _stored_layout(row) for row in manifest["tensors"] if row["storage"]["kind"] != "recipe"
+        }
+        header = canonical_header(layout)
+    except MALFORMED as error:
+        raise BundleError(
+            manifest_path, "", f"its list of tensors is malformed ({type(error).__name__}: {error})"
+        ) from None
+    for name in sorted(layout.keys() | reader.entries.keys()):
+        _check_entry(reader, name, layout)
+    if reader.header != header:
+        raise BundleError(reader.path, "", "altered: its header is not the canonical one")
+    for name in sorted(layout):
+        row = digests[name.removesuffix(".sample")]
+        found = file_digest(reader, name, row["digest_of"] == "experts" and row["storage"]["kind"] == "stored")
+        wanted = row["storage"]["sha256"] if row["storage"]["kind"] == "sample" else row["sha256"]
+        if found != wanted:
+            raise BundleError(reader.path, name, "altered: its bytes do not have the digest of the manifest")
+
+
+def _stored_name(row):
+    return row["name"] + ".sample" if row["storage"]["kind"] == "sample" else row["name"]
+
+
+def _stored_layout(row):
+    dtype, shape = row["dtype"], tuple(row["shape"])
+    if dtype not in DTYPES or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"{row['name']}: dtype {dtype!r}, shape {row['shape']!r}")
+    return (dtype, (int(row["storage"]["count"]),)) if row["storage"]["kind"] == "sample" else (dtype, shape)
+
+
+def _check_entry(reader, name, layout):
+    if name not in layout:
+        raise BundleError(reader.path, name, "the manifest does not know this tensor")
+    entry = reader.entry(name)
+    if (entry.dtype, entry.shape) != layout[name]:
+        dtype, shape = layout[name]
+        raise BundleError(
+            reader.path, name, f"expected {dtype} {list(shape)} by the manifest, got {entry.dtype} {list(entry.shape)}"
+        )
+
+
+def file_digest(reader, name, by_expert):
+    """The digest of a tensor in a file, read a mebibyte, or an expert, at a time."""
+    if not by_expert:
+        return sha256(reader.blocks(name))
+    experts = range(reader.entry(name).shape[0])
+    return sha256(bytes.fromhex(sha256(memoryview(reader.codes(name, e).reshape(-1)).cast("B"))) for e in experts)
+
+
+def _case(manifest, path):
+    run = manifest["run"]
+    try:
+        config = MoEConfig.from_dict(manifest["config"])
+        if type(run["tokens"]) is not int or run["tokens"] < 0 or run["store"] not in STORES[run["profile"]]:
+            raise ValueError("run: tokens, profile and store do not fit together")
+        return config, run["profile"], run["store"]
+    except MALFORMED as error:
+        raise BundleError(path, "", f"does not describe a case ({error})") from None
+
+
+def _recomputed(config, num, manifest, reader, pool, path, say):
+    rows = manifest["inputs"]
+    try:
+        stored = {name: _carrier(reader, name) for name, row in rows.items() if row["source"] == "stored"}
+        inputs = make_inputs(config, num, manifest["run"]["tokens"], rows, stored, pool)
+        yield from compute(config, inputs, num, say)
+    except MALFORMED as error:
+        raise BundleError(path, "", f"its case cannot be recomputed ({error})") from None
+
+
+def _carrier(reader, name):
+    return from_codes(reader.codes(name), reader.entry(name).dtype)
+
+
+def _differences(made, manifest, reader):
+    rows = {row["name"]: row for row in manifest["tensors"]}
+    for m in made:
+        row = rows.pop(m.name, None)
+        if row is None:
+            yield m.name, "the case makes this tensor, the bundle lacks it"
+        elif (m.dtype, list(m.shape), m.kind) != (row["dtype"], row["shape"], row["storage"]["kind"]):
+            yield (
+                m.name,
+                f"recomputed as {m.dtype} {list(m.shape)} ({m.kind}), the bundle says {row['dtype']} {row['shape']}",
+            )
+        elif tensor_row(m) != row:
+            yield m.name, _first_difference(m, reader)
+    for name in rows:
+        yield name, "the bundle has this tensor, the case does not make it"
+
+
+def _remade(config, num, manifest, made):
+    spec_version, title, tokens = manifest["spec_version"], manifest["title"], manifest["run"]["tokens"]
+    return make_manifest(config, num, spec_version, title, tokens, manifest["inputs"], made)
+
+
+def _first_difference(made, reader):
+    if made.codes is None:
+        return "its recomputed digest differs"
+    name = made.name + ".sample" if made.kind == "sample" else made.name
+    found = reader.codes(name).reshape(-1)
+    wanted = np.ascontiguousarray(made.codes).reshape(-1)
+    bits = np.dtype(f"u{wanted.dtype.itemsize}")
+    places = np.flatnonzero(found.view(bits) != wanted.view(bits))
+    if not places.size:
+        return "its recomputed digest or description differs" + (
+            ", outside the sample" if made.kind == "sample" else ""
+        )
+    i = places[0]
+    values = from_codes(found[i : i + 1], made.dtype)[0], from_codes(wanted[i : i + 1], made.dtype)[0]
+    where = [int(k) for k in np.unravel_index(i, made.shape)] if made.kind == "stored" else f"sample {i}"
+    return (
+        f"{places.size} of {wanted.size} elements differ, first at {where}: bundle {values[0]}, recomputed {values[1]}"
+    )

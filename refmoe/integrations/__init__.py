@@ -1,0 +1,1 @@
+"""refmoe inside other libraries, which are imported only when asked for."""

@@ -1,0 +1,176 @@
+"""What the tests of the layer share: configurations that between them use every field, inputs, runs, comparison."""
+
+import numpy as np
+
+import refmoe
+from refmoe import (
+    BalanceLoss,
+    DispatchConfig,
+    ExpertsConfig,
+    Given,
+    ImportanceLoss,
+    LossesConfig,
+    MoEConfig,
+    RoutingConfig,
+    ZLoss,
+)
+from refmoe.formats import round_to
+from refmoe.models import FAMILIES, load_preset
+from refmoe.recipes import assemble_params, generate, init_params, name_params
+
+PRESETS = FAMILIES
+BASE = {"hidden_size": 6, "intermediate_size": 5, "num_experts": 6, "top_k": 3}
+STORES = [(profile, store) for profile in ("exact", "chain") for store in ("float32", "bf16", "fp16")] + [
+    ("float64", "float64")
+]
+
+
+def config_of(routing=None, dispatch=None, experts=None, losses=None, **sizes):
+    """Sections as dictionaries of their fields, on the sizes of BASE."""
+    kinds = {"routing": RoutingConfig, "dispatch": DispatchConfig, "experts": ExpertsConfig}
+    given = {"routing": routing, "dispatch": dispatch, "experts": experts}
+    sections = {name: kinds[name](**fields) for name, fields in given.items() if fields is not None}
+    return MoEConfig(**BASE | sizes, **sections, losses=losses or LossesConfig())
+
+
+def losses_of(balance=None, z=None, importance=None):
+    return LossesConfig(
+        balance=None if balance is None else BalanceLoss(coefficient=0.3, **balance),
+        z=None if z is None else ZLoss(coefficient=z),
+        importance=None if importance is None else ImportanceLoss(coefficient=0.5, **importance),
+    )
+
+
+CASES = {
+    "sqrt_softplus_add": config_of(
+        routing={
+            "score_fn": "sqrt_softplus",
+            "normalize": True,
+            "norm_eps": 1e-3,
+            "scaling_factor": 1.5,
+            "selection_bias": True,
+        },
+        losses=losses_of({}, 0.2, {"eps": 1e-10}),
+    ),
+    "sigmoid_gelu": config_of(
+        routing={"score_fn": "sigmoid"},
+        experts={"activation": "gelu", "biases": True},
+        losses=losses_of({"probs": "sigmoid", "counts": "first"}, 0.2, {}),
+    ),
+    "sigmoid_clamp": config_of(
+        routing={"score_fn": "sigmoid", "normalize": True, "norm_eps": 1.6, "norm_eps_mode": "clamp"},
+        experts={"activation": "gelu_tanh", "limit": 0.3, "linear_offset": 0.5},
+        losses=losses_of({"probs": "normalized_sigmoid", "scope": "sequence"}, None, {"gates": "topk", "ddof": 1}),
+    ),
+    "softmax_all": config_of(
+        experts={"activation": "relu2"}, losses=losses_of({"scope": "sequence", "counts": "first"})
+    ),
+    "softmax_eps": config_of(
+        routing={"normalize": True, "norm_eps": 0.05},
+        experts={"gated": False, "activation": "relu2", "biases": True},
+        losses=losses_of({"scope": "global"}, None, {"gates": "topk"}),
+    ),
+    "after_drop": config_of(
+        routing={"normalize": True, "selection_base": "logits"},
+        dispatch={"capacity": 2, "normalize_after_drop": True},
+        experts={"gated": False, "activation": "relu"},
+        losses=losses_of({"divide_by_k": False}),
+    ),
+    "after_drop_sigmoid": config_of(
+        routing={"score_fn": "sigmoid", "normalize": True, "router_bias": True},
+        dispatch={
+            "capacity_factor": 0.7,
+            "drop_policy": "probability",
+            "normalize_after_drop": True,
+            "slot_order": "token_major",
+        },
+        losses=losses_of({"selection": "plain"}),
+    ),
+    "before_drop": config_of(
+        routing={"normalize": True, "scaling_factor": 2.5},
+        dispatch={"capacity_factor": 0.7, "drop_policy": "probability", "capacity_scope": "sequence"},
+    ),
+    "weight_on_input": config_of(
+        routing={"score_fn": "sigmoid"},
+        experts={
+            "weight_position": "input",
+            "shared_intermediate_size": 4,
+            "biases": True,
+            "shared_gate": True,
+            "alpha": 1.702,
+            "limit": 0.2,
+            "linear_offset": 1.0,
+        },
+    ),
+    "plain_shared": config_of(experts={"gated": False, "activation": "gelu", "shared_intermediate_size": 4}),
+    "top_1": config_of(routing={"normalize": True}, top_k=1),
+    "top_all": config_of(
+        routing={"normalize": True, "num_groups": 3, "top_groups": 3}, losses=losses_of({}, 0.2), top_k=6
+    ),
+    "groups": config_of(
+        routing={
+            "score_fn": "sigmoid",
+            "normalize": True,
+            "num_groups": 3,
+            "top_groups": 2,
+            "group_score_topn": 1,
+            "group_mask": "zero",
+            "selection_bias": True,
+        },
+        top_k=2,
+    ),
+    "one_expert": config_of(num_experts=1, top_k=1, routing={"score_fn": "sigmoid"}, losses=losses_of({}, 0.2)),
+}
+
+CONFIGS = {name: load_preset(name, scale="minimal") for name in PRESETS} | CASES
+
+
+def make(config, num, num_tokens=8, seed=0, recipe=None):
+    """(x, params, d_y) in the carriers of `num`, with values its store can hold."""
+    recipe = recipe or ("bell" if num.store in ("float32", "float64") else "bf16")
+    arrays = {name: carried(array, num) for name, array in name_params(init_params(config, seed, recipe)).items()}
+    x, d_y = (carried(generate(name, (num_tokens, config.hidden_size), seed, recipe), num) for name in ("x", "d_y"))
+    return x, assemble_params(arrays), d_y
+
+
+def carried(array, num):
+    """The array as a carrier of the store of `num`."""
+    return round_to(array.astype(np.float64), num.store)
+
+
+def with_sequences(num_tokens, length=3):
+    """Given with the sequences a configuration may count by, and one padding token."""
+    tokens = np.arange(num_tokens)
+    return Given(sequence_ids=tokens // length, token_mask=tokens != min(5, num_tokens - 1))
+
+
+def run(config, num, num_tokens=8, seed=0, given=None, recipe=None):
+    """Forward and backward -> record, grads."""
+    x, params, d_y = make(config, num, num_tokens, seed, recipe)
+    given = with_sequences(num_tokens) if given is None else given
+    record = refmoe.moe_forward(x, params, config, num, given)
+    return record, refmoe.moe_backward(d_y, x, params, record, config, num, given)
+
+
+def tensors(value, name=""):
+    """Dotted name -> array, of every tensor inside nested records."""
+    if value is None:
+        return {}
+    if not hasattr(value, "_fields"):
+        return {name: np.asarray(value)}
+    found = {}
+    for field in value._fields:
+        found |= tensors(getattr(value, field), f"{name}.{field}".lstrip("."))
+    return found
+
+
+def differing(got, want):
+    """Names whose arrays do not have the same type, shape and bits."""
+    got, want = tensors(got), tensors(want)
+    assert got.keys() == want.keys()
+    return [name for name in want if not same_bits(got[name], want[name])]
+
+
+def same_bits(a, b):
+    a, b = np.asarray(a), np.asarray(b)
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()

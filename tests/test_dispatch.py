@@ -1,0 +1,202 @@
+"""Dispatch by hand: the plan, who is dropped, permute and combine."""
+
+import numpy as np
+import pytest
+from cases import config_of, same_bits
+
+from refmoe import Given, Numerics
+from refmoe.dispatch import (
+    capacity_of,
+    combine,
+    combine_backward,
+    count_assigned,
+    kept_slots,
+    make_plan,
+    permute,
+    permute_backward,
+    slot_values,
+)
+
+EXACT = Numerics(backend="numpy")
+
+
+def f32(values):
+    return np.array(values, np.float32)
+
+
+def plan_of(indices, weights=None, given=None, num_experts=4, **dispatch):
+    indices = np.array(indices)
+    config = config_of(top_k=indices.shape[1], num_experts=num_experts, dispatch=dispatch)
+    weights = np.zeros(indices.shape, np.float32) if weights is None else f32(weights)
+    return make_plan(indices, weights, config, given or Given())
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_in_expert_order_and_an_experts_rows_in_token_order():
+    plan = plan_of([[2, 0], [0, 3], [2, 0]])
+    # slots: 0 (t0, e2)  1 (t0, e0)  2 (t1, e0)  3 (t1, e3)  4 (t2, e2)  5 (t2, e0)
+    assert plan.row_slot.tolist() == [1, 2, 5, 0, 4, 3]
+    assert plan.slot_row.tolist() == [[3, 0], [1, 5], [4, 2]]
+    assert plan.tokens_per_expert.tolist() == [3, 0, 2, 1] == plan.assigned_per_expert.tolist()
+    assert plan.expert_offsets.tolist() == [0, 3, 3, 5, 6]
+    assert {array.dtype for array in plan} == {np.dtype(np.int64)}
+
+
+def test_unused_slots_and_padding():
+    plan = plan_of([[2, -1], [-1, -1], [2, 0]], given=Given(token_mask=np.array([True, True, False])))
+    assert plan.slot_row.tolist() == [[1, -1], [-1, -1], [2, 0]]
+    assert plan.tokens_per_expert.tolist() == [1, 0, 2, 0]  # padding is computed
+    assert plan.assigned_per_expert.tolist() == [0, 0, 1, 0]  # but not counted
+    assert count_assigned(np.array([[2, -1], [0, 2]]), 3, None).tolist() == [1, 0, 2]
+
+
+def test_no_token():
+    plan = plan_of(np.zeros((0, 2), np.int64))
+    assert plan.slot_row.shape == (0, 2) and plan.expert_offsets.tolist() == [0] * 5
+
+
+# --- who is dropped --------------------------------------------------------------------------------------------------
+
+# Three tokens, two choices each: expert 0 is wanted by slots (0, 0), (1, 1), (2, 0), expert 1 by the other three.
+WANTED = [[0, 1], [1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("order", "capacity", "kept"),
+    [
+        # slot-major: the first choices of tokens 0, 1, 2, then the second. Expert 0: t0, t2, t1; expert 1: t1, t0, t2
+        ("slot_major", 1, [[1, 0], [1, 0], [0, 0]]),
+        ("slot_major", 2, [[1, 1], [1, 0], [1, 0]]),
+        # token-major: token 0's two choices, then token 1's. Expert 0: t0, t1, t2; expert 1: t0, t1, t2
+        ("token_major", 1, [[1, 1], [0, 0], [0, 0]]),
+        ("token_major", 2, [[1, 1], [1, 1], [0, 0]]),
+        ("slot_major", 0, [[0, 0], [0, 0], [0, 0]]),
+        ("token_major", 3, [[1, 1], [1, 1], [1, 1]]),
+    ],
+)
+def test_first_come_first_served(order, capacity, kept):
+    plan = plan_of(WANTED, capacity=capacity, slot_order=order)
+    assert (plan.slot_row >= 0).astype(int).tolist() == kept
+    assert plan.assigned_per_expert.tolist() == [3, 3, 0, 0]  # counted before the drop
+    assert plan.tokens_per_expert.tolist() == [min(3, capacity)] * 2 + [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("order", "capacity", "kept"),
+    [
+        # expert 0: 0.5 (t0), 0.5 (t1), 0.75 (t2); expert 1: 0.5 (t0), 0.25 (t1), 0.25 (t2)
+        ("slot_major", 1, [[0, 1], [0, 0], [1, 0]]),
+        ("slot_major", 2, [[1, 1], [1, 0], [1, 0]]),  # the ties: t0's first choice before t1's second; t1's before t2's
+        ("token_major", 2, [[1, 1], [1, 0], [1, 0]]),
+    ],
+)
+def test_the_largest_weights_stay_and_ties_go_by_slot_order(order, capacity, kept):
+    probabilities = [[0.5, 0.5], [0.25, 0.5], [0.75, 0.25]]
+    plan = plan_of(WANTED, probabilities, capacity=capacity, drop_policy="probability", slot_order=order)
+    assert (plan.slot_row >= 0).astype(int).tolist() == kept
+
+
+def test_a_tie_of_weights_that_the_slot_orders_settle_differently():
+    # expert 0 is token 0's second choice and token 1's first, with equal weights
+    indices, equal = [[1, 0], [0, 1]], [[0.5, 0.5], [0.5, 0.5]]
+    slot = plan_of(indices, equal, capacity=1, drop_policy="probability", slot_order="slot_major")
+    token = plan_of(indices, equal, capacity=1, drop_policy="probability", slot_order="token_major")
+    assert (slot.slot_row >= 0).tolist() == [[True, False], [True, False]]
+    assert (token.slot_row >= 0).tolist() == [[True, True], [False, False]]
+
+
+def test_each_sequence_has_a_capacity_of_its_own():
+    indices = [[0], [0], [0], [0]]
+    ids = Given(sequence_ids=np.array([7, 3, 7, 3]))
+    by_sequence = plan_of(indices, given=ids, capacity=1, capacity_scope="sequence")
+    assert (by_sequence.slot_row[:, 0] >= 0).tolist() == [True, True, False, False]
+    assert (plan_of(indices, given=ids, capacity=1).slot_row[:, 0] >= 0).tolist() == [True, False, False, False]
+    # a factor is over the tokens of its scope: ceil(1 * 3 / 4) = 1 and ceil(1 * 1 / 4) = 1, against ceil(1 * 4 / 4) = 1
+    ids = Given(sequence_ids=np.array([0, 0, 0, 1]))
+    plan = plan_of(indices, given=ids, capacity_factor=2.0, capacity_scope="sequence")
+    assert (plan.slot_row[:, 0] >= 0).tolist() == [True, True, False, True]  # ceil(2 * 3 / 4) = 2, ceil(2 / 4) = 1
+
+
+@pytest.mark.parametrize(
+    ("factor", "tokens", "top_k", "experts", "want"),
+    [
+        (1.0, 8, 2, 4, 4),
+        (1.0, 9, 2, 4, 5),  # 4.5
+        (1.25, 8, 2, 4, 5),
+        (0.7, 10, 1, 1, 7),  # the double 0.7 is a little below 7/10
+        (0.1, 10, 1, 1, 2),  # the double 0.1 is a little above 1/10: not the 1 that floating point gives
+        (1.1, 10, 1, 1, 12),  # and 1.1 above 11/10
+        (0.0, 8, 2, 4, 0),
+        (1e-9, 8, 2, 4, 1),
+        (1.0, 0, 2, 4, 0),
+    ],
+)
+def test_the_capacity_factor_is_exact(factor, tokens, top_k, experts, want):
+    dispatch = config_of(dispatch={"capacity_factor": factor}).dispatch
+    assert capacity_of(dispatch, tokens, top_k, experts) == want
+
+
+def test_without_a_limit_every_used_slot_is_kept():
+    config = config_of(top_k=2, num_experts=4)
+    kept = kept_slots(np.array([[0, -1], [3, 1]]), None, config, Given())
+    assert kept.tolist() == [[True, False], [True, True]] and capacity_of(config.dispatch, 5, 2, 4) is None
+
+
+# --- permute and combine ---------------------------------------------------------------------------------------------
+
+
+def test_permute_copies_bits():
+    plan = plan_of([[2, 0], [0, 3]])
+    x = f32([[1, -0.0], [3, 1e-45]])
+    # rows: e0 of t0, e0 of t1, e2 of t0, e3 of t1
+    assert same_bits(permute(x, plan), f32([[1, -0.0], [3, 1e-45], [1, -0.0], [3, 1e-45]]))
+
+
+def test_permute_backward_sums_a_tokens_rows():
+    plan = plan_of([[2, 0], [0, -1], [-1, -1]])  # rows: e0 of t0, e0 of t1, e2 of t0
+    d_rows = f32([[1, 2.0**-24], [5, 6], [10, 1]])
+    got = permute_backward(d_rows, plan, EXACT)
+    assert same_bits(got, f32([[11, 1], [5, 6], [0, 0]]))  # 1 + 2^-24 is a tie, to even
+
+
+def test_combine_is_one_sum_rounded_once():
+    plan = plan_of([[2, 0], [0, 3]])
+    y_rows = f32([[1, 2], [3, 4], [5, 2.0**-30], [-8, 4]])  # e0 t0, e0 t1, e2 t0, e3 t1
+    w = f32([[0.5, 0.25], [2, 0.75]])
+    # t0: 0.5 row 2 + 0.25 row 0; t1: 2 row 1 + 0.75 row 3
+    assert combine(y_rows, w, plan, EXACT).tolist() == [[2.75, 0.5], [0, 11]]
+    assert combine(y_rows, None, plan, EXACT).tolist() == [[6, 2], [-5, 8]]
+    # 1 + 2^-24 + 2^-24: one rounding keeps what two would lose
+    y_rows = f32([[1], [2.0**-24], [2.0**-24]])
+    plan = plan_of([[0, 1, 2]])
+    assert combine(y_rows, f32([[1, 1, 1]]), plan, EXACT).tolist() == [[1 + 2.0**-23]]
+
+
+def test_combine_ignores_the_weight_of_a_dropped_slot_and_cancels_to_plus_zero():
+    plan = plan_of([[0, 1], [0, 1]], capacity=1)
+    assert plan.slot_row.tolist() == [[0, 1], [-1, -1]]
+    y_rows = f32([[-1], [1]])
+    got = combine(y_rows, f32([[1, 1], [np.inf, np.nan]]), plan, EXACT)
+    assert same_bits(got, f32([[0], [0]]))
+
+
+def test_combine_backward_by_hand():
+    plan = plan_of([[2, 0], [0, 3]])
+    y_rows = f32([[1, 2], [3, 4], [5, 6], [7, 8]])
+    w = f32([[0.5, 0.25], [2, 0.75]])
+    d_y_rows, d_w = combine_backward(f32([[1, 2], [1, -1]]), y_rows, w, plan, EXACT)
+    assert d_y_rows.tolist() == [[0.25, 0.5], [2, -2], [0.5, 1], [0.75, -0.75]]
+    assert d_w.tolist() == [[17, 5], [-1, -1]]  # <(1, 2), (5, 6)>, <(1, 2), (1, 2)>; <(1, -1), (3, 4)>, ...
+
+
+def test_a_dropped_slot_gives_nothing_back():
+    plan = plan_of([[0, 1], [0, 1]], capacity=1)
+    _, d_w = combine_backward(f32([[1], [1]]), f32([[3], [4]]), f32([[1, 1], [1, 1]]), plan, EXACT)
+    assert same_bits(d_w, f32([[3, 4], [0, 0]]))
+    assert same_bits(slot_values(f32([3, 4]), plan), f32([[3, 4], [0, 0]]))
+    nothing = plan_of([[0, 1], [0, 1]], capacity=0)
+    empty = np.zeros((0, 1), np.float32)
+    assert same_bits(combine(empty, f32([[1, 1], [1, 1]]), nothing, EXACT), f32([[0], [0]]))
+    assert same_bits(permute_backward(empty, nothing, EXACT), f32([[0], [0]]))

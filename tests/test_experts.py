@@ -1,0 +1,213 @@
+"""Experts by hand: activations, clamps, biases, where the weight acts, the shared expert and its gate."""
+
+import numpy as np
+import pytest
+from cases import config_of, same_bits
+
+import refmoe
+from refmoe import ExpertsConfig, Given, Numerics
+from refmoe.activations import ACTIVATIONS, gated, gated_backward, plain, plain_backward
+from refmoe.experts import expert_ffn, expert_ffn_backward, shared_expert, shared_expert_backward
+from refmoe.recipes import MoEParams, SharedParams
+
+EXACT = Numerics(backend="numpy")
+
+
+def f32(values):
+    return np.array(values, np.float32)
+
+
+# --- activations -----------------------------------------------------------------------------------------------------
+
+# act(0), act(1), act(-1), act(2): the float32 nearest to the exact value
+VALUES = {
+    "silu": [0, 0.7310585786300049, -0.2689414213699951, 1.7615941559557649],
+    "gelu": [0, 0.8413447460685429, -0.15865525393145707, 1.9544997361036416],
+    "gelu_tanh": [0, 0.8411919906082768, -0.15880800939172324, 1.9545976940877750],
+    "relu": [0, 1, 0, 2],
+    "relu2": [0, 1, 0, 4],
+}
+SLOPES = {
+    "silu": [0.5, 0.9276705118714869, 0.07232948812851325, 1.0907842487848955],
+    "gelu": [0.5, 1.0833154705876854, -0.08331547058768544, 1.0852318201962563],
+    "gelu_tanh": [0.5, 1.0829640838457826, -0.08296408384578257, 1.0860992566236181],
+    "relu": [0, 1, 0, 1],
+    "relu2": [0, 2, 0, 4],
+}
+POINTS = f32([[0, 1, -1, 2]])
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_and_their_slopes(name):
+    experts = ExpertsConfig(gated=False, activation=name)
+    assert plain(POINTS, experts, EXACT).tolist() == f32([VALUES[name]]).tolist()
+    assert plain_backward(np.ones_like(POINTS), POINTS, experts, EXACT).tolist() == f32([SLOPES[name]]).tolist()
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_gated_is_one_function_of_two_arguments(name):
+    """act(g) u rounded once: at u = 3 that is not three times the rounded activation."""
+    experts = ExpertsConfig(activation=name)
+    up = np.full_like(POINTS, 3)
+    want = f32([[3 * v for v in VALUES[name]]])
+    got = gated(POINTS, up, experts, EXACT)
+    np.testing.assert_allclose(got, want, rtol=2.0**-24)
+    d_gate, d_up = gated_backward(np.full_like(POINTS, 2), POINTS, up, experts, EXACT)
+    np.testing.assert_allclose(d_gate, f32([[6 * v for v in SLOPES[name]]]), rtol=2.0**-23)
+    assert d_up.tolist() == f32([[2 * v for v in VALUES[name]]]).tolist()
+
+
+def test_every_table_has_its_row_here():
+    assert ACTIVATIONS.keys() == VALUES.keys() == SLOPES.keys()
+
+
+def test_alpha_limit_and_offset():
+    """gpt-oss: min(g, 7) sigmoid(1.702 min(g, 7)) (clip(u, -7, 7) + 1)."""
+    experts = ExpertsConfig(alpha=1.702, limit=7.0, linear_offset=1.0)
+    gate, up = f32([[7, 8, 1e30, -50, 0, 1]]), f32([[7, 7, 9, -9, 3, -9]])
+    top = 7 / (1 + np.exp(-1.702 * 7)) * 8
+    low = 1 / (1 + np.exp(-1.702)) * -6
+    tiny = -50 / (1 + np.exp(1.702 * 50)) * -6
+    np.testing.assert_allclose(gated(gate, up, experts, EXACT)[0], [top, top, top, tiny, 0, low], rtol=2.0**-23)
+    d_gate, d_up = gated_backward(np.ones_like(gate), gate, up, experts, EXACT)
+    # the gate is not clamped from below; up beyond the limit is a constant on both sides
+    assert (d_gate[0, [1, 2]] == 0).all() and (d_gate[0, [0, 3, 4, 5]] != 0).all()
+    assert (d_up[0, [2, 3, 5]] == 0).all() and (d_up[0, [0, 1]] != 0).all()
+    assert d_gate[0, 4] == 2  # 1/2 (3 + 1)
+
+
+def test_not_a_number_passes_through_clamps_and_relu():
+    experts = ExpertsConfig(activation="relu", limit=1.0)
+    nan, one = f32([[np.nan]]), f32([[1]])
+    for gate, up in ((nan, one), (one, nan)):
+        assert np.isnan(gated(gate, up, experts, EXACT)).all()
+    assert np.isnan(plain(nan, ExpertsConfig(gated=False, activation="relu2"), EXACT)).all()
+
+
+# --- the feed-forward network ----------------------------------------------------------------------------------------
+
+
+def params(w_gate, w_up, w_down, **biases):
+    arrays = {"w_gate": w_gate, "w_up": w_up, "w_down": w_down} | biases
+    return MoEParams(*[None] * 10)._replace(**{name: f32(a) for name, a in arrays.items() if a is not None})
+
+
+def test_each_expert_works_on_its_rows():
+    # two experts, D = 2, F = 1; relu(g) u, all by hand
+    p = params([[[1, 0]], [[0, 2]]], [[[0, 1]], [[1, 1]]], [[[1], [2]], [[3], [0]]])
+    rows, offsets = f32([[1, 2], [-1, 5], [1, 3]]), np.array([0, 2, 3])
+    gate, up, hidden, y = expert_ffn(rows, p, offsets, ExpertsConfig(activation="relu"), EXACT)
+    assert gate.tolist() == [[1], [-1], [6]] and up.tolist() == [[2], [5], [4]]
+    assert hidden.tolist() == [[2], [0], [24]] and y.tolist() == [[2, 4], [0, 0], [72, 0]]
+    d_y = f32([[1, 1], [1, 1], [0, 7]])
+    back, grads = expert_ffn_backward(
+        d_y, rows, gate, up, hidden, p, offsets, ExpertsConfig(activation="relu"), EXACT, MoEParams(*[None] * 10)
+    )
+    # d_hidden = W_down^T d_y = 3, 3, 0;  d_gate = d_hidden u [g > 0];  d_up = d_hidden relu(g)
+    assert back.d_hidden_rows.tolist() == [[3], [3], [0]]
+    assert back.d_gate_rows.tolist() == [[6], [0], [0]] and back.d_up_rows.tolist() == [[3], [0], [0]]
+    # d_x = d_gate W_gate + d_up W_up = 6 (1, 0) + 3 (0, 1)
+    assert back.d_x_rows.tolist() == [[6, 3], [0, 0], [0, 0]]
+    assert grads["w_down"].tolist() == [[[2], [2]], [[0], [168]]]
+    assert grads["w_gate"].tolist() == [[[6, 12]], [[0, 0]]] and grads["w_up"].tolist() == [[[3, 6]], [[0, 0]]]
+    assert grads.keys() == {"w_gate", "w_up", "w_down"}
+
+
+def test_plain_experts_with_biases():
+    p = params(None, [[[1, 1]], [[1, -1]]], [[[2], [1]], [[1], [1]]], b_up=[[1], [-1]], b_down=[[0.5, 0], [0, -0.5]])
+    rows, offsets = f32([[1, 2], [4, 1]]), np.array([0, 1, 2])
+    experts = ExpertsConfig(gated=False, activation="relu2", biases=True)
+    gate, up, hidden, y = expert_ffn(rows, p, offsets, experts, EXACT)
+    assert gate is None and up.tolist() == [[4], [2]] and hidden.tolist() == [[16], [4]]
+    assert y.tolist() == [[32.5, 16], [4, 3.5]]
+    none = MoEParams(*[None] * 10)
+    back, grads = expert_ffn_backward(f32([[1, 0], [1, 1]]), rows, None, up, hidden, p, offsets, experts, EXACT, none)
+    assert back.d_gate_rows is None and back.d_up_rows.tolist() == [[16], [8]]  # 2 * 8, 2 * 4
+    assert back.d_x_rows.tolist() == [[16, 16], [8, -8]]
+    assert grads["b_up"].tolist() == [[16], [8]] and grads["b_down"].tolist() == [[1, 0], [1, 1]]
+
+
+def test_a_bias_is_inside_the_one_rounding():
+    p = params([[[1, 2.0**-24]]], [[[1, 0]]], [[[1], [0]]], b_gate=[[2.0**-24]], b_up=[[0]], b_down=[[0, 0]])
+    gate, *_ = expert_ffn(f32([[1, 1]]), p, np.array([0, 1]), ExpertsConfig(activation="relu", biases=True), EXACT)
+    assert gate.tolist() == [[1 + 2.0**-23]]
+
+
+# --- where the weight acts -------------------------------------------------------------------------------------------
+
+
+def one_token(position):
+    """x = 3 through relu2(2 x) / 4 with weight 1/2, sigmoid(0)."""
+    config = config_of(
+        hidden_size=1, intermediate_size=1, num_experts=1, top_k=1, routing={"score_fn": "sigmoid"},
+        experts={"gated": False, "activation": "relu2", "weight_position": position},
+    )  # fmt: skip
+    p = params(None, [[[2]]], [[[0.25]]], w_router=[[0]])
+    record = refmoe.moe_forward(f32([[3]]), p, config, EXACT)
+    return record, refmoe.moe_backward(f32([[1]]), f32([[3]]), p, record, config, EXACT)
+
+
+def test_weight_on_the_output():
+    record, grads = one_token("output")
+    assert record.experts.weighted_x_rows is None and record.experts.up_rows.tolist() == [[6]]
+    assert record.experts.y_rows.tolist() == [[9]] and record.y.tolist() == [[4.5]]  # 36 / 4, half of it
+    assert grads.d_y_rows.tolist() == [[0.5]] and grads.d_topk_weights.tolist() == [[9]]
+    assert grads.d_x_experts.tolist() == [[3]]  # d/dx x^2 / 2 at 3
+    assert grads.d_weighted_x_rows is None
+
+
+def test_weight_on_the_input():
+    record, grads = one_token("input")
+    assert record.experts.weighted_x_rows.tolist() == [[1.5]] and record.experts.up_rows.tolist() == [[3]]
+    assert record.experts.y_rows.tolist() == [[2.25]] and record.y.tolist() == [[2.25]]  # (w x)^2
+    assert grads.d_y_rows.tolist() == [[1]] and grads.d_weighted_x_rows.tolist() == [[3]]  # 2 w x
+    assert grads.d_topk_weights.tolist() == [[9]] and grads.d_x_experts.tolist() == [[1.5]]  # 2 w x^2, 2 w^2 x
+
+
+# --- the shared expert -----------------------------------------------------------------------------------------------
+
+SHARED = SharedParams(f32([[[1, 0]]]), f32([[[0, 1]]]), f32([[[1], [2]]]), None, None, None, f32([[1, -1]]))
+
+
+def test_a_shared_expert_with_a_gate():
+    experts = ExpertsConfig(activation="relu", shared_intermediate_size=1, shared_gate=True)
+    x = f32([[2, 2], [-1, 3]])
+    record = shared_expert(x, SHARED, experts, EXACT)
+    assert record.hidden_rows.tolist() == [[4], [0]] and record.y_rows.tolist() == [[4, 8], [0, 0]]
+    assert record.shared_gate_logits.tolist() == [[0], [-4]]
+    assert record.shared_gate.tolist() == [[0.5], [np.float32(0.01798620996209156)]]
+    assert record.shared.tolist() == [[2, 4], [0, 0]]
+    d = f32([[1, 1], [1, 1]])
+    back, grads = shared_expert_backward(d, x, SHARED, record, experts, EXACT, SharedParams(*[None] * 7))
+    assert back.d_y_rows[0].tolist() == [0.5, 0.5] and back.d_shared_gate.tolist() == [[12], [0]]
+    assert back.d_shared_gate_logits.tolist() == [[3], [0]]  # 12 / 4
+    assert back.d_x_gate.tolist() == [[3, -3], [0, 0]]
+    # d_hidden = 1/2 + 2/2 = 3/2, d_gate = 3/2 * 2, d_up = 3/2 * 2
+    assert back.d_x_rows[0].tolist() == [3, 3] and back.d_x_shared[0].tolist() == [6, 0]
+    assert grads["w_shared_gate"].tolist() == [[6, 6]]
+
+
+def test_a_shared_expert_without_a_gate_is_added_as_it_is():
+    config = config_of(
+        hidden_size=2, intermediate_size=1, num_experts=2, top_k=1,
+        experts={"activation": "relu", "shared_intermediate_size": 1},
+    )  # fmt: skip
+    shared = SHARED._replace(w_shared_gate=None)
+    p = params(np.ones((2, 1, 2)), np.ones((2, 1, 2)), np.ones((2, 2, 1)), w_router=np.zeros((2, 2)))._replace(
+        shared=shared
+    )
+    record = refmoe.moe_forward(f32([[2, 2]]), p, config, EXACT, Given(logits=f32([[0, 0]])))
+    assert record.shared.shared_gate is None and same_bits(record.shared.shared, record.shared.y_rows)
+    # (2 + 2) (2 + 2) with weight 1/2, and the shared (4, 8)
+    assert record.routed.tolist() == [[8, 8]] and record.y.tolist() == [[12, 16]]
+
+
+def test_the_sum_of_routed_and_shared_is_rounded_once():
+    config = config_of(
+        hidden_size=1, intermediate_size=1, num_experts=1, top_k=1, routing={"normalize": True},
+        experts={"activation": "relu", "gated": False, "shared_intermediate_size": 1},
+    )  # fmt: skip
+    shared = SharedParams(None, f32([[[1]]]), f32([[[2.0**-24]]]), None, None, None, None)
+    p = params(None, [[[1]]], [[[1 + 2.0**-23]]], w_router=[[0]])._replace(shared=shared)
+    record = refmoe.moe_forward(f32([[1]]), p, config, EXACT)
+    assert record.y.tolist() == [[1 + 2.0**-22]]  # 1 + 3 2^-24 is a tie, to even

@@ -1,0 +1,271 @@
+"""Losses: nine known values, scopes, identities, and the controller of the selection bias."""
+
+from fractions import Fraction
+
+import mpmath
+import numpy as np
+import pytest
+from cases import config_of, make, same_bits
+
+import refmoe
+from refmoe import BalanceLoss, Given, ImportanceLoss, LossesConfig, Numerics, ZLoss, update_selection_bias
+from refmoe.formats import round_fraction
+
+EXACT = Numerics(backend="numpy")
+FLOAT64 = Numerics("float64", backend="numpy")
+
+
+def f32(values):
+    return np.array(values, np.float32)
+
+
+LOGITS = np.array([
+    [1.0, 0.5, -0.5, 0.0],
+    [0.8, 1.2, 0.1, -1.0],
+    [1.5, -0.2, 0.3, 0.7],
+    [0.2, 0.1, 0.9, -0.3],
+    [1.1, 0.6, -1.2, 0.4],
+    [-0.4, 0.3, 0.2, 0.25],
+])  # fmt: skip
+
+# The nine values of the project's seed fixture: six tokens, four experts, two choices.
+NINE = [
+    ("balance", BalanceLoss(coefficient=1), 1.1331110351249711),
+    ("balance", BalanceLoss(coefficient=1, divide_by_k=False), 2.2662220702499423),
+    ("balance", BalanceLoss(coefficient=1, counts="first"), 1.1940449967926121),
+    ("balance", BalanceLoss(coefficient=1, probs="normalized_sigmoid"), 1.0609437054810311),
+    ("balance", BalanceLoss(coefficient=1, probs="sigmoid"), 2.392294731684883),
+    ("importance", ImportanceLoss(coefficient=1), 0.07310077909154199),
+    ("importance", ImportanceLoss(coefficient=1, gates="topk"), 0.29819941850183085),
+    ("importance", ImportanceLoss(coefficient=1, gates="topk", ddof=1), 0.3975992246691078),
+    ("z", ZLoss(coefficient=1), 3.404649313371019),
+]
+IDS = "A B C A-normalized-sigmoid A-sigmoid cv2-softmax cv2-topk cv2-topk-ddof1 z".split()
+
+
+def record_of(logits, num=FLOAT64, given=None, top_k=2, routing=None, **losses):
+    logits = np.asarray(logits, num.dtype)
+    config = config_of(
+        hidden_size=1, intermediate_size=1, num_experts=logits.shape[1], top_k=top_k, routing=routing,
+        losses=LossesConfig(**losses),
+    )  # fmt: skip
+    x, params, d_y = make(config, num, len(logits))
+    given = (given or Given())._replace(logits=logits)
+    record = refmoe.moe_forward(x, params, config, num, given)
+    return record, refmoe.moe_backward(d_y, x, params, record, config, num, given)
+
+
+def value(kind, loss, logits, num=FLOAT64, given=None, **more):
+    return getattr(record_of(logits, num, given, **{kind: loss}, **more)[0].losses, kind)
+
+
+# --- nine values -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "loss", "want"), NINE, ids=IDS)
+def test_the_nine_values_in_float64(kind, loss, want):
+    got = value(kind, loss, LOGITS)
+    assert abs(got - want) <= 4 * np.spacing(want), f"{(got - want) / np.spacing(want):+.1f} ulp"
+
+
+@pytest.mark.parametrize(("kind", "loss", "want"), NINE, ids=IDS)
+def test_the_nine_values_in_exact_are_the_exact_ones_rounded_once(kind, loss, want):
+    """Of the float32 logits, which differ from the decimal ones: evaluated in sixty digits, rounded once."""
+    logits = LOGITS.astype(np.float32)
+    got = value(kind, loss, logits, EXACT)
+    assert got.dtype == np.float32 and got.shape == ()
+    assert got == round_fraction(exact_loss(kind, loss, logits), "float32")
+    assert abs(got - want) < 1e-6
+
+
+def exact_loss(kind, loss, logits, k=2):
+    with mpmath.workdps(60):
+        z = [[mpmath.mpf(float(v)) for v in row] for row in logits]
+        T, E = len(z), len(z[0])
+        order = [sorted(range(E), key=lambda e, row=row: -row[e])[:k] for row in z]
+        if kind == "z":
+            return fraction(sum(mpmath.log(sum(map(mpmath.exp, row))) ** 2 for row in z) / T)
+        if kind == "importance":
+            return fraction(cv2(z, order, loss))
+        choices = order if loss.counts == "all" else [row[:1] for row in order]
+        counts = [sum(e in row for row in choices) for e in range(E)]
+        norm = T * k if loss.counts == "all" and loss.divide_by_k else T
+        probs = [probabilities(row, loss.probs) for row in z]
+        return fraction(sum(n * sum(row[e] for row in probs) for e, n in enumerate(counts)) * E / mpmath.mpf(norm * T))
+
+
+def probabilities(row, kind):
+    if kind == "softmax":
+        powers = [mpmath.exp(v) for v in row]
+        return [p / sum(powers) for p in powers]
+    s = [1 / (1 + mpmath.exp(-v)) for v in row]
+    return s if kind == "sigmoid" else [v / sum(s) for v in s]
+
+
+def cv2(z, order, loss):
+    E = len(z[0])
+    importance = [mpmath.mpf(0)] * E
+    for row, chosen in zip(z, order):
+        powers = [mpmath.exp(v) if loss.gates == "softmax" or e in chosen else 0 for e, v in enumerate(row)]
+        importance = [i + p / sum(powers) for i, p in zip(importance, powers)]
+    mean = sum(importance) / E
+    return sum((i - mean) ** 2 for i in importance) / (E - loss.ddof) / mean**2
+
+
+def fraction(x):
+    """The exact value of a positive mpf."""
+    man, exp = mpmath.mpf(x).man_exp
+    return Fraction(int(man)) * Fraction(2) ** int(exp)
+
+
+# --- what the families are -------------------------------------------------------------------------------------------
+
+
+def test_perfect_balance_is_one_or_k():
+    """Uniform probabilities, each expert chosen as often."""
+    logits, indices = np.zeros((4, 4)), np.array([[0, 1], [1, 2], [2, 3], [3, 0]])
+    given = Given(topk_indices=indices)
+    assert value("balance", BalanceLoss(coefficient=1), logits, given=given) == 1
+    assert value("balance", BalanceLoss(coefficient=1, divide_by_k=False), logits, given=given) == 2
+    assert value("balance", BalanceLoss(coefficient=1, counts="first"), logits, given=given) == 1
+    assert value("balance", BalanceLoss(coefficient=3), logits, EXACT, given) == 3
+
+
+def test_one_is_not_a_lower_bound():
+    """Nine tokens at p = (0.51, 0.49), one at (0, 1): 2 (0.9 * 0.459 + 0.1 * 0.541)."""
+    logits = np.tile([np.log(0.51), np.log(0.49)], (10, 1))
+    logits[9] = [-2000, 0]
+    assert value("balance", BalanceLoss(coefficient=1), logits, top_k=1) == pytest.approx(0.9344, abs=1e-12)
+
+
+def test_z_loss_by_hand():
+    """log(4) for every token, in float32; and far from zero the logit itself."""
+    assert value("z", ZLoss(coefficient=1), np.zeros((3, 4)), EXACT) == np.float32(1.9218120556728056)
+    assert value("z", ZLoss(coefficient=0.5), [[1e4, 0, 0, 0]], EXACT, top_k=1) == 5e7
+
+
+def test_importance_of_equal_gates_is_zero_and_so_is_its_gradient():
+    record, grads = record_of(np.zeros((3, 4)), EXACT, importance=ImportanceLoss(coefficient=1))
+    assert same_bits(record.losses.importance, np.zeros((), np.float32))
+    assert same_bits(grads.d_logits_importance, np.zeros((3, 4), np.float32))
+    # all tokens on one of two experts: importances (T, 0), variance T^2 / 4, mean T / 2
+    for ddof, want in ((0, 1.0), (1, 2.0)):
+        loss = ImportanceLoss(coefficient=1, gates="topk", ddof=ddof)
+        assert value("importance", loss, [[1, 0], [1, 0], [2, 1]], EXACT, top_k=1) == want
+    eps = ImportanceLoss(coefficient=1, gates="topk", eps=0.75)
+    assert value("importance", eps, [[1, 0]], EXACT, top_k=1) == 0.25  # 1/4 / (1/4 + 3/4)
+
+
+# --- scopes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("probs", ["softmax", "normalized_sigmoid", "sigmoid"])
+def test_the_sequence_loss_is_the_mean_over_sequences_whatever_their_lengths(probs):
+    ids = np.array([5, 5, 2, 5, 2, 5])
+    loss = BalanceLoss(coefficient=1, probs=probs, scope="sequence")
+    parts = [value("balance", BalanceLoss(coefficient=1, probs=probs), LOGITS[ids == s]) for s in (2, 5)]
+    got = value("balance", loss, LOGITS, given=Given(sequence_ids=ids))
+    assert got == pytest.approx(np.mean(parts), rel=1e-15)
+
+
+def test_sequence_and_batch_differ_by_the_covariance_of_counts_and_probabilities():
+    """mean over m of E sum f_m P_m = E sum (mean f)(mean P) + E sum cov(f_m, P_m), for sequences of one length."""
+    ids = np.repeat([0, 1], 3)
+    sequence = value("balance", BalanceLoss(coefficient=1, scope="sequence"), LOGITS, given=Given(sequence_ids=ids))
+    batch = value("balance", BalanceLoss(coefficient=1), LOGITS)
+    p = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
+    chosen = np.argsort(-LOGITS, axis=1, kind="stable")[:, :2]
+    f = np.array([np.bincount(chosen[ids == m].reshape(-1), minlength=4) / 6 for m in (0, 1)])
+    P = np.array([p[ids == m].mean(axis=0) for m in (0, 1)])
+    covariance = 4 * ((f - f.mean(axis=0)) * (P - P.mean(axis=0))).mean(axis=0).sum()
+    assert abs(covariance) > 1e-3 and sequence == pytest.approx(batch + covariance, rel=1e-14)
+
+
+def test_the_global_loss_takes_its_counts_from_all_micro_batches():
+    loss = BalanceLoss(coefficient=1, scope="global")
+    first, second = LOGITS[:2], LOGITS[2:]
+    counts = record_of(first, balance=loss)[0].plan.assigned_per_expert
+    got = value("balance", loss, second, given=Given(counts_so_far=counts))
+    chosen = np.argsort(-LOGITS, axis=1, kind="stable")[:, :2]
+    f = np.bincount(chosen.reshape(-1), minlength=4) / 12
+    P = (np.exp(second) / np.exp(second).sum(axis=1, keepdims=True)).mean(axis=0)
+    assert got == pytest.approx(4 * (f * P).sum(), rel=1e-14)
+    # nothing counted so far: the batch's own
+    assert value("balance", loss, second) == value("balance", BalanceLoss(coefficient=1), second)
+    record, _ = record_of(second, given=Given(counts_so_far=counts), balance=loss)
+    assert record.losses.balance_counts.tolist() == [(counts + record.plan.assigned_per_expert).tolist()]
+
+
+def test_first_choices_are_counted_apart():
+    loss = BalanceLoss(coefficient=1, scope="global", counts="first")
+    got = value("balance", loss, LOGITS, given=Given(counts_so_far=np.array([0, 1, 2, 3])))
+    # first choices 3, 2, 1, 0: three of each of the four over twelve tokens, so f = 1/4 and the loss is 1
+    assert got == pytest.approx(1, rel=1e-15)
+
+
+def test_plain_selection_counts_the_unbiased_scores():
+    routing = {"score_fn": "sigmoid", "selection_bias": True}
+    counts = {}
+    for selection in ("actual", "plain"):
+        config = config_of(
+            num_experts=4, top_k=2, routing=routing,
+            losses=LossesConfig(balance=BalanceLoss(coefficient=1, selection=selection)),
+        )  # fmt: skip
+        x, params, _ = make(config, FLOAT64, 6)
+        params = params._replace(selection_bias=np.array([0.0, 0, 0, 9]))
+        record = refmoe.moe_forward(x, params, config, FLOAT64, Given(logits=LOGITS))
+        counts[selection] = record.losses.balance_counts.tolist()
+        assert record.plan.assigned_per_expert[3] == 6  # the actual selection has the biased expert everywhere
+    assert counts["plain"] == [[5, 4, 1, 2]] and counts["actual"][0][3] == 6
+
+
+def test_masked_tokens_are_neither_counted_nor_averaged():
+    mask = np.array([1, 1, 1, 1, 0, 1], bool)
+    for kind, loss, _ in NINE:
+        got = record_of(LOGITS, given=Given(token_mask=mask), **{kind: loss})
+        want = record_of(LOGITS[mask], **{kind: loss})
+        assert getattr(got[0].losses, kind) == getattr(want[0].losses, kind)
+        gradient, name = getattr(got[1], f"d_logits_{kind}"), f"d_logits_{kind}"
+        assert same_bits(gradient[mask], getattr(want[1], name)) and (gradient[4] == 0).all()
+
+
+# --- gradients by hand -----------------------------------------------------------------------------------------------
+
+
+def test_closed_form_gradients():
+    """E = T = 2, K = 1: counts (2, 0), p = 1/2: a p (n_j - sum n p), a = E / (K T^2) = 1/2, and the others alike."""
+    zeros = np.zeros((2, 2))
+    d = lambda loss, kind="balance": getattr(record_of(zeros, EXACT, top_k=1, **{kind: loss})[1], f"d_logits_{kind}")  # noqa: E731
+    assert d(BalanceLoss(coefficient=1)).tolist() == [[0.25, -0.25]] * 2
+    # s (1 - s) / sum s = 1/4
+    assert d(BalanceLoss(coefficient=1, probs="normalized_sigmoid")).tolist() == [[0.125, -0.125]] * 2
+    assert d(BalanceLoss(coefficient=1, probs="sigmoid")).tolist() == [[0.25, 0]] * 2  # 1/2 n s (1 - s)
+    # 2 lse p / T = log(2) / 2
+    assert d(ZLoss(coefficient=1), "z").tolist() == [[np.float32(0.34657359027997264)] * 2] * 2
+
+
+# --- the controller --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counts", "signs"),
+    [([5, 4, 1, 2], [-1, -1, 1, 1]), ([3, 3, 3, 3], [0, 0, 0, 0]), ([1, 1, 0], [-1, -1, 1]), ([2, 1, 0], [-1, 0, 1])],
+)
+def test_the_selection_bias_moves_by_the_sign_of_the_load(counts, signs):
+    bias = f32([0.5, -0.25, 0, 1])[: len(counts)]
+    got = update_selection_bias(bias, np.array(counts), 0.001, EXACT)
+    want = [round_fraction(Fraction(float(b)) + s * Fraction(0.001), "float32") for b, s in zip(bias, signs)]
+    assert got.dtype == np.float32 and got.tolist() == want
+
+
+def test_the_sign_is_decided_in_integers():
+    """A mean of 2^60 / 3 is no double; the comparison is exact all the same."""
+    n = np.array([2**60 // 3, 2**60 // 3, 2**60 // 3 + 1])
+    got = update_selection_bias(f32([0, 0, 0]), n, 0.5, EXACT)
+    assert got.tolist() == [0.5, 0.5, -0.5]
+
+
+def test_the_controller_reads_the_records_counts():
+    record, _ = record_of(LOGITS, EXACT)
+    bias = update_selection_bias(f32([0, 0, 0, 0]), record.plan.assigned_per_expert, 0.25, EXACT)
+    assert record.plan.assigned_per_expert.tolist() == [5, 4, 1, 2] and bias.tolist() == [-0.25, -0.25, 0.25, 0.25]

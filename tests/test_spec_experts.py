@@ -1,0 +1,165 @@
+"""The law against the library: activations and losses, with not a bit of difference."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from law_bridge import LAW, SPEC, STORES, agree, config_of, edge_values, hard_logits, policy, to_law, wild
+
+import refmoe
+from refmoe import activations, losses, routing, scores
+from refmoe.formats import round_to
+
+# --- 3: experts ------------------------------------------------------------------------------------------------------
+
+FORMS = [
+    {},
+    {"alpha": 1.702, "limit": 7.0, "linear_offset": 1.0},
+    {"limit": 3.0},
+    {"alpha": 0.25},
+    {"gated": False},
+]
+
+
+def activation_arguments(store):
+    """Pairs of edges, values about the clamps and about the roots of the slopes, and a wide range."""
+    edges = edge_values(store)
+    near = round_to(
+        np.array([3.0, 7.0, -7.0, -1.2784645, -0.7517916, -0.7524614, -5.5, 9.5, -13.7, -30.0, -60.0]), store
+    )
+    some = np.concatenate([edges, near, np.nextafter(near, np.float32(0)) if store == "float32" else near])
+    rng = np.random.default_rng(4)
+    d, g, u = (np.concatenate([rng.choice(some, 240), wild(store, 80, seed, scale=12)]) for seed in (1, 2, 3))
+    g[: len(some)] = some
+    u[: len(near)] = near
+    return d, g, u
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("form", FORMS, ids=json.dumps)
+@pytest.mark.parametrize("activation", activations.ACTIVATIONS)
+def test_activations(activation, form, store):
+    if activation != "silu" and "alpha" in form:
+        form = {name: value for name, value in form.items() if name != "alpha"}
+    config, num = config_of(experts={"activation": activation, **form}), policy("exact", store)
+    experts, (d, g, u) = config.to_dict()["experts"], activation_arguments(store)
+    gates = to_law(g) if config.experts.gated else [None] * len(u)
+    rows = list(zip(to_law(d), gates, to_law(u)))
+    hidden = [LAW.stored(store, LAW.hidden(gate, up, experts)) for _, gate, up in rows]
+    d_up = [LAW.stored(store, LAW.d_up(*row, experts)) for row in rows]
+    if not config.experts.gated:
+        agree(hidden, activations.plain(u, config.experts, num), "hidden")
+        agree(d_up, activations.plain_backward(d, u, config.experts, num), "d_up")
+        return
+    agree(hidden, activations.gated(g, u, config.experts, num), "hidden")
+    made_gate, made_up = activations.gated_backward(d, g, u, config.experts, num)
+    agree([LAW.stored(store, LAW.d_gate(*row, experts)) for row in rows], made_gate, "d_gate")
+    agree(d_up, made_up, "d_up")
+
+
+# --- 4: losses -------------------------------------------------------------------------------------------------------
+
+
+def fixture_table():
+    """The logits and the nine rows of 4.5, read from the chapter."""
+    text = (SPEC / "4-losses.md").read_text(encoding="utf-8").split("## 4.5")[1]
+    logits = [[float(v) for v in row.split(",")] for row in re.findall(r"^\| \d \| (.+) \|$", text, re.MULTILINE)]
+    rows = re.findall(r"^\| (balance|importance|z).*\| `(\{.*\})` \| ([\d.]+) \|$", text, re.MULTILINE)
+    return np.array(logits), [(name, json.loads(fields), float(value)) for name, fields, value in rows]
+
+
+NINE = fixture_table()[1]
+
+
+def test_there_are_nine():
+    assert len(NINE) == 9 and fixture_table()[0].shape == (6, 4)
+
+
+@pytest.mark.parametrize(("name", "fields", "value"), NINE, ids=lambda v: str(v))
+def test_nine_values(name, fields, value):
+    """The exact value rounds to the number in the table; the float64 profile is within 4 ulp of it."""
+    z = fixture_table()[0]
+    config = config_of(num_experts=4, losses={name: {"coefficient": 1.0, **fields}})
+    indices = routing.select_topk(z, 2)
+    record = {"logits": to_law(z), "scores": to_law(z), "topk_indices": to_law(indices)}
+    formula = LAW.LOSSES[name](record, config.to_dict())
+    assert float(LAW.stored("float64", formula)) == value
+    given = refmoe.Given(logits=z, topk_indices=indices)
+    params = refmoe.init_params(config)
+    in_float64 = type(params)(*[a if a is None else a.astype(np.float64) for a in params])
+    record = refmoe.moe_forward(np.zeros((6, 5)), in_float64, config, policy("float64", "float64"), given)
+    assert abs(float(getattr(record.losses, name)) - value) <= 4 * np.spacing(value)
+
+
+BALANCES = [
+    {"counts": counts, "divide_by_k": divide, "probs": probs, "scope": scope, "selection": selection}
+    for probs in ("softmax", "normalized_sigmoid", "sigmoid")
+    for counts, divide, scope, selection in (
+        ("all", True, "batch", "actual"), ("all", False, "sequence", "plain"), ("first", True, "global", "actual"),
+        ("all", True, "global", "plain"), ("first", True, "sequence", "plain"),
+    )
+]  # fmt: skip
+LOSS_CASES = [
+    *(("balance", fields) for fields in BALANCES),
+    ("z", {}),
+    *(
+        ("importance", {"gates": g, "ddof": d, "eps": e})
+        for g in ("softmax", "topk")
+        for d in (0, 1)
+        for e in (0.0, 1e-10)
+    ),
+]
+
+
+def loss_inputs(kind, T=7, E=6):
+    if kind == "hard":
+        return hard_logits(6, (T, E), distant=False)
+    if kind == "level":
+        return np.zeros((T, E), np.float32)
+    z = np.tile(np.array([1.5, 1.5, -1.5, 0.5, -0.5, 0.0], np.float32), (T, 1))  # mirrored and permuted rows
+    return np.stack([np.roll(row, t) for t, row in enumerate(z)])
+
+
+@pytest.mark.parametrize("kind", ["hard", "level", "rolled"])
+@pytest.mark.parametrize(
+    ("name", "fields"), LOSS_CASES, ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values()))
+)
+def test_losses(name, fields, kind):
+    config, num = config_of(losses={name: {"coefficient": 0.013, **fields}}), policy()
+    z = loss_inputs(kind)
+    indices = routing.select_topk(z[:, ::-1], 2).copy()
+    indices[2, 1] = -1
+    s = scores.SCORE_FNS["softmax"][0](z, num)
+    given = {"token_mask": np.arange(7) != 4, "sequence_ids": np.array([5, 5, 5, 2, 1, 2, 2])}
+    if fields.get("scope") == "global":
+        given["counts_so_far"] = np.array([3, 0, 1, 5, 0, 1])
+    scopes = losses.loss_scopes(7, config, refmoe.Given(**given))
+    record = {"logits": to_law(z), "scores": to_law(s), "topk_indices": to_law(indices)}
+    law_given, cfg = {k: to_law(v) for k, v in given.items()}, config.to_dict()
+    counts = losses.balance_counts(s, indices, scopes, config, refmoe.Given(**given)) if name == "balance" else None
+    arguments = {"balance": (z, counts), "z": (z,), "importance": (z, indices)}[name]
+    forward, backward = losses.LOSSES[name]
+    made = forward(*arguments, scopes, config, num)
+    agree([LAW.stored("float32", LAW.LOSSES[name](record, cfg, law_given))], np.reshape(made, (1,)), "loss")
+    for upstream in (1.0, -0.3):
+        law = LAW.LOSSES_BACKWARD[name](upstream, record, cfg, law_given)
+        agree(law, backward(upstream, *arguments, scopes, config, num), f"backward {upstream}")
+
+
+@pytest.mark.parametrize("coefficient", [1 + 2.0**-24, 1 + 3 * 2.0**-24])
+def test_a_coefficient_is_exact(coefficient):
+    """Perfect balance gives exactly the coefficient, here a tie of float32."""
+    config = config_of(num_experts=3, top_k=1, losses={"balance": {"coefficient": coefficient}})
+    z = np.zeros((3, 3), np.float32)
+    record = {"logits": to_law(z), "scores": None, "topk_indices": [[0], [1], [2]]}
+    scopes = losses.loss_scopes(3, config, refmoe.Given())
+    made = losses.balance_loss(z, np.ones((1, 3), np.int64), scopes, config, policy())
+    agree([LAW.stored("float32", LAW.balance_loss(record, config.to_dict()))], np.reshape(made, (1,)))
+
+
+def test_selection_bias_controller():
+    b = np.concatenate([edge_values("float32", infinite=False), wild("float32", 20, 3)])
+    n = np.random.default_rng(1).integers(0, 5, len(b))
+    for rate in (0.001, 0.0, 1.0):
+        agree(LAW.update_selection_bias(to_law(b), to_law(n), rate), refmoe.update_selection_bias(b, n, rate, policy()))

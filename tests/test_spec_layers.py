@@ -1,0 +1,156 @@
+"""The law against the library: whole layers, forward and backward, with not a bit of difference."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from law_bridge import (
+    LAW,
+    PROFILES,
+    agree,
+    config_of,
+    differences,
+    hard_logits,
+    law_params,
+    operands,
+    policy,
+    stored_params,
+    tame,
+    to_law,
+    wild,
+)
+
+import refmoe
+from refmoe.models import presets
+from refmoe.recipes import name_params
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+def run_both(config, profile, store, x, d_y, params, given, d_losses=None, d_logits=None):
+    """Forward and backward by the law and by the library; every stored tensor compared."""
+    num, law, cfg = policy(profile, store), LAW.Law(profile, store), config.to_dict()
+    params, arrays = stored_params(params, store), refmoe.Given(**given)
+    record = refmoe.moe_forward(x, params, config, num, arrays)
+    d = None if d_losses is None else refmoe.Losses(**d_losses)
+    grads = refmoe.moe_backward(d_y, x, params, record, config, num, arrays, d_losses=d, d_logits=d_logits)
+    scalars, law_given = law_params(params), {name: to_law(a) for name, a in given.items()}
+    X = to_law(x)
+    law_record = LAW.layer_forward(X, scalars, cfg, law, law_given)
+    agree(law_record, record, "record")
+    made = LAW.layer_backward(to_law(d_y), X, scalars, law_record, cfg, law, law_given, d_losses, to_law(d_logits))
+    named = {name: array for name, array in name_params(grads.params).items() if array is not None}
+    agree(made.pop("params"), named, "grads.params")
+    agree(made, {name: getattr(grads, name) for name in grads._fields if name != "params"}, "grads")
+    return record
+
+
+T = 8
+SEQUENCES = {"sequence_ids": np.array([3, 3, 3, 3, 3, 1, 1, 1]), "token_mask": np.arange(T) != 6}
+
+
+@pytest.mark.parametrize(("profile", "store"), PROFILES)
+@pytest.mark.parametrize("name", presets.FAMILIES)
+def test_presets(name, profile, store):
+    config = refmoe.load_preset(name, scale="minimal")
+    D = config.hidden_size
+    run_both(
+        config,
+        profile,
+        store,
+        tame(store, (T, D), 1),
+        tame(store, (T, D), 2),
+        refmoe.init_params(config, seed=5),
+        SEQUENCES,
+    )
+
+
+def replayed(E, K):
+    indices = np.stack([np.roll(np.arange(E), -t)[:K] for t in range(T)])
+    indices[1, 0], indices[4] = -1, -1
+    return indices
+
+
+EVERYTHING = {
+    "balance": {"coefficient": 0.5},
+    "z": {"coefficient": 0.25},
+    "importance": {"coefficient": 0.125, "gates": "topk"},
+}
+KITCHEN_SINK = {
+    "input weights, dropped by probability": {
+        "routing": {"score_fn": "sigmoid", "router_bias": True, "scaling_factor": 1.3},
+        "dispatch": {"capacity": 2, "drop_policy": "probability", "slot_order": "token_major"},
+        "experts": {"weight_position": "input", "activation": "gelu", "biases": True},
+        "losses": {"balance": {"coefficient": 0.1, "probs": "normalized_sigmoid"}},
+    },
+    "normalised after the drop": {
+        "routing": {"normalize": True, "selection_bias": True, "selection_base": "logits"},
+        "dispatch": {"capacity_factor": 0.8, "normalize_after_drop": True, "drop_policy": "probability"},
+        "experts": {"gated": False, "activation": "relu2", "shared_intermediate_size": 2, "shared_gate": True},
+        "losses": EVERYTHING,
+    },
+    "square roots of softplus, groups masked by zero": {
+        "routing": {
+            "score_fn": "sqrt_softplus",
+            "selection_bias": True,
+            "num_groups": 3,
+            "top_groups": 2,
+            "group_mask": "zero",
+            "normalize": True,
+            "norm_eps": 1.5,
+            "norm_eps_mode": "clamp",
+        },
+        "experts": {"activation": "gelu_tanh", "gated": False, "biases": True, "shared_intermediate_size": 2},
+        "losses": EVERYTHING,
+    },
+    "one expert a token": {
+        "top_k": 1,
+        "routing": {"normalize": True},
+        "experts": {"activation": "relu"},
+        "losses": EVERYTHING,
+    },
+    "every expert": {"top_k": 6, "routing": {"score_fn": "sigmoid", "normalize": True, "norm_eps": 1e-20}},
+}
+
+
+@pytest.mark.parametrize(("profile", "store"), PROFILES)
+@pytest.mark.parametrize("name", KITCHEN_SINK)
+def test_every_other_choice(name, profile, store):
+    config = config_of(**KITCHEN_SINK[name])
+    upstream = {"balance": 2.0, "z": -0.5, "importance": 3.0}
+    inputs = [tame(store, (T, config.hidden_size), seed) for seed in (3, 4)]
+    d_logits = tame("float32", (T, config.num_experts), 9)
+    run_both(config, profile, store, *inputs, refmoe.init_params(config, seed=2), SEQUENCES, upstream, d_logits)
+
+
+@pytest.mark.parametrize(("profile", "store"), [("exact", "bf16"), ("chain", "float32")])
+def test_replay_and_given_logits(profile, store):
+    config = config_of(
+        routing={"normalize": True}, losses={**EVERYTHING, "balance": {"coefficient": 1.0, "scope": "global"}}
+    )
+    x, d_y, params = tame(store, (T, 5), 3), tame(store, (T, 5), 4), refmoe.init_params(config)
+    given = {**SEQUENCES, "topk_indices": replayed(6, 2), "counts_so_far": np.array([4, 0, 2, 2, 0, 0])}
+    run_both(config, profile, store, x, d_y, params, given)
+    record = run_both(
+        config, profile, store, x, d_y, params, {**given, "logits": hard_logits(1, (T, 6), distant=False)}
+    )
+    assert record.routing.choice_scores is None
+
+
+def test_wide_operands_and_overflow():
+    """Subnormals, underflow, infinities on the way through a layer; given logits keep the router finite."""
+    config = config_of(experts={"limit": 7.0, "alpha": 1.702, "linear_offset": 1.0, "biases": True})
+    given = {"topk_indices": replayed(6, 2), "logits": hard_logits(4, (T, 6), distant=False)}
+    params = refmoe.recipes.init_params(config, seed=3, recipe="wide")
+    for profile, store in PROFILES:
+        x = operands(store, (T, 5), 5, "finite edges")
+        run_both(config, profile, store, x, wild(store, (T, 5), 6), params, given)
+
+
+def test_a_planted_bit_is_seen():
+    """The comparison itself: one unit in the last place, one sign of zero, one missing tensor."""
+    law, got = {"a": [Fraction(1), Fraction(0)], "b": None}, {"a": np.array([1, 0], np.float32), "b": None}
+    assert not differences(law, got)
+    assert differences(law, {**got, "a": np.array([1 + 2.0**-23, 0], np.float32)})
+    assert differences(law, {**got, "a": np.array([1, -0.0], np.float32)})
+    assert differences(law, {**got, "b": np.zeros(1, np.float32)})
