@@ -1,4 +1,4 @@
-"""The law's encodings against the library: the same integers, and the same memory of what was encoded.   Spec 2.6-2.9"""
+"""The law's encodings against the library: the same integers, the same memory of what was encoded.   Spec 2.6-2.9"""
 
 import pytest
 from law_bridge import LAW, agree, config_of, to_law
