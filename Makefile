@@ -53,7 +53,7 @@ golden: $(READY)
 	$(BIN)/refmoe check $(GOLDEN)
 
 test: $(READY)
-	$(BIN)/python -m pytest --check-skips
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --check-skips
 
 smoke: $(READY)
 	$(BIN)/python -m pytest -q -x -m "not slow" tests/test_config.py tests/test_presets.py tests/test_house.py

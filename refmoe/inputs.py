@@ -84,7 +84,7 @@ def _check_given(given, num_tokens, config, num):
                 f"given.{name}", array, tuple(sizes[a] for a in axes), "b" if name == "token_mask" else "iu"
             )
     if given.topk_indices is not None:
-        selection.check_given(given.topk_indices, config.num_experts)
+        selection.given(given.topk_indices, config.num_experts)
     if given.logits is not None:
         num.check_stored("given.logits", given.logits, (num_tokens, config.num_experts))
     for name in ("token_ids", "noise"):

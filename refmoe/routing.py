@@ -217,7 +217,7 @@ def route(x, params, config, num, given):
     scores = SCORE_FNS[config.routing.score_fn][0](logits, num)
     lse = num.evaluate("lse", lambda m, z: m.logsumexp(z), logits, core=1)
     if given.topk_indices is not None:
-        indices = selection.given(given.topk_indices)
+        indices = selection.given(given.topk_indices, config.num_experts)
         return RoutingRecord(logits, scores, None, None, indices, None, None, lse, None)
     ranked, group_scores = choice_scores(logits, scores, params.selection_bias, config.routing, num)
     indices = select_topk(ranked, config.top_k)

@@ -28,13 +28,11 @@ def grouped(choice_scores, routing, num):
     return np.where(kept, by_group, fill).reshape(T, E), group_scores
 
 
-def given(topk_indices):
-    """Replayed indices, as they stand: their order is kept, -1 is an unused slot.   Spec 1.6"""
-    return topk_indices.astype(np.int64)
+def given(topk_indices, num_experts):
+    """Replayed indices, as they stand: their order is kept, -1 is an unused slot.   Spec 1.6
 
-
-def check_given(topk_indices, num_experts):
-    """Raises ValueError for an id outside -1 .. E-1, or one that a token names twice.   Spec 1.6"""
+    topk_indices (T, K) -> the same, int64. Raises ValueError for an id outside -1 .. E-1, or one a token names twice.
+    """
     outside = topk_indices[(topk_indices < -1) | (topk_indices >= num_experts)]
     wanted, fix = f"ids from -1 to {num_experts - 1}", "use -1 for an unused slot"
     require(not outside.size, ValueError, "given.topk_indices", wanted, outside[:1], fix)
@@ -42,3 +40,4 @@ def check_given(topk_indices, num_experts):
     repeats = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=-1)
     wanted, fix = "each token to name an expert once", "replace the repeat by -1"
     require(not repeats.any(), ValueError, "given.topk_indices", wanted, topk_indices[repeats][:1].tolist(), fix)
+    return topk_indices.astype(np.int64)

@@ -207,6 +207,11 @@ def test_a_killed_runs_remains_are_replaced(tmp_path):
     assert check(tmp_path / "b").differences == []
 
 
+def default_signals():
+    """A job in the background of a shell inherits an ignored SIGINT; the run under test must not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_real_interrupt_leaves_nothing(tmp_path):
     """SIGINT and SIGTERM at several moments of a run that takes seconds."""
     (tmp_path / "c.json").write_text(
@@ -228,7 +233,9 @@ def test_a_real_interrupt_leaves_nothing(tmp_path):
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for number, (wait, code) in {signal.SIGINT: (0.0, 130), signal.SIGTERM: (0.3, 143)}.items():
-        running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+        running = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=default_signals
+        )
         until = time.monotonic() + 20
         while not (tmp_path / "b.partial").exists() and time.monotonic() < until:
             time.sleep(0.01)

@@ -32,6 +32,8 @@ def run_both(config, profile, store, x, d_y, params, given, d_losses=None, d_log
     num, law, cfg = policy(profile, store), LAW.Law(profile, store), config.to_dict()
     params, arrays = stored_params(params, store), refmoe.Given(**given)
     record = refmoe.moe_forward(x, params, config, num, arrays)
+    if d_losses is not None:  # upstream numbers for the losses there are; another is refused
+        d_losses = {name: d for name, d in d_losses.items() if getattr(config.losses, name) is not None}
     d = None if d_losses is None else refmoe.Losses(**d_losses)
     grads = refmoe.moe_backward(d_y, x, params, record, config, num, arrays, d_losses=d, d_logits=d_logits)
     scalars, law_given = law_params(params), {name: to_law(a) for name, a in given.items()}

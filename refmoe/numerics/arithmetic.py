@@ -226,7 +226,7 @@ class PreciseArithmetic(Arithmetic, Precise):
         return out
 
     def sigmoid_centre(self, values, z):
-        """With 1 - sigmoid(-z) for a large z: what saturated scores leave of each other is seen, not lost in their 1."""
+        """With 1 - sigmoid(-z) for a large z: what saturated scores leave of each other is not lost in their 1."""
         saturated = np.asarray(self.real(z) > 0, bool)
         small = self.where(saturated, -self.sigmoid(-z), self.sigmoid(z))
         pairs = self.take(values, (..., slice(None), None)) - self.take(values, (..., None, slice(None)))

@@ -158,47 +158,6 @@ def _joined(base, tail, bits):
     return whole
 
 
-class Beyond:
-    """An infinity or NaN among intervals: only its sign matters, and the sign of what it meets. `lo` is its value."""
-
-    __slots__ = ("lo", "hi")
-    exact, is_zero = True, False
-
-    def __init__(self, value):
-        self.lo = self.hi = float(value)
-
-    def __neg__(self):
-        return Beyond(-self.lo)
-
-    def __add__(self, other):
-        return Beyond(self.lo + other.lo) if isinstance(other, Beyond) else self
-
-    def __mul__(self, other):
-        return Beyond(self.lo * (other.lo if isinstance(other, Beyond) else _sign(other)))
-
-    def __sub__(self, other):
-        return self + -other
-
-    def __rsub__(self, other):
-        return -self + other
-
-    def __truediv__(self, other):
-        return Beyond(float("nan")) if isinstance(other, Beyond) else self * other
-
-    def __rtruediv__(self, other):
-        return self if self.lo != self.lo else Interval(0)
-
-    __radd__, __rmul__ = __add__, __mul__
-
-
-def _sign(number):
-    """-1, 0 or 1 for an Interval or a real number, as a float."""
-    lo, hi = getattr(number, "lo", number), getattr(number, "hi", number)
-    if lo < 0 < hi:
-        raise PrecisionNeeded(f"the sign of {number!r}")
-    return float((hi > 0) - (lo < 0))
-
-
 def as_interval(number, bits):
     """The Interval itself, an exact Interval of any real number, a narrow one about a Dyadic, or NotImplemented."""
     if isinstance(number, Interval):
@@ -219,8 +178,6 @@ def round_interval(interval, round_fraction):
     ends are open: where they round differently, both are moved inwards by less than the distance to the next boundary,
     which settles a tie that only touches an end.
     """
-    if isinstance(interval, Beyond):
-        return True, interval.lo
     if interval.exact:
         value = interval.lo
         return True, 0.0 if value == 0 else round_fraction(value, value < 0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import fixed_point as fixed
 from .fixed_point import Dyadic, as_fraction
-from .interval import Beyond, Interval, PrecisionNeeded, as_interval, round_interval
+from .interval import Interval, PrecisionNeeded, as_interval, round_interval
 
 __all__ = ["Interval", "Precise", "PrecisionNeeded", "round_interval"]
 
@@ -185,14 +185,6 @@ def _objects(function, count=1):
     return np.frompyfunc(function, count, 1)
 
 
-_NAN, _INF = float("nan"), float("inf")
-# function -> its limits at minus and plus infinity
-_LIMITS = {
-    _exp: (0, _INF), _expm1: (-1, _INF), _log: (_NAN, _INF), _log1p: (_NAN, _INF), _sigmoid: (0, 1), _tanh: (-1, 1),
-    _erf: (-1, 1), _erfc: (2, 0), _softplus: (0, _INF), _sqrt: (_NAN, _INF),
-}  # fmt: skip
-
-
 class Precise:
     """The arithmetic `m` of a formula, over object arrays of Interval, at `bits` bits. Shapes broadcast as in NumPy.
 
@@ -207,8 +199,6 @@ class Precise:
 
     def _apply(self, function, a, falling=False):
         def one(x):
-            if isinstance(x, Beyond):
-                return self.constant(x.lo if x.lo != x.lo else _LIMITS[function][x.lo > 0])
             value = _monotone(function, as_interval(x, self.bits), self.bits, falling)
             return value if value.bits == self.bits else Interval(value.lo, value.hi, self.bits)
 
@@ -249,9 +239,7 @@ class Precise:
         return np.asarray(_objects(self.constant)(np.asarray(a)), dtype=object)
 
     def constant(self, number):
-        """An exact Interval of a Fraction, an int or a float; Beyond for an infinity or NaN."""
-        if isinstance(number, (float, np.floating)) and not np.isfinite(number):
-            return Beyond(number)
+        """An exact Interval of a Fraction, an int or a finite float."""
         return Interval(number, None, self.bits)
 
     @property
