@@ -178,16 +178,15 @@ def importance_loss(logits, topk_indices, scopes, config, num):
     loss = config.losses.importance
 
     def formula(m, z, chosen):
-        variance, scale, *_ = _moments(
-            m, m.sum(m.masked_softmax(z, m.real(chosen) == 1), axis=-2), loss, config.num_experts
-        )
+        gates = m.masked_softmax(z, m.real(chosen) == 1)
+        variance, scale = _moments(m, m.sum(gates, axis=-2), loss, config.num_experts)
         return variance / scale * loss.coefficient
 
     return num.evaluate("losses.importance", formula, *_gate_inputs(logits, topk_indices, scopes, loss), core=2)
 
 
 def importance_loss_backward(d_loss, logits, topk_indices, scopes, config, num):
-    """d_logits_tj = g_tj (d_I_j - sum_e g_te d_I_e).   Spec 5.8
+    """d_logits_tj = 2 coefficient / ((E - ddof) S) g_tj (I_j - sum_e g_te I_e).   Spec 5.8
 
     d_loss scalar, logits (T, E), topk_indices (T, K) -> d_logits_importance (T, E)
     """
@@ -197,12 +196,12 @@ def importance_loss_backward(d_loss, logits, topk_indices, scopes, config, num):
 
     def formula(m, z, chosen, d):
         # loss = c V / S,   V = Var(I),   S = mean(I)^2 + eps,   I = sum_t g_t,   g_t = softmax(z_t)
+        # The gates of a token sum to one, so mean(I) and S are constants, and the mean drops out of V's centred slope.
         gates = m.masked_softmax(z, m.real(chosen) == 1)
-        variance, scale, mean, deviation = _moments(m, m.sum(gates, axis=-2), loss, E)
-        d_variance = deviation * 2 / (E - loss.ddof)
-        d_scale = mean * 2 / E
-        d_importance = (d_variance * scale - variance * d_scale) / (scale * scale)
-        return gates * m.centre(d_importance + gates * 0, gates, z) * loss.coefficient * d
+        importance = m.sum(gates, axis=-2)
+        _, scale = _moments(m, importance, loss, E)
+        slope = m.centre(importance + gates * 0, gates, z) * 2 / (E - loss.ddof)
+        return gates * slope / scale * loss.coefficient * d
 
     inputs = _gate_inputs(logits, topk_indices, scopes, loss)
     d = np.broadcast_to(d_loss, inputs[0].shape)
@@ -213,7 +212,7 @@ def _moments(m, importance, loss, num_experts):
     mean = m.sum(importance, keepdims=True) / num_experts
     deviation = importance - mean
     variance = m.sum(deviation * deviation, keepdims=True) / (num_experts - loss.ddof)
-    return m.last(variance), m.last(mean * mean + loss.eps), m.last(mean), deviation
+    return m.last(variance), m.last(mean * mean + loss.eps)
 
 
 def _gate_inputs(logits, topk_indices, scopes, loss):

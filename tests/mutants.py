@@ -2,7 +2,7 @@
 
 module -> rows (text that stands in it exactly once, what replaces it, the detector in `planting` that must fail).
 Two lines have no row because no error in them can be seen: the gradient of an unused slot is +0 before it is masked,
-and the importance loss divides by a mean that is T / E whatever the logits are, so that its d_scale falls out.
+and the importance loss divides by a mean that is T / E whatever the logits are, so that it has no gradient.
 """
 
 MUTANTS = {
@@ -151,22 +151,15 @@ MUTANTS = {
             "return lse * m.softmax(z) * (2 * c) * d",
             "losses",
         ),
-        ("d_variance = deviation * 2 / (E - loss.ddof)", "d_variance = deviation / (E - loss.ddof)", "losses"),
         (
-            "(d_variance * scale - variance * d_scale) / (scale * scale)",
-            "(d_variance * scale - variance * d_scale) / scale",
+            "m.centre(importance + gates * 0, gates, z) * 2 / (E",
+            "m.centre(importance + gates * 0, gates, z) / (E",
             "losses",
         ),
-        (
-            "return gates * m.centre(d_importance + gates * 0, gates, z) * loss.coefficient * d",
-            "return gates * d_importance * loss.coefficient * d",
-            "losses",
-        ),
-        (
-            "m.centre(d_importance + gates * 0, gates, z) * loss.coefficient * d",
-            "m.centre(d_importance + gates * 0, gates, z) * d",
-            "losses",
-        ),
+        ("slope = m.centre(importance + gates * 0, gates, z)", "slope = (importance + gates * 0)", "losses"),
+        ("return gates * slope / scale", "return slope / scale", "losses"),
+        ("return gates * slope / scale", "return gates * slope", "losses"),
+        ("scale * loss.coefficient * d", "scale * d", "losses"),
     ],
     "layer": [
         ('num.sum("d_x", parts)', 'num.sum("d_x", parts[:-1])', "silu"),
