@@ -182,11 +182,14 @@ def run_params(args):
 def run_presets(args):
     import refmoe
     from refmoe.models import names, preset_info
+    from refmoe.models.accounting.report import unverified
 
     for name in names():
-        config = refmoe.load_preset(name)
+        config, info = refmoe.load_preset(name), preset_info(name)
         sizes = f"E {config.num_experts}, top {config.top_k}, D {config.hidden_size}, F {config.intermediate_size}"
-        print(f"{name:<20} {sizes:<34} {preset_info(name)['description']}")
+        doubtful = unverified(info)
+        mark = f"  (unverified: {', '.join(doubtful)})" if doubtful else ""
+        print(f"{name:<20} {sizes:<36} {info['description']}{mark}")
     return 0
 
 

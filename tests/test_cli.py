@@ -181,6 +181,19 @@ def test_presets_lists_them_all(capsys):
     assert [line.split()[0] for line in lines] == list(names())
 
 
+def test_presets_shows_what_nobody_could_verify(capsys):
+    assert main(["presets"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "(unverified: " in lines["arctic"] and "unverified" not in lines["mixtral-8x7b"]
+
+
+def test_params_counts_a_model(capsys):
+    assert main(["params", "mixtral-8x7b"]) == 0
+    assert "46,702,792,704" in capsys.readouterr().out
+    assert main(["params", "no-such-model"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_info_and_kernels(capsys):
     assert main(["info"]) == 0
     assert re.search(rf"SPEC_VERSION +{refmoe.SPEC_VERSION}\n", capsys.readouterr().out)
