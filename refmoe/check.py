@@ -23,18 +23,21 @@ TOLERANCE = {"complex_step": 1e-13, "difference": 1e-6}
 
 
 class Row(NamedTuple):
-    """One gradient tensor: how many elements were checked, and max|g - reference| / max|reference| by method."""
+    """One gradient tensor: how many elements were checked, and max|g - reference| / max|reference| by method.
+
+    A bar is the tolerance of its method, or what the rounding of the function's own value makes of it where that is
+    more: a gradient far smaller than the loss cannot be measured more sharply.
+    """
 
     tensor: str
     elements: int
     complex_step: float
     difference: float
-    rounding: float  # what the rounding of the function's own value makes of complex step, in the same measure
+    bars: tuple  # of complex step, of the difference
 
     @property
     def ok(self):
-        bar = max(TOLERANCE["complex_step"], self.rounding)
-        return self.complex_step <= bar and self.difference <= TOLERANCE["difference"]
+        return self.complex_step <= self.bars[0] and self.difference <= self.bars[1]
 
 
 class GradientCheck(NamedTuple):
@@ -215,9 +218,14 @@ def _check(name, gradient, at, function, seed, limit):
     direction = generate(f"direction.{name}", at.shape, seed).astype(np.float64)
     slope = central_difference(function, at, direction)
     noise = 2.0**-50 * abs(function(at))  # the rounding of the function's own value
-    slope_error = _along(gradient, direction, slope, 4 * noise / WIDTH)
-    scale = np.abs(exact).max(initial=noise)
-    return Row(name, len(index), relative_error(g, exact, noise), slope_error, noise / scale if scale else 0.0)
+    size = np.sqrt(np.sum(gradient * gradient) * np.sum(direction * direction))  # what the slope could be
+    errors = relative_error(g, exact, noise), _ratio(abs(np.sum(gradient * direction) - slope), size)
+    floors = _ratio(noise, np.abs(exact).max(initial=noise)), _ratio(4 * noise / WIDTH, size)
+    return Row(name, len(index), *errors, tuple(map(max, TOLERANCE.values(), floors)))
+
+
+def _ratio(a, b):
+    return float(a / b) if b else float(a)
 
 
 def complex_step(function, at, i):
@@ -243,10 +251,3 @@ def relative_error(got, want, noise):
         largest = np.abs(got).max(initial=0.0)
         return 0.0 if largest <= noise else float(largest / noise)
     return float(np.abs(got - want).max() / scale)
-
-
-def _along(gradient, direction, slope, noise):
-    """|<g, v> - slope|, beyond the noise of a difference of rounded values, over |g| |v|, the size it could have."""
-    scale = np.sqrt(np.sum(gradient * gradient) * np.sum(direction * direction))
-    error = max(0.0, abs(np.sum(gradient * direction) - slope) - noise)
-    return float(error / scale) if scale else float(error)
