@@ -29,6 +29,7 @@ _ROOF = {
     "load_preset": ("models.presets", "load_preset"),
     "check_gradients": ("check", "check_gradients"),
     "show_config": ("info", "show_config"),
+    "encodings": ("encodings", None),
     "golden": ("golden", None),
     "models": ("models", None),
 }
