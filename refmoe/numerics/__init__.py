@@ -91,19 +91,19 @@ class Numerics:
 
         x_rows (N, K), w (E, M, K) with offsets (E+1,), or w (M, K) for one group -> (N, M)
         """
-        w = w if w.ndim == 3 else w[None]
+        w = self._weights(w)
         offsets = _whole(len(x_rows)) if offsets is None else offsets
         bias = bias if bias is None or bias.ndim == 2 else bias[None]
-        return self.engine.grouped_matmul(self._rule(name), x_rows, w, offsets, bias=bias)
+        return self._engine_for(w).grouped_matmul(self._rule(name), x_rows, w, offsets, bias=bias)
 
     def contract_backward_x(self, name, pairs, offsets=None):
         """out[n, k] = sum over the pairs, then over m, of d[n, m] w[e(n), m, k]: one stage.
 
         pairs [(d (N, M), w (E, M, K) or (M, K))] -> (N, K)
         """
-        pairs = [(d, w if w.ndim == 3 else w[None]) for d, w in pairs]
+        pairs = [(d, self._weights(w)) for d, w in pairs]
         offsets = _whole(len(pairs[0][0])) if offsets is None else offsets
-        return self.engine.grouped_matmul_backward_x(self._rule(name), pairs, offsets)
+        return self._engine_for(*(w for _, w in pairs)).grouped_matmul_backward_x(self._rule(name), pairs, offsets)
 
     def contract_backward_w(self, name, d_rows, x_rows, offsets=None, acc=None):
         """out[e, m, k] = sum over the rows n of e, ascending, of d_rows[n, m] x_rows[n, k] (+ acc).
@@ -120,6 +120,16 @@ class Numerics:
         """out[n] = sum_k a[n, k] b[n, k]: N groups of one row, so the same law as any contraction."""
         offsets = np.arange(len(a) + 1, dtype=np.int64)
         return self.engine.grouped_matmul(self._rule(name), a, b[:, None, :], offsets)[:, 0]
+
+    def _weights(self, w):
+        """(E, M, K), in binary64 for the profile that computes in it; what a narrower format holds is exact there."""
+        w = w if w.ndim == 3 else w[None]
+        return w.astype(np.float64) if self.profile == "float64" and w.dtype == np.float32 else w
+
+    def _engine_for(self, *weights):
+        """The engine; NumPy's where weights are products of codes and scales beyond float32, which C does not read."""
+        wide = self.profile != "float64" and any(w.dtype == np.float64 for w in weights)
+        return NumpyEngine() if wide else self.engine
 
     def _rule(self, name):
         return Rule(self.profile, self.format_of(name), self.force_tier)
