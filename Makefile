@@ -17,7 +17,7 @@ export REFMOE_REQUIRE_C ?= 1
 export OPENBLAS_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help build golden test smoke kernels vectors lint interop exhaustive digests size clean
+.PHONY: help build golden test smoke kernels vectors lint interop fuzz exhaustive digests size clean
 
 help:
 	@echo "make golden      build, then write and verify $(GOLDEN): a full-size layer, forward and backward"
@@ -27,6 +27,7 @@ help:
 	@echo "make vectors     write spec/vectors again (they must not change unless SPEC_VERSION does)"
 	@echo "make lint        ruff"
 	@echo "make interop     compare with every block of transformers, in an environment of its own ($(PEERS))"
+	@echo "make fuzz        five minutes of layers drawn at random: every reading must agree"
 	@echo "make exhaustive  every float32 input of the functions of one variable: hours"
 	@echo "make digests     the full-size bundle under every kernel and thread count: one digest, minutes"
 	@echo "make size        lines of each part of the house"
@@ -79,6 +80,9 @@ $(INTEROP)/.ready: Makefile pyproject.toml setup.py $(NATIVE)
 
 interop: $(INTEROP)/.ready
 	$(INTEROP)/bin/python -m pytest -q -o python_files='compare_*.py' tests/interop
+
+fuzz: $(READY)
+	$(BIN)/python tests/random_layers.py --first $$(date +%s)
 
 exhaustive: $(READY)
 	$(BIN)/python tests/exhaustive/elementary.py

@@ -1,0 +1,175 @@
+"""Layers nobody thought of: a configuration, parameters and inputs drawn from a number, and what must hold of each.
+
+    python tests/random_layers.py [--first N] [--seconds S]
+
+For each number: NumPy, C and the reading of everything in intervals give the same bits in `exact`, NumPy and C in
+`chain` and `float64`; for every fourth, complex step confirms the gradients. Prints a line for each failure; exit 1.
+"""
+
+import argparse
+import random
+import sys
+import time
+
+import numpy as np
+
+from refmoe import Given, MoEConfig, Numerics, check_gradients, moe_backward, moe_forward
+from refmoe.recipes import assemble_params, generate, init_params, name_params
+
+
+def draw_config(rng):
+    """A configuration as a dictionary; some are contradictory, and must be refused."""
+    E = rng.choice([1, 2, 3, 4, 6, 8])
+    return {
+        "hidden_size": rng.randint(1, 7),
+        "intermediate_size": rng.randint(1, 6),
+        "num_experts": E,
+        "top_k": rng.randint(1, E),
+        "routing": _routing(rng, E),
+        "dispatch": _dispatch(rng),
+        "experts": _experts(rng),
+        "losses": _losses(rng, E),
+    }
+
+
+def _routing(rng, E):
+    groups = rng.choice([g for g in (1, 1, 2, 3, 4) if E % g == 0])
+    normalize = rng.random() < 0.6
+    return {
+        "score_fn": rng.choice(["softmax", "sigmoid", "sqrt_softplus"]),
+        "router_bias": rng.random() < 0.3,
+        "selection_base": rng.choice(["scores", "logits"]),
+        "selection_bias": rng.random() < 0.5,
+        "num_groups": groups,
+        "top_groups": rng.randint(1, groups),
+        "group_score_topn": rng.randint(1, max(1, E // groups)),
+        "group_mask": rng.choice(["-inf", "zero"]),
+        "normalize": normalize,
+        "norm_eps": rng.choice([0.0, 0.0, 1e-20, 1e-3, 0.7]) if normalize else 0.0,
+        "norm_eps_mode": rng.choice(["add", "clamp"]),
+        "scaling_factor": rng.choice([1.0, 2.5, -1.3]),
+    }
+
+
+def _dispatch(rng):
+    limits = [{}, {}, {"capacity": rng.randint(0, 5)}, {"capacity_factor": rng.choice([0.0, 0.5, 1.0, 1.25, 3.0])}]
+    return {
+        "drop_policy": rng.choice(["position", "probability"]),
+        "slot_order": rng.choice(["slot_major", "token_major"]),
+        "capacity_scope": rng.choice(["batch", "sequence"]),
+        "normalize_after_drop": rng.random() < 0.2,
+    } | rng.choice(limits)
+
+
+def _experts(rng):
+    gated, activation = rng.random() < 0.7, rng.choice(["silu", "gelu", "gelu_tanh", "relu", "relu2"])
+    shared = rng.choice([0, 0, 3, 5])
+    return {
+        "gated": gated,
+        "activation": activation,
+        "alpha": rng.choice([1.0, 1.702]) if activation == "silu" else 1.0,
+        "limit": rng.choice([None, 0.2, 7.0]) if gated else None,
+        "linear_offset": rng.choice([0.0, 1.0]) if gated else 0.0,
+        "biases": rng.random() < 0.4,
+        "weight_position": rng.choice(["output", "output", "input"]),
+        "shared_intermediate_size": shared,
+        "shared_gate": shared > 0 and rng.random() < 0.5,
+    }
+
+
+def _losses(rng, E):
+    balance = {
+        "coefficient": rng.choice([0.01, 0.5]),
+        "counts": rng.choice(["all", "first"]),
+        "divide_by_k": rng.random() < 0.5,
+        "probs": rng.choice(["softmax", "normalized_sigmoid", "sigmoid"]),
+        "scope": rng.choice(["batch", "sequence", "global"]),
+        "selection": rng.choice(["actual", "plain"]),
+    }
+    importance = {"coefficient": 0.3, "gates": rng.choice(["softmax", "topk"]), "ddof": rng.choice([0, 1]) * (E > 1)}
+    some = {"balance": balance, "z": {"coefficient": 0.1}, "importance": importance}
+    return {name: loss for name, loss in some.items() if rng.random() < 0.5}
+
+
+def draw_case(number):
+    """(config, x, params, d_y, given, store) of a number; None if the configuration contradicts itself."""
+    rng = random.Random(number)
+    try:
+        config = MoEConfig.from_dict(draw_config(rng))
+    except ValueError:
+        return None
+    T, recipe = rng.choice([0, 1, 2, 5, 9]), rng.choice(["bell", "bf16", "wide", "dyadic"])
+    store = rng.choice(["float32", "bf16", "fp16"]) if recipe in ("bf16", "dyadic") else "float32"
+    params = init_params(config, number, "bf16" if recipe == "wide" else recipe)
+    x, d_y = (generate(name, (T, config.hidden_size), number, recipe) for name in ("x", "d_y"))
+    return config, x, params, d_y, _given(rng, config, T), store
+
+
+def _given(rng, config, T):
+    loss, earlier = config.losses.balance, None
+    if loss is not None and loss.scope == "global":
+        earlier = np.full(config.num_experts, config.top_k if loss.counts == "all" else 1)
+    mask = np.array([rng.random() < 0.8 for _ in range(T)], bool)
+    return Given(token_mask=mask, sequence_ids=np.arange(T) // 3, counts_so_far=earlier)
+
+
+def policies(store):
+    """Groups of policies that must agree in every bit."""
+    exact = [Numerics("exact", store, backend=backend) for backend in ("numpy", "c")]
+    exact.append(Numerics("exact", store, backend="c", force_tier="exact"))
+    chain = [Numerics("chain", store, backend=backend) for backend in ("numpy", "c")]
+    return exact, chain, [Numerics("float64", backend=backend) for backend in ("numpy", "c")]
+
+
+def failures(number):
+    """What does not hold of the layer of this number, as sentences; a refusal is no failure."""
+    case = draw_case(number)
+    if case is None:
+        return []
+    config, *tensors, store = case
+    try:
+        found = [f"{group[0].profile}: {name}" for group in policies(store) for name in _moved(config, *tensors, group)]
+        if number % 4 == 0 and not (check := check_gradients(config, seed=number)).ok:
+            found.append(str(check))
+    except ValueError as refused:  # the normaliser of a rule may be zero
+        return [] if "expected a positive sum" in str(refused) else [str(refused)]
+    return found
+
+
+def _moved(config, x, params, d_y, given, group):
+    """The tensors that differ between the policies of a group."""
+    runs = []
+    for num in group:
+        p = assemble_params({name: array.astype(num.dtype) for name, array in name_params(params).items()})
+        X, D = x.astype(num.dtype), d_y.astype(num.dtype)
+        record = moe_forward(X, p, config, num, given)
+        grads = moe_backward(D, X, p, record, config, num, given)
+        runs.append(dict(_leaves("record", record)) | dict(_leaves("grads", grads)))
+    return [name for other in runs[1:] for name in other if other[name] != runs[0][name]]
+
+
+def _leaves(name, value):
+    if isinstance(value, tuple):
+        for field in value._fields:
+            yield from _leaves(f"{name}.{field}", getattr(value, field))
+    elif value is not None:
+        yield name, np.asarray(value).tobytes()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=300.0)
+    asked = parser.parse_args()
+    end, number, bad = time.monotonic() + asked.seconds, asked.first, 0
+    while time.monotonic() < end:
+        for sentence in failures(number):
+            bad += 1
+            print(f"{number}: {sentence}", flush=True)
+        number += 1
+    print(f"layers {asked.first} to {number - 1}: {bad} failures")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
