@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+BUILT  := $(VENV)/.built
 READY  := $(VENV)/.ready
 LINTER := $(VENV)/.linter
 GOLDEN := out/qwen3-30b-a3b
@@ -22,7 +23,7 @@ export OPENBLAS_NUM_THREADS ?= 2
 help:
 	@echo "make golden      build, then write and verify $(GOLDEN): a full-size layer, forward and backward"
 	@echo "make test        everything, under 10 minutes; fails if the skipped tests differ from tests/skips.txt"
-	@echo "make smoke       the quick part of the tests, in seconds"
+	@echo "make smoke       the core in seconds: a few tests, the vectors, a bundle by C checked by NumPy"
 	@echo "make kernels     which kernels this machine can run"
 	@echo "make vectors     write spec/vectors again (they must not change unless SPEC_VERSION does)"
 	@echo "make lint        ruff"
@@ -31,46 +32,54 @@ help:
 	@echo "make exhaustive  every float32 input of the functions of one variable: hours"
 	@echo "make digests     the full-size bundle under every kernel and thread count: one digest, minutes"
 	@echo "make size        lines of each part of the house"
-	@echo "make build       set up $(VENV) and build the C module"
+	@echo "make build       set up $(VENV) with the C module and what the tests need"
 	@echo "make clean       remove what these commands made, $(VENV) included"
 
 build: $(READY)
 
-# The editable install compiles the kernels in place, so a change of csrc/ or of the metadata repeats it.
-$(READY): pyproject.toml setup.py $(NATIVE)
+# The package alone, and pytest: all that golden, smoke and the commands need. The editable install compiles the kernels
+# in place, so a change of csrc/ or of the metadata repeats it.
+$(BUILT): pyproject.toml setup.py $(NATIVE)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"refmoe needs Python 3.11 or newer, {sys.executable} is {v.major}.{v.minor}; set PYTHON=")'
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "refmoe needs Python with venv (on Debian: python3-venv)" >&2; exit 1; }
 	@$(PYTHON) -c 'import os, sys, sysconfig; h = os.path.join(sysconfig.get_path("include"), "Python.h"); sys.exit(not os.path.exists(h) and f"refmoe needs the headers of Python (on Debian: python3-dev); {h} is missing")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . 'pytest>=8'
 	@touch $@
 
-$(LINTER): $(READY)
+# What the whole suite needs besides: the extra of pyproject.toml, without compiling the kernels again.
+$(READY): $(BUILT)
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["test"], sep="\n")' \
+	  | $(BIN)/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin
+	@touch $@
+
+$(LINTER): $(BUILT)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'ruff>=0.9'
 	@touch $@
 
-golden: $(READY)
+golden: $(BUILT)
 	$(BIN)/refmoe golden qwen3-30b-a3b --scale full --tokens 64 --out $(GOLDEN) --force
 	$(BIN)/refmoe check $(GOLDEN)
 
 test: $(READY)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --check-skips
 
-smoke: $(READY)
-	$(BIN)/python -m pytest -q -x -m "not slow" tests/test_config.py tests/test_presets.py tests/test_house.py
-	$(BIN)/refmoe golden mixtral-8x7b --scale minimal --tokens 5 --out out/smoke --force
-	$(BIN)/refmoe check out/smoke
+smoke: $(BUILT)
+	$(BIN)/python -m pytest -q -x tests/test_recipes.py tests/test_routing.py tests/test_dispatch.py tests/test_experts.py
+	$(BIN)/refmoe vectors --check
+	$(BIN)/refmoe golden mixtral-8x7b --scale minimal --tokens 5 --backend c --out out/smoke --force
+	$(BIN)/refmoe check out/smoke --backend numpy
 
-kernels: $(READY)
+kernels: $(BUILT)
 	$(BIN)/refmoe kernels
 
-vectors: $(READY)
+vectors: $(BUILT)
 	$(BIN)/refmoe vectors
 
 lint: $(LINTER)
 	$(BIN)/ruff check .
 
-digests: $(READY)
+digests: $(BUILT)
 	$(BIN)/python tests/exhaustive/digests.py
 
 $(INTEROP)/.ready: Makefile pyproject.toml setup.py $(NATIVE)

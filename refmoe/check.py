@@ -70,7 +70,7 @@ def check_gradients(config, seed=0, num_tokens=6, limit=4096):
     """Every gradient of one layer in profile float64, element by element.   Spec 5.10
 
     config MoEConfig; num_tokens T; limit: elements checked of one tensor, evenly strided where it has more
-    -> GradientCheck with .ok, .errors and a printable table. Needs SciPy.
+    -> GradientCheck with .ok, .errors and a printable table. Raises ImportError for exact GELU without SciPy.
     """
     case = _make_case(config, seed, num_tokens)
     return GradientCheck(
@@ -81,11 +81,15 @@ def check_gradients(config, seed=0, num_tokens=6, limit=4096):
 class Complex128(Plain):
     """The reading of a formula in complex128."""
 
-    def __init__(self):
-        from scipy.special import erf, erfc  # imported here: the book needs NumPy alone
+    exp, log, sqrt, tanh = np.exp, np.log, np.sqrt, np.tanh
 
-        self.erf, self.erfc = erf, erfc
-        self.exp, self.log, self.sqrt, self.tanh = np.exp, np.log, np.sqrt, np.tanh
+    def erfc(self, z):
+        try:
+            from scipy.special import erfc  # only here: everything else needs NumPy alone
+        except ImportError:
+            fix = "install scipy (pip install scipy)"
+            raise ImportError(f"activation 'gelu': expected SciPy for its complex erfc, got none; {fix}") from None
+        return erfc(z)
 
     def sigmoid(self, z):
         return 1 / (1 + np.exp(-z))
