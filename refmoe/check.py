@@ -81,15 +81,13 @@ def check_gradients(config, seed=0, num_tokens=6, limit=4096):
 class Complex128(Plain):
     """The reading of a formula in complex128."""
 
-    exp, log, sqrt, tanh = np.exp, np.log, np.sqrt, np.tanh
+    exp, expm1, log, log1p, sqrt, tanh = np.exp, np.expm1, np.log, np.log1p, np.sqrt, np.tanh
+
+    def erf(self, z):
+        return _scipy_special().erf(z)
 
     def erfc(self, z):
-        try:
-            from scipy.special import erfc  # only here: everything else needs NumPy alone
-        except ImportError:
-            fix = "install scipy (pip install scipy)"
-            raise ImportError(f"activation 'gelu': expected SciPy for its complex erfc, got none; {fix}") from None
-        return erfc(z)
+        return _scipy_special().erfc(z)
 
     def sigmoid(self, z):
         return 1 / (1 + np.exp(-z))
@@ -105,6 +103,16 @@ class Complex128(Plain):
 
     def max(self, z, axis=-1, keepdims=False):
         return np.max(np.real(z), axis=axis, keepdims=keepdims)
+
+
+def _scipy_special():
+    """SciPy's functions, asked for by exact GELU alone: everything else needs NumPy alone."""
+    try:
+        from scipy import special
+    except ImportError:
+        fix = "install scipy (pip install scipy)"
+        raise ImportError(f"activation 'gelu': expected SciPy for its complex erfc, got none; {fix}") from None
+    return special
 
 
 class ComplexStep:

@@ -9,6 +9,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from .refusals import require
+
 
 def grouped_matmul(name, x_rows, w, expert_offsets, bias, num):
     """out[n] = w[e(n)] x[n] + bias[e(n)].   Spec 3.1
@@ -19,7 +21,7 @@ def grouped_matmul(name, x_rows, w, expert_offsets, bias, num):
         return num.contract(name, x_rows, w, expert_offsets, bias)
     out = np.zeros((len(x_rows), w.shape[1]), x_rows.dtype)
     for e, rows in _experts_with_rows(expert_offsets):
-        out[rows] = num.contract(name, x_rows[rows], w(e), bias=None if bias is None else bias[e])
+        out[rows] = num.contract(name, x_rows[rows], _of(name, w, e), bias=None if bias is None else bias[e])
     return out
 
 
@@ -32,7 +34,7 @@ def grouped_matmul_backward_x(name, pairs, expert_offsets, num):
         return num.contract_backward_x(name, pairs, expert_offsets)
     out = np.zeros((len(pairs[0][0]), pairs[0][1].shape[2]), pairs[0][0].dtype)
     for e, rows in _experts_with_rows(expert_offsets):
-        out[rows] = num.contract_backward_x(name, [(d[rows], _of(w, e)) for d, w in pairs])
+        out[rows] = num.contract_backward_x(name, [(d[rows], _of(name, w, e)) for d, w in pairs])
     return out
 
 
@@ -61,8 +63,18 @@ def bias_gradient(name, d_rows, expert_offsets, into, num):
     )
 
 
-def _of(w, e):
-    return w[e] if isinstance(w, np.ndarray) else w(e)
+def _of(name, w, e):
+    """Expert e's weights. Raises TypeError or ValueError for what a source should not have given."""
+    if isinstance(w, np.ndarray):
+        return w[e]
+    made, argument, fix = w(e), f"{name}, expert {e}", "correct the source of the weights"
+    is_array = isinstance(made, np.ndarray)
+    require(is_array, TypeError, argument, "a NumPy array", type(made).__name__, fix)
+    wide_enough = made.dtype in (np.float32, np.float64) and made.dtype.isnative
+    require(wide_enough, TypeError, argument, "native float32 or float64", made.dtype.str, fix)
+    shape = tuple(w.shape[1:])
+    require(made.shape == shape, ValueError, argument, f"shape {shape}", made.shape, fix)
+    return made
 
 
 def _all(offsets):

@@ -93,7 +93,7 @@ def topk_weights(logits, scores, topk_indices, kept, config, num):
         z = np.take_along_axis(logits, index, axis=-1)
         return num.evaluate("topk_weights", lambda m, z, u: m.masked_softmax(z, m.real(u) == 1) * c, z, kept, core=1)
     _refuse_zero_sums(s, kept, routing)
-    return num.evaluate("topk_weights", lambda m, s, u: _normalized(m, s, u, routing)[0] * c, s, kept, core=1)
+    return num.evaluate("topk_weights", lambda m, s, u: _normalized(m, s, u, routing) * c, s, kept, core=1)
 
 
 def topk_weights_backward(d_topk_weights, logits, scores, topk_indices, kept, config, num):
@@ -141,10 +141,9 @@ def _kept_softmax_backward(m, G, z, used, c):
 
 
 def _normalized(m, s, used, routing):
-    """(s / den, den) over the used slots; den = sum s + eps, or max(sum s, eps)."""
+    """s / den over the used slots; den = sum s + eps, or max(sum s, eps)."""
     s = m.where(m.real(used) == 1, s, 0)
-    den = _denominator(m, m.sum(s, keepdims=True), routing)
-    return s / den, den
+    return s / _denominator(m, m.sum(s, keepdims=True), routing)
 
 
 def _denominator(m, total, routing):

@@ -81,7 +81,7 @@ MUTANTS = {
             "return num.contract_backward_x(name, pairs[:1], expert_offsets)",
             "silu",
         ),
-        ("[(d[rows], _of(w, e)) for d, w in pairs]", "[(d[rows], _of(w, 0)) for d, w in pairs]", "lazy"),
+        ("[(d[rows], _of(name, w, e)) for d, w in pairs]", "[(d[rows], _of(name, w, 0)) for d, w in pairs]", "lazy"),
         (
             "num.contract_backward_w(name, d_rows, x_rows, expert_offsets, acc=into)",
             "num.contract_backward_w(name, -d_rows, x_rows, expert_offsets, acc=into)",

@@ -15,14 +15,14 @@ from functools import lru_cache
 import numpy as np
 
 from .. import kernels
-from ..formats import FORMATS, canonical_nan, is_representable, round_fraction, round_to
+from ..formats import canonical_nan, is_representable, round_fraction
 from ..refusals import require
 from .arithmetic import Binary64, PreciseArithmetic
 from .beyond import Beyond
 from .bounded import BoundedArithmetic
 from .contract import NumpyEngine, Rule
 from .precise import PrecisionNeeded, round_interval
-from .rounding import exact_sum, rounding_test, sequential_sum
+from .rounding import UNIT, exact_sum, rounding_test, sequential_sum
 
 # Stages that stay float32 when the store is narrower; every other stage has the format of the store.   Spec 6.7
 FLOAT32_STAGES = frozenset(
@@ -69,6 +69,9 @@ class Numerics:
         _check_choice("store", store, STORES[self.profile])
         _check_choice("backend", self.backend, ("auto", "c", "numpy"))
         _check_choice("force_tier", self.force_tier, (None, "compensated", "exact"))
+        wanted, fix = f"None in profile {self.profile!r}", "tiers are of profile 'exact'"
+        ok = self.force_tier is None or self.profile == "exact"
+        require(ok, ValueError, "force_tier", wanted, repr(self.force_tier), fix)
         object.__setattr__(self, "store", store)
         object.__setattr__(self, "engine", _make_engine(self.backend, self.kernel, self.threads))
 
@@ -189,7 +192,7 @@ class Numerics:
     def check_environment(self):
         """Raises RuntimeError unless this thread rounds to nearest even and keeps subnormals.   Spec 6.1"""
         least = np.full(2, 2.0**-149, np.float32)
-        half = np.full(2, UNIT_PROBE)
+        half = np.full(2, UNIT)
         keeps = (least * np.float32(1) == least).all() and (least.astype(np.float64) > 0).all()
         nearest = (1.0 + half == 1.0).all() and (-1.0 - half == -1.0).all() and (1.0 + 3 * half == 1.0 + 4 * half).all()
         if not (keeps and nearest):
@@ -197,9 +200,6 @@ class Numerics:
                 "floating-point environment: expected round-to-nearest with subnormals kept, got another mode; "
                 "some library changed it in this thread (fast-math code does): restore it or use a fresh process"
             )
-
-
-UNIT_PROBE = 2.0**-53
 
 
 def _check_choice(name, value, allowed):
@@ -285,12 +285,11 @@ def _has_nonfinite(stored, core):
 
 
 def _pending(decided, loops):
-    """The instances with an element left over: all in one index at first, one by one where few are left."""
+    """The indices of the instances with an element left over, one by one: none must hold up its neighbours."""
     if not loops:
         return [...]
     left = np.nonzero(~decided.reshape(decided.shape[:loops] + (-1,)).all(axis=-1))
-    single = len(left[0]) <= 64  # an instance that needs more bits must not hold up its neighbours
-    return list(zip(*(axis[:, None] for axis in left), strict=True)) if single else [left]
+    return list(zip(*(axis[:, None] for axis in left), strict=True))
 
 
 def _read_again(m, formula, stored, constants, out, decided, index, name):
@@ -300,6 +299,3 @@ def _read_again(m, formula, stored, constants, out, decided, index, name):
     kept = np.array([v if settled else 0.0 for settled, v in rounded], out.dtype).reshape(value.shape)
     out[index] = np.where(done & ~decided[index], kept, out[index])
     decided[index] |= done
-
-
-__all__ = ["FORMATS", "FORMAT_OF", "Numerics", "Rule", "round_to"]

@@ -21,10 +21,6 @@ class Arithmetic:
     def clip(self, x, low, high):
         return self.where(self.real(x) < low, low, self.minimum(x, high))
 
-    def indicator(self, mask):
-        """1 where the mask holds, else 0, as a value of the reading."""
-        return self.where(mask, 1, 0)
-
     def softmax(self, z):
         """exp(z_j) / sum_i exp(z_i) along the last axis, shifted by the maximum."""
         powers = self.exp(z - self.max(z, keepdims=True))
@@ -161,7 +157,9 @@ class Binary64(Plain):
     """IEEE binary64 and the library's fixed algorithms: one operation for each written one.   Profile float64."""
 
     exp = staticmethod(elementary.exp)
+    expm1 = staticmethod(elementary.expm1)
     log = staticmethod(elementary.log)
+    log1p = staticmethod(elementary.log1p)
     sigmoid = staticmethod(elementary.sigmoid)
     softplus = staticmethod(elementary.softplus)
     tanh = staticmethod(elementary.tanh)

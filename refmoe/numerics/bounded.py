@@ -136,10 +136,20 @@ class BoundedArithmetic(Arithmetic):
         v = elementary.exp(x.v)
         return Bounded(v, v * (_BASE["exp"] + 2 * _growth(x.e)) + _floor(v))
 
+    def expm1(self, x):
+        v = elementary.expm1(x.v)
+        return Bounded(v, np.abs(v) * _BASE["expm1"] + (np.abs(v) + 1.0) * 2 * _growth(x.e) + _floor(np.abs(v)))
+
     def log(self, x):
         v = elementary.log(x.v)
         room = x.v - x.e
         return Bounded(v, np.abs(v) * _BASE["log"] + x.e / np.where(room > 0, room, 0.0))
+
+    def log1p(self, x):
+        v = elementary.log1p(x.v)
+        room = (x.v - x.e) + 1.0
+        lost = x.e * (1.0 + 2.0**-40) / np.where(room > 0, room, 0.0) if np.any(x.e) else 0.0
+        return Bounded(v, np.abs(v) * _BASE["log1p"] + lost + _floor(np.abs(v)))
 
     def sigmoid(self, x):
         v = elementary.sigmoid(x.v)
