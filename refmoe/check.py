@@ -155,7 +155,7 @@ def _make_case(config, seed, num_tokens):
 def make_given(config, num_tokens):
     """What the configuration needs beside x: sequences of three tokens, one padding token, earlier counts."""
     loss = config.losses.balance
-    earlier = np.full(config.num_experts, config.top_k) if loss is not None and loss.scope == "global" else None
+    earlier = np.full(config.num_choices, config.top_k) if loss is not None and loss.scope == "global" else None
     mask = np.arange(num_tokens) != num_tokens - 1
     return Given(token_mask=mask, sequence_ids=np.arange(num_tokens) // 3, counts_so_far=earlier)
 

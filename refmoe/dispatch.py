@@ -26,7 +26,7 @@ def make_plan(topk_indices, topk_weights, config, given):
     topk_indices (T, K), topk_weights (T, K), read by the probability policy alone -> Plan
     """
     T, K = topk_indices.shape
-    E = config.num_experts
+    E = config.num_choices
     kept = kept_slots(topk_indices, topk_weights, config, given)
     slots = np.flatnonzero(kept)
     experts = topk_indices.reshape(-1)[slots]

@@ -12,57 +12,57 @@ from .grouped import bias_gradient, grouped_matmul, grouped_matmul_backward_w, g
 class ExpertsRecord(NamedTuple):
     """Rows in expert order; also the shared expert's, with one group of T rows."""
 
-    x_rows: object  # (N, D)
-    weighted_x_rows: object  # (N, D), only where the weight acts on the input
-    gate_rows: object  # (N, F), None without a gate
-    up_rows: object  # (N, F)
-    hidden_rows: object  # (N, F)
-    y_rows: object  # (N, D)
+    x_rows: object = None  # (N, D)
+    weighted_x_rows: object = None  # (N, D), only where the weight acts on the input
+    gate_rows: object = None  # (N, F), None without a gate
+    up_rows: object = None  # (N, F)
+    hidden_rows: object = None  # (N, F)
+    y_rows: object = None  # (N, D)
 
 
 class SharedRecord(NamedTuple):
     """The shared expert's stages; the gate's are None without one."""
 
-    gate_rows: object  # (T, S)
-    up_rows: object  # (T, S)
-    hidden_rows: object  # (T, S)
-    y_rows: object  # (T, D)
-    shared_gate_logits: object  # (T, 1)
-    shared_gate: object  # (T, 1)
-    shared: object  # (T, D)
+    gate_rows: object = None  # (T, S)
+    up_rows: object = None  # (T, S)
+    hidden_rows: object = None  # (T, S)
+    y_rows: object = None  # (T, D)
+    shared_gate_logits: object = None  # (T, 1)
+    shared_gate: object = None  # (T, 1)
+    shared: object = None  # (T, D)
 
 
 class RowGrads(NamedTuple):
     """Gradients of an expert's stages, by row."""
 
-    d_hidden_rows: object  # (N, F)
-    d_gate_rows: object  # (N, F), None without a gate
-    d_up_rows: object  # (N, F)
-    d_x_rows: object  # (N, D)
+    d_hidden_rows: object = None  # (N, F)
+    d_gate_rows: object = None  # (N, F), None without a gate
+    d_up_rows: object = None  # (N, F)
+    d_x_rows: object = None  # (N, D)
 
 
 class RoutedGrads(NamedTuple):
     """Gradients of the routed experts' stages."""
 
-    d_x_experts: object  # (T, D)
-    d_topk_weights: object  # (T, K)
-    d_y_rows: object  # (N, D)
-    d_weighted_x_rows: object  # (N, D), only where the weight acts on the input
-    rows: RowGrads
+    d_x_experts: object = None  # (T, D)
+    d_topk_weights: object = None  # (T, K)
+    d_y_rows: object = None  # (N, D)
+    d_weighted_x_rows: object = None  # (N, D), only where the weight acts on the input
+    rows: RowGrads = None
 
 
 class SharedGrads(NamedTuple):
     """Gradients of the shared expert's stages."""
 
-    d_y_rows: object  # (T, D)
-    d_hidden_rows: object  # (T, S)
-    d_gate_rows: object  # (T, S)
-    d_up_rows: object  # (T, S)
-    d_x_rows: object  # (T, D), through the expert
-    d_shared_gate: object  # (T, 1)
-    d_shared_gate_logits: object  # (T, 1)
-    d_x_gate: object  # (T, D), through the gate
-    d_x_shared: object  # (T, D), both
+    d_y_rows: object = None  # (T, D)
+    d_hidden_rows: object = None  # (T, S)
+    d_gate_rows: object = None  # (T, S)
+    d_up_rows: object = None  # (T, S)
+    d_x_rows: object = None  # (T, D), through the expert
+    d_shared_gate: object = None  # (T, 1)
+    d_shared_gate_logits: object = None  # (T, 1)
+    d_x_gate: object = None  # (T, D), through the gate
+    d_x_shared: object = None  # (T, D), both
 
 
 def expert_ffn(x_rows, params, expert_offsets, experts, num):

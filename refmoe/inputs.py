@@ -76,7 +76,7 @@ _GIVEN_SHAPES = {
 def _check_given(given, num_tokens, config, num):
     got = type(given).__name__
     require(isinstance(given, Given), TypeError, "given", "Given", got, "build it with refmoe.Given(...)")
-    sizes = {"T": num_tokens, "K": config.top_k, "E": config.num_experts}
+    sizes = {"T": num_tokens, "K": config.top_k, "E": config.num_choices}
     for name, axes in _GIVEN_SHAPES.items():
         array = getattr(given, name)
         if array is not None:
@@ -84,9 +84,9 @@ def _check_given(given, num_tokens, config, num):
                 f"given.{name}", array, tuple(sizes[a] for a in axes), "b" if name == "token_mask" else "iu"
             )
     if given.topk_indices is not None:
-        selection.given(given.topk_indices, config.num_experts)
+        selection.given(given.topk_indices, config.num_choices)
     if given.logits is not None:
-        num.check_stored("given.logits", given.logits, (num_tokens, config.num_experts))
+        num.check_stored("given.logits", given.logits, (num_tokens, config.num_choices))
     for name in ("token_ids", "noise"):
         fix = "no rule of this version reads it: leave it out"
         require(getattr(given, name) is None, ValueError, f"given.{name}", "None", "an array", fix)
@@ -132,7 +132,7 @@ def check_upstream(d_y, x, record, params, config, num, d_losses, d_logits, into
     tokens = len(record.routing.logits)
     require(tokens == len(x), ValueError, "record", f"the record of these {len(x)} tokens", f"one of {tokens}", fix)
     if d_logits is not None:
-        num.check_stored("d_logits", d_logits, (len(x), config.num_experts))
+        num.check_stored("d_logits", d_logits, (len(x), config.num_choices))
     if d_losses is not None:
         _check_d_losses(d_losses, config)
     if into is not None:

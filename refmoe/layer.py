@@ -41,34 +41,34 @@ NON_DIFFERENTIABLE = (
 class MoERecord(NamedTuple):
     """Every stored tensor of the forward."""
 
-    routing: RoutingRecord
-    plan: dispatch.Plan
-    experts: ExpertsRecord
-    routed: object  # (T, D)
-    shared: SharedRecord
-    losses: Losses
-    y: object  # (T, D)
+    routing: RoutingRecord = None
+    plan: dispatch.Plan = None
+    experts: ExpertsRecord = None
+    routed: object = None  # (T, D)
+    shared: SharedRecord = None
+    losses: Losses = None
+    y: object = None  # (T, D)
 
 
 class MoEGrads(NamedTuple):
     """Every stored tensor of the way back; None where a source does not exist."""
 
-    d_x: object  # (T, D), the sum of the next three
-    d_x_experts: object
-    d_x_shared: object
-    d_x_router: object
-    d_logits: object  # (T, E), the sum of the next four and of the d_logits given
-    d_logits_task: object
-    d_logits_balance: object
-    d_logits_z: object
-    d_logits_importance: object
-    d_scores: object  # (T, E), where the weights' rule goes back through them
-    d_topk_weights: object  # (T, K)
-    d_y_rows: object  # (N, D)
-    d_weighted_x_rows: object  # (N, D), where the weight acts on the input
-    rows: RowGrads
-    shared: SharedGrads
-    params: MoEParams
+    d_x: object = None  # (T, D), the sum of the next three
+    d_x_experts: object = None
+    d_x_shared: object = None
+    d_x_router: object = None
+    d_logits: object = None  # (T, E), the sum of the next four and of the d_logits given
+    d_logits_task: object = None
+    d_logits_balance: object = None
+    d_logits_z: object = None
+    d_logits_importance: object = None
+    d_scores: object = None  # (T, E), where the weights' rule goes back through them
+    d_topk_weights: object = None  # (T, K)
+    d_y_rows: object = None  # (N, D)
+    d_weighted_x_rows: object = None  # (N, D), where the weight acts on the input
+    rows: RowGrads = None
+    shared: SharedGrads = None
+    params: MoEParams = None
 
 
 # --- forward: Spec 3.5 -----------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def _keep(record, keep):
     if keep == "all":
         return record
     if keep == "y":
-        return MoERecord(*[None] * (len(MoERecord._fields) - 1), y=record.y)
+        return MoERecord(y=record.y)
     routing = record.routing._replace(choice_scores=None, group_scores=None, lse=None, margin=None)
     return record._replace(routing=routing, experts=record.experts._replace(x_rows=None), routed=None)
 
@@ -154,7 +154,7 @@ def moe_backward(d_y, x, params, record, config, num, given=None, d_losses=None,
     given = Given() if given is None else given
     check_inputs(x, params, config, num, given, "all")
     check_upstream(d_y, x, record, params, config, num, d_losses, d_logits, into)
-    into = _no_params(params) if into is None else into
+    into = MoEParams(shared=SharedParams()) if into is None else into
     # y = routed + shared
     saved = x, record.routing.topk_weights, record.plan, record.experts
     experts, grads = routed_experts_backward(d_y, *saved, params, config.experts, num, into)
@@ -213,8 +213,3 @@ def _router_backward(d_logits, x, params, num, into, grads):
     )
     grads |= {"w_router": d_w_router} | ({} if d_router_bias is None else {"router_bias": d_router_bias})
     return d_x
-
-
-def _no_params(params):
-    shared = None if params.shared is None else SharedParams(*[None] * len(SharedParams._fields))
-    return MoEParams(*[None] * (len(MoEParams._fields) - 1), shared=shared)

@@ -55,7 +55,7 @@ def balance_counts(scores, topk_indices, scopes, config, given):
     loss = config.losses.balance
     chosen = topk_indices if loss.selection == "actual" else selection.ranked(scores, config.top_k)
     chosen = chosen[scopes.tokens, : 1 if loss.counts == "first" else None]
-    counts = np.zeros((len(scopes.tokens_local), config.num_experts), np.int64)
+    counts = np.zeros((len(scopes.tokens_local), config.num_choices), np.int64)
     np.add.at(counts, (np.where(chosen >= 0, scopes.scope[:, None], 0), chosen), chosen >= 0)
     if loss.scope == "global" and given.counts_so_far is not None and len(counts):
         counts = counts + given.counts_so_far
@@ -74,7 +74,7 @@ def balance_loss(logits, counts, scopes, config, num):
 
     def formula(m, z, n, divisor):
         total = m.sum(n * _probs(m, z, loss.probs) / divisor, axis=(-2, -1))
-        return total * (m.constant(loss.coefficient) * config.num_experts)
+        return total * (m.constant(loss.coefficient) * config.num_choices)
 
     return _over_tokens(num, "losses.balance", formula, logits, counts, scopes, config, core=2)
 
@@ -88,7 +88,7 @@ def balance_loss_backward(d_loss, logits, counts, scopes, config, num):
 
     def formula(m, z, n, divisor, d):
         # loss = scale sum_te n_e p_te / divisor_t,   scale = coefficient E
-        scale = m.constant(loss.coefficient) * config.num_experts
+        scale = m.constant(loss.coefficient) * config.num_choices
         return _probs_backward(m, z, n, loss.probs) * scale * d / divisor
 
     rows = _over_tokens(num, "d_logits_balance", formula, logits, counts, scopes, config, d_loss, core=1)
@@ -179,7 +179,7 @@ def importance_loss(logits, topk_indices, scopes, config, num):
 
     def formula(m, z, chosen):
         gates = m.masked_softmax(z, m.real(chosen) == 1)
-        variance, scale = _moments(m, m.sum(gates, axis=-2), loss, config.num_experts)
+        variance, scale = _moments(m, m.sum(gates, axis=-2), loss, config.num_choices)
         return variance / scale * loss.coefficient
 
     return num.evaluate("losses.importance", formula, *_gate_inputs(logits, topk_indices, scopes, loss), core=2)
@@ -190,7 +190,7 @@ def importance_loss_backward(d_loss, logits, topk_indices, scopes, config, num):
 
     d_loss scalar, logits (T, E), topk_indices (T, K) -> d_logits_importance (T, E)
     """
-    loss, E = config.losses.importance, config.num_experts
+    loss, E = config.losses.importance, config.num_choices
     if not len(scopes.tokens):
         return np.zeros_like(logits)
 

@@ -21,28 +21,28 @@ _BLOCK = 1 << 16  # elements worked on at a time: the temporaries stay in cache
 class MoEParams(NamedTuple):
     """The layer's parameters, contracted axis last; None for what a configuration lacks. Also the type of gradients."""
 
-    w_router: object  # (E, D)
-    router_bias: object  # (E,)
-    selection_bias: object  # (E,), float32 in every store
-    w_gate: object  # (E, F, D)
-    w_up: object  # (E, F, D)
-    w_down: object  # (E, D, F)
-    b_gate: object  # (E, F)
-    b_up: object  # (E, F)
-    b_down: object  # (E, D)
-    shared: object  # SharedParams
+    w_router: object = None  # (E, D)
+    router_bias: object = None  # (E,)
+    selection_bias: object = None  # (E,), float32 in every store
+    w_gate: object = None  # (E, F, D)
+    w_up: object = None  # (E, F, D)
+    w_down: object = None  # (E, D, F)
+    b_gate: object = None  # (E, F)
+    b_up: object = None  # (E, F)
+    b_down: object = None  # (E, D)
+    shared: object = None  # SharedParams
 
 
 class SharedParams(NamedTuple):
     """The shared expert's parameters: one expert of width S, kept with a leading axis of 1 as the routed ones are."""
 
-    w_gate: object  # (1, S, D)
-    w_up: object  # (1, S, D)
-    w_down: object  # (1, D, S)
-    b_gate: object  # (1, S)
-    b_up: object  # (1, S)
-    b_down: object  # (1, D)
-    w_shared_gate: object  # (1, D)
+    w_gate: object = None  # (1, S, D)
+    w_up: object = None  # (1, S, D)
+    w_down: object = None  # (1, D, S)
+    b_gate: object = None  # (1, S)
+    b_up: object = None  # (1, S)
+    b_down: object = None  # (1, D)
+    w_shared_gate: object = None  # (1, D)
 
 
 def mix64(z):

@@ -17,15 +17,15 @@ from .scores import ELEMENTWISE_SLOPES, SCORE_FNS
 class RoutingRecord(NamedTuple):
     """What the router made. With replayed indices nothing is ranked: choice_scores, group_scores, margin are None."""
 
-    logits: object  # (T, E)
-    scores: object  # (T, E)
-    choice_scores: object  # (T, E), after the group mask
-    group_scores: object  # (T, G)
-    topk_indices: object  # (T, K), best first; -1 unused
-    raw_topk_weights: object  # (T, K), before the drop; only with normalize_after_drop
-    topk_weights: object  # (T, K)
-    lse: object  # (T,), log-sum-exp of the logits; reported, read by nothing
-    margin: object  # (T,), K-th minus (K+1)-th choice score; reported, read by nothing
+    logits: object = None  # (T, E)
+    scores: object = None  # (T, E)
+    choice_scores: object = None  # (T, E), after the group mask
+    group_scores: object = None  # (T, G)
+    topk_indices: object = None  # (T, K), best first; -1 unused
+    raw_topk_weights: object = None  # (T, K), before the drop; only with normalize_after_drop
+    topk_weights: object = None  # (T, K)
+    lse: object = None  # (T,), log-sum-exp of the logits; reported, read by nothing
+    margin: object = None  # (T,), K-th minus (K+1)-th choice score; reported, read by nothing
 
 
 def router_logits(x, w_router, router_bias, num):
@@ -216,7 +216,7 @@ def route(x, params, config, num, given):
     scores = SCORE_FNS[config.routing.score_fn][0](logits, num)
     lse = num.evaluate("lse", lambda m, z: m.logsumexp(z), logits, core=1)
     if given.topk_indices is not None:
-        indices = selection.given(given.topk_indices, config.num_experts)
+        indices = selection.given(given.topk_indices, config.num_choices)
         return RoutingRecord(logits, scores, None, None, indices, None, None, lse, None)
     ranked, group_scores = choice_scores(logits, scores, params.selection_bias, config.routing, num)
     indices = select_topk(ranked, config.top_k)

@@ -89,7 +89,7 @@ def test_not_a_number_passes_through_clamps_and_relu():
 
 def params(w_gate, w_up, w_down, **biases):
     arrays = {"w_gate": w_gate, "w_up": w_up, "w_down": w_down} | biases
-    return MoEParams(*[None] * 10)._replace(**{name: f32(a) for name, a in arrays.items() if a is not None})
+    return MoEParams()._replace(**{name: f32(a) for name, a in arrays.items() if a is not None})
 
 
 def test_each_expert_works_on_its_rows():
@@ -101,7 +101,7 @@ def test_each_expert_works_on_its_rows():
     assert hidden.tolist() == [[2], [0], [24]] and y.tolist() == [[2, 4], [0, 0], [72, 0]]
     d_y = f32([[1, 1], [1, 1], [0, 7]])
     back, grads = expert_ffn_backward(
-        d_y, rows, gate, up, hidden, p, offsets, ExpertsConfig(activation="relu"), EXACT, MoEParams(*[None] * 10)
+        d_y, rows, gate, up, hidden, p, offsets, ExpertsConfig(activation="relu"), EXACT, MoEParams()
     )
     # d_hidden = W_down^T d_y = 3, 3, 0;  d_gate = d_hidden u [g > 0];  d_up = d_hidden relu(g)
     assert back.d_hidden_rows.tolist() == [[3], [3], [0]]
@@ -120,7 +120,7 @@ def test_plain_experts_with_biases():
     gate, up, hidden, y = expert_ffn(rows, p, offsets, experts, EXACT)
     assert gate is None and up.tolist() == [[4], [2]] and hidden.tolist() == [[16], [4]]
     assert y.tolist() == [[32.5, 16], [4, 3.5]]
-    none = MoEParams(*[None] * 10)
+    none = MoEParams()
     back, grads = expert_ffn_backward(f32([[1, 0], [1, 1]]), rows, None, up, hidden, p, offsets, experts, EXACT, none)
     assert back.d_gate_rows is None and back.d_up_rows.tolist() == [[16], [8]]  # 2 * 8, 2 * 4
     assert back.d_x_rows.tolist() == [[16, 16], [8, -8]]
@@ -178,7 +178,7 @@ def test_a_shared_expert_with_a_gate():
     assert record.shared_gate.tolist() == [[0.5], [np.float32(0.01798620996209156)]]
     assert record.shared.tolist() == [[2, 4], [0, 0]]
     d = f32([[1, 1], [1, 1]])
-    back, grads = shared_expert_backward(d, x, SHARED, record, experts, EXACT, SharedParams(*[None] * 7))
+    back, grads = shared_expert_backward(d, x, SHARED, record, experts, EXACT, SharedParams())
     assert back.d_y_rows[0].tolist() == [0.5, 0.5] and back.d_shared_gate.tolist() == [[12], [0]]
     assert back.d_shared_gate_logits.tolist() == [[3], [0]]  # 12 / 4
     assert back.d_x_gate.tolist() == [[3, -3], [0, 0]]

@@ -227,7 +227,7 @@ def test_accumulating_into_arrays_rounds_the_exact_sum_once(name, store, backend
 
 def _complete(into, params):
     """A MoEParams with a place for every nested field."""
-    return into if params.shared is None else into._replace(shared=into.shared or SharedParams(*[None] * 7))
+    return into if params.shared is None else into._replace(shared=into.shared or SharedParams())
 
 
 def _read(record):
@@ -247,8 +247,8 @@ def test_sinks_and_lazy_weights_are_visited_once_an_expert_in_each_direction():
     want = refmoe.moe_backward(d_y, x, params, record, config, EXACT, given)
     lazy = {name: Lazy(getattr(params, name)) for name in ("w_gate", "w_up", "w_down")}
     sinks = {name: Sink() for name in lazy}
-    shared = SharedParams(*[None] * 7)
-    into = MoEParams(*[None] * 9, shared=shared)._replace(**sinks)
+    shared = SharedParams()
+    into = MoEParams(shared=shared)._replace(**sinks)
     read = params._replace(**lazy)
     assert not differing(refmoe.moe_forward(x, read, config, EXACT, given), record)
     busy = np.flatnonzero(record.plan.tokens_per_expert).tolist()

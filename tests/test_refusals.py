@@ -285,7 +285,7 @@ def test_a_lazy_source_is_checked_by_its_shape():
 
 def test_parameters_of_another_configuration_are_refused():
     arguments = good()
-    arguments["params"] = MoEParams(*[None] * 9, shared=SharedParams(*[None] * 7))
+    arguments["params"] = MoEParams(shared=SharedParams())
     with pytest.raises(ValueError, match=r"^params\.w_router: expected an array of shape \(6, 6\), got None; "):
         call(arguments)
     more = generate("more", (6,), 0)

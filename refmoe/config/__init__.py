@@ -120,6 +120,11 @@ class MoEConfig(Section):
         super().__post_init__()
         check_together(self)
 
+    @property
+    def num_choices(self):
+        """Ids a token may choose: the experts with weights come first."""
+        return self.num_experts
+
     @classmethod
     def from_dict(cls, data):
         """A configuration from nested sections, or from the flat field names of a Hugging Face config."""

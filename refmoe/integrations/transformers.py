@@ -102,7 +102,7 @@ def _function():
             inputs = ctx.saved_tensors
             experts, num, config, plan, params, record, arrays = ctx.state
             saved = *arrays[:2], plan, record
-            none = MoEParams(*[None] * len(MoEParams._fields))
+            none = MoEParams()
             d_routed = _array(d_routed, num)
             grads, named = routed_experts_backward(d_routed, *saved, params, config.experts, num, none)
             joined = join(experts, named)
