@@ -134,13 +134,34 @@ def round_fraction(value, name, negative_zero=False, overflow="infinity"):
     return -result if value < 0 and result == result else result
 
 
+_BLOCK = 1 << 16  # elements looked at together: the temporaries stay in cache
+
+
 def is_representable(array, name):
     """True if every element of the carrier is a value of the format (NaN and infinities where it has them)."""
-    row, array = FORMATS[name], np.asarray(array)
+    row, flat = FORMATS[name], np.asarray(array).reshape(-1)
+    held = {"bf16": _is_bf16, "fp16": _is_fp16}.get(name) if flat.dtype == np.float32 else None
+    held = held or (lambda values: _is_value(values, row))
+    return all(held(flat[at : at + _BLOCK]) for at in range(0, len(flat), _BLOCK))
+
+
+def _is_bf16(values):
+    """The upper half of a float32: the lower one is clear, except in a NaN."""
+    extra = np.ascontiguousarray(values).view(np.uint32) & np.uint32(0xFFFF) != 0
+    return not extra.any() or bool(np.isnan(values[extra]).all())
+
+
+def _is_fp16(values):
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        nearest = _nearest(array.astype(np.float64, copy=False), row)
-    same = (nearest == array) & ((np.abs(array) <= row.largest) | ("infinity" in row.specials) & np.isinf(array))
-    return bool(np.all(same | np.isnan(array) if "nan" in row.specials else same))
+        same = values.astype(np.float16).astype(np.float32) == values
+    return bool((same | np.isnan(values)).all())
+
+
+def _is_value(values, row):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        nearest = _nearest(values.astype(np.float64, copy=False), row)
+    same = (nearest == values) & ((np.abs(values) <= row.largest) | ("infinity" in row.specials) & np.isinf(values))
+    return bool(np.all(same | np.isnan(values) if "nan" in row.specials else same))
 
 
 # --- codes ------------------------------------------------------------------------------------------------------------

@@ -143,3 +143,19 @@ def test_representable():
     assert not is_representable(np.array([65520], np.float32), "fp16") and is_representable(
         np.zeros(0, np.float32), "bf16"
     )
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_membership_by_bits_is_membership_by_value(name):
+    """float32 arrays are looked at by their bits, others by rounding: the same verdict, next to every code and far away."""
+    values = decode(np.arange(2**16, dtype=np.uint16), name)
+    patterns = values.view(np.uint32)
+    near = np.concatenate([patterns, patterns + np.uint32(1), patterns - np.uint32(1), patterns ^ np.uint32(0x8000)])
+    far = np.random.default_rng(0).integers(0, 2**32, 2**14, dtype=np.uint32)
+    candidates = np.concatenate([near[:: 2**4 + 1], far]).view(np.float32)
+    candidates = candidates[~np.isnan(candidates)]
+    by_bits = [is_representable(candidates[i : i + 1], name) for i in range(len(candidates))]
+    by_value = round_to(candidates, name) == candidates
+    assert by_bits == by_value.tolist() and any(by_bits) and not all(by_bits)
+    assert is_representable(values, name) and is_representable(values.astype(np.float64), name)
+    assert not is_representable(np.append(values, np.float32(1 + 2.0**-12)), name)
