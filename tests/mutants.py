@@ -68,7 +68,7 @@ MUTANTS = {
         ("(real > above) | (real < -below)", "real > above", "clamped"),
         ("lambda m, d, u: d * slope(m, u, experts.alpha)", "lambda m, d, u: slope(m, u, experts.alpha)", "relu"),
     ],
-    "dispatch": [
+    "dispatch.rows": [
         ('"d_x_experts", _by_slot(d_x_rows, plan)', '"d_x_experts", _by_slot(d_x_rows, plan)[:1]', "silu"),
         ("d_rows = d_routed[row_tokens(plan)]", "d_rows = d_routed[row_tokens(plan)[::-1]]", "silu"),
         ("d_rows, row_weights(topk_weights, plan), num)", "d_rows, row_weights(topk_weights * 2, plan), num)", "silu"),

@@ -1,0 +1,28 @@
+"""The plan (who goes where, who is dropped), permute and combine, and back.   Spec 2, 5.6
+
+A slot is a (token, k) pair, numbered t K + k; a row is a position in expert order, an expert's rows in token order.
+"""
+
+from .capacity import capacity_of
+from .drops import DROP_POLICIES, drop_by_position, drop_by_probability, kept_slots
+from .plan import Plan, count_assigned, make_plan, row_tokens, row_weights
+from .rows import combine, combine_backward, permute, permute_backward, slot_values, weighted_rows
+
+__all__ = [
+    "DROP_POLICIES",
+    "Plan",
+    "capacity_of",
+    "combine",
+    "combine_backward",
+    "count_assigned",
+    "drop_by_position",
+    "drop_by_probability",
+    "kept_slots",
+    "make_plan",
+    "permute",
+    "permute_backward",
+    "row_tokens",
+    "row_weights",
+    "slot_values",
+    "weighted_rows",
+]

@@ -1,0 +1,56 @@
+"""The plan: from slots to rows. Integers only, no gradient.   Spec 2.1"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .drops import kept_slots
+
+
+class Plan(NamedTuple):
+    """Integers that say where every slot went. Nothing here carries gradient."""
+
+    assigned_per_expert: object  # (E,) slots of unmasked tokens before the drop: what losses and controllers read
+    tokens_per_expert: object  # (E,) rows kept
+    expert_offsets: object  # (E+1,) rows expert_offsets[e] .. expert_offsets[e+1] belong to e
+    row_slot: object  # (N,) the slot of each row
+    slot_row: object  # (T, K) the row of each slot, -1 where dropped or unused
+
+
+def make_plan(topk_indices, topk_weights, config, given):
+    """Slots to rows: count, drop beyond capacity, sort by expert and token.   Spec 2.1, 2.2
+
+    topk_indices (T, K), topk_weights (T, K), read by the probability policy alone -> Plan
+    """
+    T, K = topk_indices.shape
+    E = config.num_choices
+    kept = kept_slots(topk_indices, topk_weights, config, given)
+    slots = np.flatnonzero(kept)
+    experts = topk_indices.reshape(-1)[slots]
+    row_slot = slots[np.argsort(experts, kind="stable")].astype(np.int64)
+    slot_row = np.full(T * K, -1, np.int64)
+    slot_row[row_slot] = np.arange(len(row_slot))
+    counts = np.bincount(experts, minlength=E).astype(np.int64)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    return Plan(count_assigned(topk_indices, E, given.token_mask), counts, offsets, row_slot, slot_row.reshape(T, K))
+
+
+def count_assigned(topk_indices, num_experts, token_mask):
+    """Used slots of unmasked tokens, by expert.   Spec 2.1
+
+    topk_indices (T, K), token_mask (T,) bool or None -> (E,) int64
+    """
+    used = topk_indices >= 0
+    if token_mask is not None:
+        used = used & token_mask[:, None]
+    return np.bincount(topk_indices[used], minlength=num_experts).astype(np.int64)
+
+
+def row_weights(topk_weights, plan):
+    """topk_weights (T, K) -> (N,), by row.   Spec 2.3"""
+    return topk_weights.reshape(-1)[plan.row_slot]
+
+
+def row_tokens(plan):
+    """(N,) the token of each row.   Spec 2.1"""
+    return plan.row_slot // plan.slot_row.shape[1]

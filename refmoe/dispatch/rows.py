@@ -1,0 +1,69 @@
+"""Permute and combine, and back.   Spec 2.3, 2.4, 5.6"""
+
+import numpy as np
+
+from .plan import row_tokens, row_weights
+
+
+def permute(x, plan):
+    """x_rows[r] = x[token of row r]: a copy of bits.   Spec 2.3
+
+    x (T, D) -> x_rows (N, D)
+    """
+    return x[row_tokens(plan)]
+
+
+def permute_backward(d_x_rows, plan, num):
+    """d_x[t] = sum over the rows of t, exact and rounded once; +0 without rows.   Spec 5.6
+
+    d_x_rows (N, D) -> d_x_experts (T, D)
+    """
+    # x_rows[r] = x[token of row r]
+    return num.sum("d_x_experts", _by_slot(d_x_rows, plan))
+
+
+def combine(y_rows, topk_weights, plan, num):
+    """routed[t] = sum_k topk_weights[t, k] y_rows[row of (t, k)], exact and rounded once.   Spec 2.4
+
+    y_rows (N, D), topk_weights (T, K), or None for weights of 1 -> routed (T, D)
+    """
+    parts = _by_slot(y_rows, plan)
+    if topk_weights is None:
+        return num.sum("routed", parts)
+    kept = np.where(plan.slot_row >= 0, topk_weights, np.zeros_like(topk_weights))
+    return num.sum("routed", [(kept[:, k, None], part) for k, part in enumerate(parts)])
+
+
+def combine_backward(d_routed, y_rows, topk_weights, plan, num):
+    """d_y_rows = w d_routed of the row's token;  d_topk_weights = <d_routed, y_row>, +0 where dropped.   Spec 5.6
+
+    d_routed (T, D), y_rows (N, D), topk_weights (T, K) -> d_y_rows (N, D), d_topk_weights (T, K)
+    """
+    # routed[t] = sum_k topk_weights[t, k] y_rows[row of (t, k)]
+    d_rows = d_routed[row_tokens(plan)]
+    d_y_rows = weighted_rows("d_y_rows", d_rows, row_weights(topk_weights, plan), num)
+    return d_y_rows, slot_values(num.contract_rows("d_topk_weights", d_rows, y_rows), plan)
+
+
+def weighted_rows(name, rows, weights, num):
+    """weights[r] rows[r], rounded once.   Spec 3.3
+
+    rows (N, D), weights (N,) -> (N, D)
+    """
+    return num.evaluate(name, lambda m, w, x: w * x, weights[:, None], rows)
+
+
+def slot_values(values, plan):
+    """values (N,) by row -> (T, K) by slot, +0 where no row.   Spec 2.1"""
+    out = np.zeros(plan.slot_row.size, values.dtype)
+    out[plan.row_slot] = values
+    return out.reshape(plan.slot_row.shape)
+
+
+def _by_slot(rows, plan):
+    """K arrays (T, D): the row of each token's k-th slot, +0 where it has none."""
+    if len(rows) == 0:
+        return [np.zeros((len(plan.slot_row), rows.shape[1]), rows.dtype)] * plan.slot_row.shape[1]
+    has_row = (plan.slot_row >= 0)[..., None]
+    zero = rows.dtype.type(0)
+    return [np.where(has_row[:, k], rows[plan.slot_row[:, k]], zero) for k in range(plan.slot_row.shape[1])]
