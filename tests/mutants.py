@@ -23,10 +23,12 @@ MUTANTS = {
             "sqrt_softplus",
         ),
     ],
-    "routing": [
+    "routing.logits": [
         ("[(d_logits, w_router)]", "[(-d_logits, w_router)]", "silu"),
         ('"d_w_router", d_logits, x, acc=into_w', '"d_w_router", d_logits, x + x, acc=into_w', "silu"),
         ("[start, *d_logits])", "[start, *d_logits[1:]])", "silu"),
+    ],
+    "routing.weights": [
         ("return w * m.centre(G, w, z) * c", "return w * m.centre(G, w, z)", "silu"),
         ("return w * m.centre(G, w, z) * c", "return w * G * c", "silu"),
         ("return w * m.centre(G, w, z) * c", "return m.centre(G, w, z) * c", "silu"),

@@ -70,7 +70,7 @@ def test_the_checks_table_can_be_read():
     text = str(check)
     assert "complex step" in text and "d_w_gate" in text and text.splitlines()[-1].startswith("ok")
     assert check.errors["d_x"].keys() == TOLERANCE.keys()
-    with planted("routing", "return w * m.centre(G, w, z) * c", "return w * G * c"):
+    with planted("routing.weights", "return w * m.centre(G, w, z) * c", "return w * G * c"):
         text = str(check_gradients(SMALL["silu"], num_tokens=4))
     assert "FAILS" in text and text.splitlines()[-1].startswith("FAILED")
 

@@ -1,76 +1,9 @@
-"""The router's stage: from tokens to the experts they choose and the weights they give, and back.   Spec 1, 5.1-5.3
-
-    logits -> scores -> choice scores -> selection -> weights
-
-Only the logits and the scores carry gradient; what is chosen is a constant of the way back.
-"""
-
-from typing import NamedTuple
+"""The weights of the slots, and back.   Spec 1.5, 5.3"""
 
 import numpy as np
 
-from . import selection
-from .refusals import require
-from .scores import ELEMENTWISE_SLOPES, SCORE_FNS
-
-
-class RoutingRecord(NamedTuple):
-    """What the router made. With replayed indices nothing is ranked: choice_scores, group_scores, margin are None."""
-
-    logits: object = None  # (T, E)
-    scores: object = None  # (T, E)
-    choice_scores: object = None  # (T, E), after the group mask
-    group_scores: object = None  # (T, G)
-    topk_indices: object = None  # (T, K), best first; -1 unused
-    raw_topk_weights: object = None  # (T, K), before the drop; only with normalize_after_drop
-    topk_weights: object = None  # (T, K)
-    lse: object = None  # (T,), log-sum-exp of the logits; reported, read by nothing
-    margin: object = None  # (T,), K-th minus (K+1)-th choice score; reported, read by nothing
-
-
-def router_logits(x, w_router, router_bias, num):
-    """logits = x w_router^T + router_bias: one contraction, float32 in every store.   Spec 1.1
-
-    x (T, D), w_router (E, D), router_bias (E,) or None -> logits (T, E)
-    """
-    return num.contract("logits", x, w_router, bias=router_bias)
-
-
-def router_logits_backward(d_logits, x, w_router, router_bias, num, into_w=None, into_bias=None):
-    """d_x = d_logits w_router;  d_w_router = d_logits^T x;  d_router_bias = sum_t d_logits.   Spec 5.1
-
-    d_logits (T, E), x (T, D), w_router (E, D) -> d_x_router (T, D), d_w_router (E, D), d_router_bias (E,) or None
-    The parameters' gradients are added to `into_w` and `into_bias` where given.
-    """
-    # logits = x w_router^T + router_bias
-    d_x = num.contract_backward_x("d_x_router", [(d_logits, w_router)])
-    d_w_router = num.contract_backward_w("d_w_router", d_logits, x, acc=into_w)
-    if router_bias is None:
-        return d_x, d_w_router, None
-    start = np.zeros_like(router_bias) if into_bias is None else into_bias
-    return d_x, d_w_router, num.sum("d_router_bias", [start, *d_logits])
-
-
-def choice_scores(logits, scores, selection_bias, routing, num):
-    """What is ranked: the base (scores or logits), plus the selection bias, masked by groups.   Spec 1.3
-
-    logits (T, E), scores (T, E), selection_bias (E,) or None -> choice_scores (T, E), group_scores (T, G) or None
-    """
-    ranked = logits if routing.selection_base == "logits" else scores
-    if selection_bias is not None:
-        ranked = num.sum("choice_scores", [ranked, selection_bias[None]])
-    return selection.grouped(ranked, routing, num) if routing.num_groups > 1 else (ranked, None)
-
-
-def select_topk(choice_scores, top_k):
-    """The top_k best experts of each token, best first; ties to the lowest id.   Spec 1.4
-
-    choice_scores (T, E) -> topk_indices (T, K)
-    """
-    return selection.ranked(choice_scores, top_k)
-
-
-# --- weights: Spec 1.5 and 5.3 ---------------------------------------------------------------------------------------
+from ..refusals import require
+from ..scores import ELEMENTWISE_SLOPES, SCORE_FNS
 
 
 def topk_weights(logits, scores, topk_indices, kept, config, num):
@@ -201,44 +134,3 @@ def _scatter(values, topk_indices, used, like):
     token, slot = np.nonzero(used)
     out[token, topk_indices[token, slot]] = values[token, slot]
     return out
-
-
-# --- the stage -------------------------------------------------------------------------------------------------------
-
-
-def route(x, params, config, num, given):
-    """Logits to selection; the weights follow in `layer`, which may have to drop slots first.   Spec 1
-
-    x (T, D) -> RoutingRecord with topk_weights still None
-    """
-    logits = given.logits if given.logits is not None else router_logits(x, params.w_router, params.router_bias, num)
-    _refuse_nonfinite(logits)
-    scores = SCORE_FNS[config.routing.score_fn][0](logits, num)
-    lse = num.evaluate("lse", lambda m, z: m.logsumexp(z), logits, core=1)
-    if given.topk_indices is not None:
-        indices = selection.given(given.topk_indices, config.num_choices)
-        return RoutingRecord(logits, scores, None, None, indices, None, None, lse, None)
-    ranked, group_scores = choice_scores(logits, scores, params.selection_bias, config.routing, num)
-    indices = select_topk(ranked, config.top_k)
-    return RoutingRecord(
-        logits, scores, ranked, group_scores, indices, None, None, lse, _margin(ranked, config.top_k, num)
-    )
-
-
-def _refuse_nonfinite(logits):
-    bad = ~np.isfinite(logits)
-    if bad.any():
-        token, expert = np.argwhere(bad)[0].tolist()
-        got, fix = f"{logits[token, expert]} for token {token}, expert {expert}", "check x and w_router"
-        require(False, ValueError, "logits", "finite values", got, fix)
-
-
-def _margin(ranked, top_k, num):
-    """K-th minus (K+1)-th choice score of each token; infinite where the next expert is masked, or there is none."""
-    ordered = -np.sort(-ranked, axis=-1)
-    if ordered.shape[-1] == top_k:
-        return np.full(len(ordered), np.inf, num.dtype)
-    last, following = ordered[:, top_k - 1], ordered[:, top_k]
-    masked = np.isneginf(following)
-    difference = num.sum("margin", [last, -np.where(masked, last, following)])
-    return np.where(masked, num.dtype(np.inf), difference)

@@ -1,0 +1,24 @@
+"""The router's stage: from tokens to the experts they choose and the weights they give, and back.   Spec 1, 5.1-5.3
+
+    logits -> scores -> choice scores -> selection -> weights
+
+Only the logits and the scores carry gradient; what is chosen is a constant of the way back.
+"""
+
+from .choice import choice_scores, select_topk
+from .logits import router_logits, router_logits_backward
+from .record import RoutingRecord
+from .stage import route
+from .weights import softmax_of_kept, topk_weights, topk_weights_backward
+
+__all__ = [
+    "RoutingRecord",
+    "choice_scores",
+    "route",
+    "router_logits",
+    "router_logits_backward",
+    "select_topk",
+    "softmax_of_kept",
+    "topk_weights",
+    "topk_weights_backward",
+]

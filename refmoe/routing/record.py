@@ -1,0 +1,17 @@
+"""What the router made.   Spec 1.7"""
+
+from typing import NamedTuple
+
+
+class RoutingRecord(NamedTuple):
+    """What the router made. With replayed indices nothing is ranked: choice_scores, group_scores, margin are None."""
+
+    logits: object = None  # (T, E)
+    scores: object = None  # (T, E)
+    choice_scores: object = None  # (T, E), after the group mask
+    group_scores: object = None  # (T, G)
+    topk_indices: object = None  # (T, K), best first; -1 unused
+    raw_topk_weights: object = None  # (T, K), before the drop; only with normalize_after_drop
+    topk_weights: object = None  # (T, K)
+    lse: object = None  # (T,), log-sum-exp of the logits; reported, read by nothing
+    margin: object = None  # (T,), K-th minus (K+1)-th choice score; reported, read by nothing
