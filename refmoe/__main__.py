@@ -56,6 +56,9 @@ def parser():
     _add_golden(commands)
     _add_check(commands)
     _add(commands, "presets", run_presets, "list the layers of real models")
+    fields = _add(commands, "fields", run_fields, "list the fields of the configuration")
+    fields.add_argument("--markdown", action="store_true", help="as the page spec/fields.md")
+    fields.add_argument("--write", action="store_true", help="write them into README.md, spec/fields.md and the schema")
     _add_params(commands)
     _add(commands, "info", run_info, "versions, backend and why, kernels, threads")
     _add(commands, "kernels", run_kernels, "list the compiled kernels and which of them can run here")
@@ -190,6 +193,17 @@ def run_presets(args):
         doubtful = unverified(info)
         mark = f"  (unverified: {', '.join(doubtful)})" if doubtful else ""
         print(f"{name:<20} {sizes:<36} {info['description']}{mark}")
+    return 0
+
+
+def run_fields(args):
+    from refmoe.models import generated
+
+    if args.write:
+        for path in generated.write():
+            print(f"written: {path}")
+    else:
+        print(generated.full_table() if args.markdown else generated.text_table())
     return 0
 
 

@@ -15,20 +15,20 @@ from .reading import build, load_json, with_house_names
 class RoutingConfig(Section):
     """From logits to weights.   Spec 1"""
 
-    score_fn: str = field(default="softmax", metadata=one_of("softmax", "sigmoid", "sqrt_softplus"))
+    score_fn: str = field(default="softmax", metadata=one_of("softmax", "sigmoid", "sqrt_softplus"))  # of the logits
     router_bias: bool = False  # a bias that is part of the logits
     selection_base: str = field(default="scores", metadata=one_of("scores", "logits"))  # what is ranked
     selection_bias: bool = False  # added to what is ranked, never to the weights
-    num_groups: int = field(default=1, metadata=POSITIVE)
-    top_groups: int = field(default=1, metadata=POSITIVE)
+    num_groups: int = field(default=1, metadata=POSITIVE)  # equal groups of neighbouring experts
+    top_groups: int = field(default=1, metadata=POSITIVE)  # groups whose experts may be chosen
     group_score_topn: int = field(default=2, metadata=POSITIVE)  # a group's score is the sum of its best n
     group_mask: str = field(
         default="-inf", metadata=one_of("-inf", "zero")
     )  # what experts of other groups are ranked as
     normalize: bool = False  # divide the kept weights by their sum
-    norm_eps: float = field(default=0.0, metadata=WEIGHT)
+    norm_eps: float = field(default=0.0, metadata=WEIGHT)  # of that sum
     norm_eps_mode: str = field(default="add", metadata=one_of("add", "clamp"))  # sum + eps, or max(sum, eps)
-    scaling_factor: float = field(default=1.0, metadata=FLOAT)
+    scaling_factor: float = field(default=1.0, metadata=FLOAT)  # times every kept weight, last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,9 @@ class DispatchConfig(Section):
 
     capacity: int | None = field(default=None, metadata=COUNT)  # rows an expert takes; None: all of them
     capacity_factor: float | None = field(default=None, metadata=WEIGHT)  # capacity = ceil(factor * T * K / E)
-    capacity_scope: str = field(default="batch", metadata=one_of("batch", "sequence"))
-    drop_policy: str = field(default="position", metadata=one_of("position", "probability"))
-    slot_order: str = field(default="slot_major", metadata=one_of("slot_major", "token_major"))
+    capacity_scope: str = field(default="batch", metadata=one_of("batch", "sequence"))  # tokens that share a capacity
+    drop_policy: str = field(default="position", metadata=one_of("position", "probability"))  # who is kept
+    slot_order: str = field(default="slot_major", metadata=one_of("slot_major", "token_major"))  # who comes first
     normalize_after_drop: bool = False  # renormalise over the slots that were kept
 
 
@@ -47,15 +47,16 @@ class DispatchConfig(Section):
 class ExpertsConfig(Section):
     """What an expert computes, and the shared expert beside the routed ones.   Spec 3"""
 
-    gated: bool = True
+    gated: bool = True  # activation(gate) * up, or activation(up) alone
+    # of the gate, or of the only projection
     activation: str = field(default="silu", metadata=one_of("silu", "gelu", "gelu_tanh", "relu", "relu2"))
     alpha: float = field(default=1.0, metadata=FLOAT)  # silu(g) = g * sigmoid(alpha * g)
     limit: float | None = field(
         default=None, metadata=WEIGHT
     )  # gate clamped above, up on both sides, before the activation
     linear_offset: float = field(default=0.0, metadata=FLOAT)  # added to the clamped up
-    biases: bool = False
-    weight_position: str = field(default="output", metadata=one_of("output", "input"))
+    biases: bool = False  # of all three linear maps of the routed experts
+    weight_position: str = field(default="output", metadata=one_of("output", "input"))  # what the weight multiplies
     shared_intermediate_size: int = field(default=0, metadata=COUNT)  # 0: no shared expert
     shared_gate: bool = False  # sigmoid(x . w_shared_gate) times the shared expert
 
@@ -64,11 +65,11 @@ class ExpertsConfig(Section):
 class BalanceLoss(Section):
     """coefficient * E * sum_e f_e P_e.   Spec 4.1"""
 
-    coefficient: float = field(default=0.0, metadata=FLOAT)
+    coefficient: float = field(default=0.0, metadata=FLOAT)  # times the loss
     counts: str = field(default="all", metadata=one_of("all", "first"))  # all K choices, or only the first
     divide_by_k: bool = True  # with all choices: is f a fraction that sums to 1, or to K
-    probs: str = field(default="softmax", metadata=one_of("softmax", "normalized_sigmoid", "sigmoid"))
-    scope: str = field(default="batch", metadata=one_of("batch", "sequence", "global"))
+    probs: str = field(default="softmax", metadata=one_of("softmax", "normalized_sigmoid", "sigmoid"))  # P
+    scope: str = field(default="batch", metadata=one_of("batch", "sequence", "global"))  # of f and P
     selection: str = field(default="actual", metadata=one_of("actual", "plain"))  # plain: top K of the unbiased scores
 
 
@@ -76,17 +77,17 @@ class BalanceLoss(Section):
 class ZLoss(Section):
     """coefficient / T * sum_t logsumexp(logits_t)^2.   Spec 4.2"""
 
-    coefficient: float = field(default=0.0, metadata=FLOAT)
+    coefficient: float = field(default=0.0, metadata=FLOAT)  # times the loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportanceLoss(Section):
     """coefficient * Var(I) / (mean(I)^2 + eps) of the importances I_e = sum_t g_te.   Spec 4.3"""
 
-    coefficient: float = field(default=0.0, metadata=FLOAT)
+    coefficient: float = field(default=0.0, metadata=FLOAT)  # times the loss
     gates: str = field(default="softmax", metadata=one_of("softmax", "topk"))  # all experts, or softmax over the kept
-    ddof: int = field(default=0, metadata=one_of(0, 1))
-    eps: float = field(default=0.0, metadata=WEIGHT)
+    ddof: int = field(default=0, metadata=one_of(0, 1))  # 1: the unbiased variance
+    eps: float = field(default=0.0, metadata=WEIGHT)  # added to the squared mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +108,10 @@ class MoEConfig(Section):
     Raises TypeError or ValueError naming the field, what was expected, what came and a fix.
     """
 
-    hidden_size: int = field(metadata=POSITIVE)
-    intermediate_size: int = field(metadata=POSITIVE)
-    num_experts: int = field(metadata=POSITIVE)
-    top_k: int = field(metadata=POSITIVE)
+    hidden_size: int = field(metadata=POSITIVE)  # D, the width of a token
+    intermediate_size: int = field(metadata=POSITIVE)  # F, the width of an expert
+    num_experts: int = field(metadata=POSITIVE)  # E, routed experts with weights
+    top_k: int = field(metadata=POSITIVE)  # K, experts a token
     routing: RoutingConfig = field(default_factory=RoutingConfig, metadata={"section": RoutingConfig})
     dispatch: DispatchConfig = field(default_factory=DispatchConfig, metadata={"section": DispatchConfig})
     experts: ExpertsConfig = field(default_factory=ExpertsConfig, metadata={"section": ExpertsConfig})
