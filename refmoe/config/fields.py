@@ -15,7 +15,7 @@ from .reading import HF_NAMES
 
 
 class Row(NamedTuple):
-    """One field: dotted path, default as it is written, what it may hold, what it means, names in Hugging Face configs."""
+    """A field: dotted path, default as it is written, what it may hold, what it means, Hugging Face's names for it."""
 
     path: str
     default: str
