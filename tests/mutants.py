@@ -96,7 +96,7 @@ MUTANTS = {
         ),
         ("[start, *d_rows[rows]]", "[start, *d_rows[rows][:1]]", "silu"),
     ],
-    "experts": [
+    "experts.feed_forward": [
         ('"d_hidden_rows", [(d_y_rows, params.w_down)]', '"d_hidden_rows", [(d_y_rows, -params.w_down)]', "silu"),
         ('linear("down", d_y_rows, hidden_rows)', 'linear("down", d_y_rows, d_hidden)', "silu"),
         ("[(d_gate, params.w_gate), (d_up, params.w_up)]", "[(d_gate, params.w_up), (d_up, params.w_gate)]", "silu"),
@@ -104,6 +104,8 @@ MUTANTS = {
         ("pairs = [(d_up, params.w_up)]", "pairs = [(-d_up, params.w_up)]", "relu"),
         ('linear("gate", d_gate, x_rows)', 'linear("gate", d_up, x_rows)', "silu"),
         ('linear("up", d_up, x_rows)', 'linear("up", -d_up, x_rows)', "silu"),
+    ],
+    "experts.routed": [
         ("dispatch.permute(d_routed, plan)", "dispatch.permute(-d_routed, plan)", "on_input"),
         ("saved = record.weighted_x_rows if on_input else x_rows,", "saved = x_rows,", "on_input"),
         (
@@ -116,6 +118,8 @@ MUTANTS = {
             '"d_x_rows", d_weighted, dispatch.row_weights(topk_weights * 0 + 1, plan)',
             "on_input",
         ),
+    ],
+    "experts.shared": [
         ("lambda m, g, d: g * d", "lambda m, g, d: d + g * 0", "shared"),
         ('"d_shared_gate", d_shared, record.y_rows)', '"d_shared_gate", d_shared, record.shared)', "shared"),
         ("lambda m, d, z: d * m.sigmoid_derivative(z)", "lambda m, d, z: d * m.sigmoid(z)", "shared"),

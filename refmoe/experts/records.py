@@ -1,0 +1,59 @@
+"""What the experts store, there and back.   Spec 3, 5.4-5.7"""
+
+from typing import NamedTuple
+
+
+class ExpertsRecord(NamedTuple):
+    """Rows in expert order; also the shared expert's, with one group of T rows."""
+
+    x_rows: object = None  # (N, D)
+    weighted_x_rows: object = None  # (N, D), only where the weight acts on the input
+    gate_rows: object = None  # (N, F), None without a gate
+    up_rows: object = None  # (N, F)
+    hidden_rows: object = None  # (N, F)
+    y_rows: object = None  # (N, D)
+
+
+class SharedRecord(NamedTuple):
+    """The shared expert's stages; the gate's are None without one."""
+
+    gate_rows: object = None  # (T, S)
+    up_rows: object = None  # (T, S)
+    hidden_rows: object = None  # (T, S)
+    y_rows: object = None  # (T, D)
+    shared_gate_logits: object = None  # (T, 1)
+    shared_gate: object = None  # (T, 1)
+    shared: object = None  # (T, D)
+
+
+class RowGrads(NamedTuple):
+    """Gradients of an expert's stages, by row."""
+
+    d_hidden_rows: object = None  # (N, F)
+    d_gate_rows: object = None  # (N, F), None without a gate
+    d_up_rows: object = None  # (N, F)
+    d_x_rows: object = None  # (N, D)
+
+
+class RoutedGrads(NamedTuple):
+    """Gradients of the routed experts' stages."""
+
+    d_x_experts: object = None  # (T, D)
+    d_topk_weights: object = None  # (T, K)
+    d_y_rows: object = None  # (N, D)
+    d_weighted_x_rows: object = None  # (N, D), only where the weight acts on the input
+    rows: RowGrads = None
+
+
+class SharedGrads(NamedTuple):
+    """Gradients of the shared expert's stages."""
+
+    d_y_rows: object = None  # (T, D)
+    d_hidden_rows: object = None  # (T, S)
+    d_gate_rows: object = None  # (T, S)
+    d_up_rows: object = None  # (T, S)
+    d_x_rows: object = None  # (T, D), through the expert
+    d_shared_gate: object = None  # (T, 1)
+    d_shared_gate_logits: object = None  # (T, 1)
+    d_x_gate: object = None  # (T, D), through the gate
+    d_x_shared: object = None  # (T, D), both
