@@ -14,6 +14,7 @@ import time
 import numpy as np
 
 from refmoe import Given, MoEConfig, Numerics, check_gradients, moe_backward, moe_forward
+from refmoe.config import CAPACITY_NAMES
 from refmoe.recipes import assemble_params, generate, init_params, name_params
 
 
@@ -53,6 +54,8 @@ def _routing(rng, E):
 
 def _dispatch(rng):
     limits = [{}, {}, {"capacity": rng.randint(0, 5)}, {"capacity_factor": rng.choice([0.0, 0.5, 1.0, 1.25, 3.0])}]
+    rules = {"capacity_rule": rng.choice(CAPACITY_NAMES), "min_capacity": rng.randint(0, 2)}
+    limits.append({"capacity_factor": rng.choice([0.0, 0.5, 1.0, 1.25, 3.0]), **rules})
     return {
         "drop_policy": rng.choice(["position", "probability"]),
         "slot_order": rng.choice(["slot_major", "token_major"]),

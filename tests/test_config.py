@@ -30,6 +30,9 @@ ALSO_NEUTRAL = {
     "routing.norm_eps_mode": [{"routing": {"norm_eps_mode": "clamp"}}],
     "dispatch.capacity": [{"dispatch": {"capacity": 10**6}}],
     "dispatch.capacity_factor": [{"dispatch": {"capacity_factor": 6.0}}],
+    "dispatch.capacity_rule": [{"dispatch": {"capacity_factor": 0.0, "capacity_rule": "tutel"}}],  # no limit
+    "dispatch.min_capacity": [{"dispatch": {"capacity_factor": 0.0, "min_capacity": 9}}],
+    "dispatch.capacity_multiple": [{"dispatch": {"capacity_factor": 0.1, "capacity_multiple": 9}}],
     "dispatch.capacity_scope": [{"dispatch": {"capacity_scope": "sequence"}}],
     "dispatch.drop_policy": [{"dispatch": {"drop_policy": "probability"}}],
     "dispatch.slot_order": [{"dispatch": {"slot_order": "token_major"}}],
@@ -189,6 +192,13 @@ REFUSALS = [
         {"dispatch": {"capacity": 2, "capacity_factor": 1.0}},
         "dispatch.capacity: expected either capacity or capacity_factor",
     ),
+    (
+        {"dispatch": {"capacity": 2, "capacity_rule": "vmoe"}},
+        "dispatch.capacity_rule: expected 'ceil' without capacity_factor, got 'vmoe'; set dispatch.capacity_factor",
+    ),
+    ({"dispatch": {"min_capacity": 4}}, "dispatch.min_capacity: expected 0 without capacity_factor, got 4"),
+    ({"dispatch": {"capacity_multiple": 8}}, "dispatch.capacity_multiple: expected 1 without capacity_factor, got 8"),
+    ({"dispatch": {"capacity_multiple": 0}}, "capacity_multiple: expected at least 1, got 0"),
     (
         {"dispatch": {"normalize_after_drop": True}},
         "dispatch.normalize_after_drop: expected False without routing.normalize",

@@ -1,11 +1,16 @@
 """Dispatch by hand: the plan, who is dropped, permute and combine."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from cases import config_of, same_bits
 
 from refmoe import Given, Numerics
+from refmoe.config import CAPACITY_NAMES
 from refmoe.dispatch import (
+    CAPACITY_RULES,
     capacity_of,
     combine,
     combine_backward,
@@ -136,6 +141,70 @@ def test_each_sequence_has_a_capacity_of_its_own():
 def test_the_capacity_factor_is_exact(factor, tokens, top_k, experts, want):
     dispatch = config_of(dispatch={"capacity_factor": factor}).dispatch
     assert capacity_of(dispatch, tokens, top_k, experts) == want
+
+
+# rule: the capacity for 10 tokens, 4 experts, 2 choices and a factor of 1.25, the example of the table in 2.2
+BY_NAME = {
+    "ceil": 7, "deepspeed": 7, "fastmoe_gshard": 6, "fastmoe_switch": 4, "flaxformer": 4, "gshard": 4,
+    "maxtext": 6, "megablocks": 6, "mesh_tf": 4, "tutel": 6, "vmoe": 8, "vmoe_round": 8,
+}  # fmt: skip
+
+
+def by_rule(rule, factor, tokens, top_k, experts, **more):
+    dispatch = config_of(dispatch={"capacity_factor": factor, "capacity_rule": rule, **more}).dispatch
+    return capacity_of(dispatch, tokens, top_k, experts)
+
+
+def test_every_capacity_rule_is_named_and_shown():
+    assert BY_NAME.keys() == CAPACITY_RULES.keys() == set(CAPACITY_NAMES)
+    assert {rule: by_rule(rule, 1.25, 10, 2, 4) for rule in BY_NAME} == BY_NAME
+    text = (Path(__file__).parent.parent / "spec/2-dispatch.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `(\w+)` \| .* \| (\d+) \| .* \|$", text, re.MULTILINE)
+    assert {rule: int(rows) for rule, rows in shown} == BY_NAME
+
+
+@pytest.mark.parametrize(
+    ("rule", "factor", "tokens", "top_k", "experts", "want"),
+    [
+        ("flaxformer", 1.0, 22, 1, 4, 6),  # 5.5 to the even 6
+        ("flaxformer", 1.0, 26, 1, 4, 6),  # 6.5 to the even 6
+        ("flaxformer", 0.0, 26, 1, 4, 4),
+        ("vmoe_round", 1.0, 9, 1, 2, 4),  # 4.5 to 4, a multiple of 4 already
+        ("vmoe", 1.0, 9, 1, 2, 8),  # 5, then 8
+        ("vmoe", 0.0, 9, 1, 2, 0),  # everything is dropped
+        ("gshard", 0.1, 9, 2, 2, 4),  # 0 is 4
+        ("gshard", 1.0, 10, 2, 2, 8),  # 5, then 8
+        ("mesh_tf", 9.0, 6, 2, 2, 6),  # never more than the tokens ...
+        ("mesh_tf", 9.0, 3, 2, 2, 4),  # ... unless the least, 4, is
+        ("megablocks", 0.0, 10, 2, 4, None),
+        ("megablocks", 0.1, 10, 1, 4, None),  # 0.25 rounds down to 0, and 0 is no limit
+        ("tutel", 0.0, 10, 2, 4, None),
+        ("tutel", 0.25, 10, 2, 4, 0),  # 2 floor(0.75): only a factor of 0 is no limit
+        ("maxtext", 0.5, 1, 1, 4, 0),
+        ("maxtext", 2.0, 0, 1, 4, 2),  # max(0, 2)
+        ("fastmoe_gshard", 0.3, 9, 3, 4, 2),  # 3 * 3 // 4
+        ("ceil", 100.0, 10, 2, 4, 500),  # more than there are tokens: nothing is dropped
+    ],
+)
+def test_the_edges_of_the_capacity_rules(rule, factor, tokens, top_k, experts, want):
+    assert by_rule(rule, factor, tokens, top_k, experts) == want
+
+
+def test_a_least_capacity_and_a_multiple():
+    assert by_rule("deepspeed", 1.25, 10, 2, 4, min_capacity=8) == 8
+    assert by_rule("ceil", 1.25, 10, 2, 4, capacity_multiple=8) == 8
+    assert by_rule("ceil", 0.0, 10, 2, 4, min_capacity=3, capacity_multiple=4) == 4
+    assert by_rule("tutel", 0.0, 10, 2, 4, min_capacity=3, capacity_multiple=4) is None
+
+
+def test_the_rule_decides_who_is_dropped():
+    indices = [[0]] * 7
+    rows = {rule: plan_of(indices, capacity_factor=0.7, capacity_rule=rule).tokens_per_expert[0] for rule in BY_NAME}
+    # 0.7 * 7 / 4 = 1.225 by ceil, floor and round; ceil(4.9) / 4; 0.7 ceil(7 / 4)
+    assert rows == BY_NAME | dict.fromkeys(BY_NAME, 2) | {
+        "fastmoe_gshard": 1, "flaxformer": 4, "gshard": 4, "maxtext": 1, "megablocks": 1, "mesh_tf": 4, "tutel": 1,
+        "vmoe": 4, "vmoe_round": 4,
+    }  # fmt: skip
 
 
 def test_without_a_limit_every_used_slot_is_kept():

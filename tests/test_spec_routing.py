@@ -122,6 +122,19 @@ def test_plans(drop_policy, slot_order, limit, scope):
     agree(LAW.make_plan(to_law(indices), to_law(weights), config.to_dict(), law_given), made)
 
 
+@pytest.mark.parametrize("rule", dispatch.CAPACITY_RULES)
+def test_capacities(rule):
+    """Every rule over factors on and off the ends of its roundings."""
+    assert LAW.CAPACITY_RULES.keys() == dispatch.CAPACITY_RULES.keys()
+    for factor in (0.0, 0.1, 0.25, 0.5, 0.7, 1.0, 1.25, 1.1, 2.0, 7.3):
+        for more in ({}, {"min_capacity": 3, "capacity_multiple": 4}):
+            fields = {"capacity_factor": factor, "capacity_rule": rule, **more}
+            for top_k, tokens in ((k, t) for k in (1, 2, 3) for t in (0, 1, 5, 9, 10, 64)):
+                config = config_of(dispatch=fields, top_k=top_k)
+                made = dispatch.capacity_of(config.dispatch, tokens, top_k, config.num_experts)
+                assert LAW.capacity(tokens, config.to_dict()) == made, (fields, top_k, tokens)
+
+
 @pytest.mark.parametrize("kind", ["edges", "wild"])
 @pytest.mark.parametrize(("profile", "store"), PROFILES)
 def test_dispatch_products(profile, store, kind):

@@ -31,12 +31,22 @@ class RoutingConfig(Section):
     scaling_factor: float = field(default=1.0, metadata=FLOAT)  # times every kept weight, last
 
 
+# Who computes a capacity how: the rows of refmoe.dispatch.CAPACITY_RULES.
+CAPACITY_NAMES = (
+    *("ceil", "deepspeed", "fastmoe_gshard", "fastmoe_switch", "flaxformer", "gshard"),
+    *("maxtext", "megablocks", "mesh_tf", "tutel", "vmoe", "vmoe_round"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DispatchConfig(Section):
     """Who goes where, and who is dropped.   Spec 2"""
 
     capacity: int | None = field(default=None, metadata=COUNT)  # rows an expert takes; None: all of them
-    capacity_factor: float | None = field(default=None, metadata=WEIGHT)  # capacity = ceil(factor * T * K / E)
+    capacity_factor: float | None = field(default=None, metadata=WEIGHT)  # the capacity by a formula
+    capacity_rule: str = field(default="ceil", metadata=one_of(*CAPACITY_NAMES))  # ceil: ceil(factor * T * K / E)
+    min_capacity: int = field(default=0, metadata=COUNT)  # at least that, whatever the formula says
+    capacity_multiple: int = field(default=1, metadata=POSITIVE)  # then up to a multiple of that
     capacity_scope: str = field(default="batch", metadata=one_of("batch", "sequence"))  # tokens that share a capacity
     drop_policy: str = field(default="position", metadata=one_of("position", "probability"))  # who is kept
     slot_order: str = field(default="slot_major", metadata=one_of("slot_major", "token_major"))  # who comes first

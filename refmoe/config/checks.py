@@ -101,8 +101,13 @@ def _weights(config):
 
 
 def _dispatch(config):
-    both = config.dispatch.capacity, config.dispatch.capacity_factor
+    d = config.dispatch
+    both = d.capacity, d.capacity_factor
     yield None in both, "dispatch.capacity", "either capacity or capacity_factor", both, "drop one of the two"
+    fix = "set dispatch.capacity_factor or leave it out"
+    for name, neutral in (("capacity_rule", "ceil"), ("min_capacity", 0), ("capacity_multiple", 1)):
+        ok = d.capacity_factor is not None or getattr(d, name) == neutral
+        yield ok, f"dispatch.{name}", f"{neutral!r} without capacity_factor", getattr(d, name), fix
 
 
 def _experts(config):

@@ -3,12 +3,13 @@
 A slot is a (token, k) pair, numbered t K + k; a row is a position in expert order, an expert's rows in token order.
 """
 
-from .capacity import capacity_of
+from .capacity import CAPACITY_RULES, capacity_of
 from .drops import DROP_POLICIES, drop_by_position, drop_by_probability, kept_slots
 from .plan import Plan, count_assigned, make_plan, row_tokens, row_weights
 from .rows import combine, combine_backward, permute, permute_backward, slot_values, weighted_rows
 
 __all__ = [
+    "CAPACITY_RULES",
     "DROP_POLICIES",
     "Plan",
     "capacity_of",

@@ -28,7 +28,7 @@ def _scopes(num_tokens, dispatch, given):
 
 
 def _within(capacity, topk_indices, topk_weights, dispatch):
-    """The slots of each expert that come first in the policy's order, up to the capacity."""
+    """The slots of each expert that come first in the policy's order, up to the capacity (None: all of them)."""
     order = DROP_POLICIES[dispatch.drop_policy](topk_weights, _slot_order(topk_indices.shape, dispatch.slot_order))
     flat = topk_indices.reshape(-1)
     kept = np.zeros(flat.shape, bool)

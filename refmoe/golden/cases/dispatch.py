@@ -1,5 +1,6 @@
 """Cases of chapter 2: the plan, capacity and drops, permute and combine, and back."""
 
+from ...config import CAPACITY_NAMES
 from .form import Case, above, f32, ints, sizes
 
 ABOUT = "From indices and weights to rows in expert order, and from rows back to tokens."
@@ -17,6 +18,7 @@ NOTES = {
         "one row more or less for each expert",
     ),
     "CapacityZero": ("capacity 0 read as no limit", "nothing is dropped"),
+    "CapacityRule": ("another framework's capacity formula", "other slots are dropped"),
     "SequenceScope": ("capacity counted over the batch", "late sequences lose their tokens"),
     "MaskCounts": (
         "padding counted in assigned_per_expert, or not computed like any other token",
@@ -34,6 +36,7 @@ def cases():
     yield from _plans()
     yield from _capacity()
     yield from _rows()
+    yield from _formulas()
 
 
 def _plans():
@@ -108,3 +111,17 @@ def _rows():
         exact,
         sizes(3, 3, 2),
     )
+
+
+def _formulas():
+    wanted = {"topk_indices": ints([[0, 1 + t % 3] for t in range(10)])}
+    for rule in CAPACITY_NAMES:
+        config = sizes(4, 2, dispatch={"capacity_factor": 1.25, "capacity_rule": rule})
+        yield Case(
+            f"10 tokens, 4 experts, factor 1.25, by the formula of {rule}", ("CapacityRule",), "plan", wanted, config
+        )
+    for rule in ("megablocks", "tutel"):
+        config = sizes(4, 2, dispatch={"capacity_factor": 0.0, "capacity_rule": rule})
+        yield Case(f"factor 0 is no limit by the formula of {rule}", ("CapacityRule",), "plan", wanted, config)
+    least = {"capacity_factor": 0.1, "capacity_rule": "deepspeed", "min_capacity": 4, "capacity_multiple": 8}
+    yield Case("at least 4, up to a multiple of 8", ("CapacityRule",), "plan", wanted, sizes(4, 2, dispatch=least))
