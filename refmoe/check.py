@@ -12,6 +12,7 @@ import numpy as np
 from .experts import routed_experts, shared_expert
 from .inputs import Given
 from .layer import forward, moe_backward, moe_forward
+from .losses import LOSSES
 from .numerics import Numerics
 from .numerics.arithmetic import Plain
 from .recipes import assemble_params, generate, init_params, name_params
@@ -207,14 +208,12 @@ def _task(d_y, out):
 
 
 def _losses(losses):
-    return sum(value for value in (losses.balance, losses.z, losses.importance) if value is not None)
+    return sum(value for name in LOSSES if (value := getattr(losses, name)) is not None)
 
 
-_SOURCES = {
-    "d_logits_task": _task,
-    "d_logits_balance": lambda d_y, out: out.losses.balance,
-    "d_logits_z": lambda d_y, out: out.losses.z,
-    "d_logits_importance": lambda d_y, out: out.losses.importance,
+# The sources of the logits' gradient: name -> the part of the whole it is the gradient of.
+_SOURCES = {"d_logits_task": _task} | {
+    f"d_logits_{name}": lambda d_y, out, name=name: getattr(out.losses, name) for name in LOSSES
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import selection
 from .config import MoEConfig
-from .losses import Losses
+from .losses import LOSSES, Losses
 from .numerics import Numerics
 from .recipes import MoEParams, SharedParams, name_params, parameter_shapes
 from .refusals import require
@@ -142,7 +142,7 @@ def check_upstream(d_y, x, record, params, config, num, d_losses, d_logits, into
 def _check_d_losses(d_losses, config):
     got = type(d_losses).__name__
     require(isinstance(d_losses, Losses), TypeError, "d_losses", "Losses", got, "build it with refmoe.Losses(...)")
-    for name in ("balance", "z", "importance"):
+    for name in LOSSES:
         value, has = getattr(d_losses, name), getattr(config.losses, name) is not None
         ok = value is None or (has and np.ndim(value) == 0 and bool(np.isfinite(value)))
         wanted = "a finite scalar or None" if has else "None, as there is no such loss"

@@ -102,23 +102,8 @@ def _weights_and_plan(routing, config, num, given, chosen):
 
 
 def _losses(routing, config, num, given, chosen):
-    wanted = config.losses
-    if wanted.balance is None and wanted.z is None and wanted.importance is None:
-        return Losses()
-    scopes = losses.loss_scopes(len(routing.logits), config, given)
-    counts = balance = z = importance = None
-    if wanted.balance is not None:
-        counts = (
-            chosen.losses.balance_counts
-            if chosen
-            else losses.balance_counts(routing.scores, routing.topk_indices, scopes, config, given)
-        )
-        balance = losses.balance_loss(routing.logits, counts, scopes, config, num)
-    if wanted.z is not None:
-        z = losses.z_loss(routing.logits, scopes, config, num)
-    if wanted.importance is not None:
-        importance = losses.importance_loss(routing.logits, routing.topk_indices, scopes, config, num)
-    return Losses(balance, z, importance, counts)
+    counts = chosen.losses.balance_counts if chosen else None
+    return losses.all_losses(routing, config, num, given, counts)
 
 
 def _keep(record, keep):
@@ -165,46 +150,26 @@ def moe_backward(d_y, x, params, record, config, num, given=None, d_losses=None,
         d_x_shared = shared.d_x_shared
     # weights = f(logits);  losses = g(logits)
     sources, d_scores = _logit_sources(experts.d_topk_weights, record, config, num, given, d_losses)
-    every = [s for s in (*sources.values(), d_logits) if s is not None]
-    d_logits = num.sum("d_logits", every)
+    every = [source for name, source in sources.items() if name.startswith("d_logits_")]
+    d_logits = num.sum("d_logits", every if d_logits is None else [*every, d_logits])
     d_x_router = None
     if given.logits is None:
         d_x_router = _router_backward(d_logits, x, params, num, into, grads)
     parts = [d for d in (experts.d_x_experts, d_x_shared, d_x_router) if d is not None]
     return MoEGrads(
-        num.sum("d_x", parts), experts.d_x_experts, d_x_shared, d_x_router,
-        d_logits, sources["task"], sources["balance"], sources["z"], sources["importance"],
-        d_scores, experts.d_topk_weights, experts.d_y_rows, experts.d_weighted_x_rows, experts.rows,
-        shared, assemble_params(grads),
+        num.sum("d_x", parts), experts.d_x_experts, d_x_shared, d_x_router, d_logits, **sources,
+        d_scores=d_scores, d_topk_weights=experts.d_topk_weights, d_y_rows=experts.d_y_rows,
+        d_weighted_x_rows=experts.d_weighted_x_rows, rows=experts.rows, shared=shared, params=assemble_params(grads),
     )  # fmt: skip
 
 
 def _logit_sources(d_w, record, config, num, given, d_losses):
-    """The gradient of the logits from each source, and d_scores where the weights' rule goes back through them."""
-    routing, wanted = record.routing, config.losses
-    logits = routing.logits
+    """The gradients from each source, by name, and d_scores where the weights' rule goes back through them."""
+    routing, logits = record.routing, record.routing.logits
     kept = record.plan.slot_row >= 0 if config.dispatch.normalize_after_drop else routing.topk_indices >= 0
     task, d_scores = topk_weights_backward(d_w, logits, routing.scores, routing.topk_indices, kept, config, num)
-    sources = {"task": task, "balance": None, "z": None, "importance": None}
-    if wanted.balance is None and wanted.z is None and wanted.importance is None:
-        return sources, d_scores
-    scopes = losses.loss_scopes(len(logits), config, given)
-    if wanted.balance is not None:
-        counts = record.losses.balance_counts
-        sources["balance"] = losses.balance_loss_backward(
-            _upstream(d_losses, "balance"), logits, counts, scopes, config, num
-        )
-    if wanted.z is not None:
-        sources["z"] = losses.z_loss_backward(_upstream(d_losses, "z"), logits, scopes, config, num)
-    if wanted.importance is not None:
-        d = _upstream(d_losses, "importance")
-        sources["importance"] = losses.importance_loss_backward(d, logits, routing.topk_indices, scopes, config, num)
-    return sources, d_scores
-
-
-def _upstream(d_losses, name):
-    value = None if d_losses is None else getattr(d_losses, name)
-    return 1.0 if value is None else value
+    counts = record.losses.balance_counts
+    return {"d_logits_task": task} | losses.loss_gradients(d_losses, routing, config, num, given, counts), d_scores
 
 
 def _router_backward(d_logits, x, params, num, into, grads):

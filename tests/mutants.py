@@ -127,7 +127,7 @@ MUTANTS = {
         ('"d_w_shared_gate", d_logits, x,', '"d_w_shared_gate", d_gate, x,', "shared"),
         ("[rows.d_x_rows, d_x_gate]", "[rows.d_x_rows]", "shared"),
     ],
-    "losses": [
+    "losses.balance": [
         (
             "_probs_backward(m, z, n, loss.probs) * scale * d / divisor",
             "_probs_backward(m, z, n, loss.probs) * d / divisor",
@@ -145,7 +145,11 @@ MUTANTS = {
             "m.sigmoid_derivative(z) * m.sigmoid_centre(n, z)",
             "normalized_sigmoid",
         ),
+    ],
+    "losses.scopes": [
         ("out[scopes.tokens] = rows", "out[-len(rows) :] = rows", "losses"),
+    ],
+    "losses.z": [
         ("* (2 * m.constant(c)) * d / count", "* m.constant(c) * d / count", "losses"),
         (
             "return lse * m.softmax(z) * (2 * m.constant(c)) * d / count",
@@ -157,6 +161,8 @@ MUTANTS = {
             "return lse * m.softmax(z) * (2 * c) * d",
             "losses",
         ),
+    ],
+    "losses.importance": [
         (
             "m.centre(importance + gates * 0, gates, z) * 2 / (E",
             "m.centre(importance + gates * 0, gates, z) / (E",
@@ -167,18 +173,24 @@ MUTANTS = {
         ("return gates * slope / scale", "return gates * slope", "losses"),
         ("scale * loss.coefficient * d", "scale * d", "losses"),
     ],
+    "losses": [
+        ("(1.0 if upstream is None else upstream, *read", "(1.0, *read", "upstream"),
+        ("None if d_losses is None else getattr(d_losses, name)", "None", "upstream"),
+    ],
     "layer": [
         ('num.sum("d_x", parts)', 'num.sum("d_x", parts[:-1])', "silu"),
-        ("for s in (*sources.values(), d_logits) if", "for s in (*list(sources.values())[1:], d_logits) if", "losses"),
-        ("for s in (*sources.values(), d_logits) if", "for s in (*sources.values(),) if", "upstream"),
+        (
+            "for name, source in sources.items() if name",
+            "for name, source in list(sources.items())[1:] if name",
+            "losses",
+        ),
+        ("every if d_logits is None else [*every, d_logits]", "every", "upstream"),
         (
             "d_logits, x, params.w_router, params.router_bias, num, into",
             "-d_logits, x, params.w_router, params.router_bias, num, into",
             "silu",
         ),
         ("shared_expert_backward(d_y, x,", "shared_expert_backward(-d_y, x,", "shared"),
-        ('losses.z_loss_backward(_upstream(d_losses, "z")', 'losses.z_loss_backward(_upstream(None, "z")', "upstream"),
-        ("return 1.0 if value is None else value", "return 1.0", "upstream"),
         ("kept = record.plan.slot_row >= 0 if", "kept = record.plan.slot_row < 9**9 if", "after_drop"),
         ('grads |= {"w_router": d_w_router}', 'grads |= {"w_router": -d_w_router}', "silu"),
     ],

@@ -134,17 +134,17 @@ def test_losses(name, fields, kind):
     given = {"token_mask": np.arange(7) != 4, "sequence_ids": np.array([5, 5, 5, 2, 1, 2, 2])}
     if fields.get("scope") == "global":
         given["counts_so_far"] = np.array([3, 0, 1, 5, 0, 1])
-    scopes = losses.loss_scopes(7, config, refmoe.Given(**given))
+    arguments = losses.loss_arguments(
+        refmoe.routing.RoutingRecord(z, s, topk_indices=indices), config, refmoe.Given(**given)
+    )[name]
     record = {"logits": to_law(z), "scores": to_law(s), "topk_indices": to_law(indices)}
     law_given, cfg = {k: to_law(v) for k, v in given.items()}, config.to_dict()
-    counts = losses.balance_counts(s, indices, scopes, config, refmoe.Given(**given)) if name == "balance" else None
-    arguments = {"balance": (z, counts), "z": (z,), "importance": (z, indices)}[name]
     forward, backward = losses.LOSSES[name]
-    made = forward(*arguments, scopes, config, num)
+    made = forward(*arguments, config, num)
     agree([LAW.stored("float32", LAW.LOSSES[name](record, cfg, law_given))], np.reshape(made, (1,)), "loss")
     for upstream in (1.0, -0.3):
         law = LAW.LOSSES_BACKWARD[name](upstream, record, cfg, law_given)
-        agree(law, backward(upstream, *arguments, scopes, config, num), f"backward {upstream}")
+        agree(law, backward(upstream, *arguments, config, num), f"backward {upstream}")
 
 
 @pytest.mark.parametrize("coefficient", [1 + 2.0**-24, 1 + 3 * 2.0**-24])
@@ -153,7 +153,7 @@ def test_a_coefficient_is_exact(coefficient):
     config = config_of(num_experts=3, top_k=1, losses={"balance": {"coefficient": coefficient}})
     z = np.zeros((3, 3), np.float32)
     record = {"logits": to_law(z), "scores": None, "topk_indices": [[0], [1], [2]]}
-    scopes = losses.loss_scopes(3, config, refmoe.Given())
+    scopes = losses.loss_scopes(3, config.losses.balance, config, refmoe.Given())
     made = losses.balance_loss(z, np.ones((1, 3), np.int64), scopes, config, policy())
     agree([LAW.stored("float32", LAW.balance_loss(record, config.to_dict()))], np.reshape(made, (1,)))
 

@@ -63,8 +63,7 @@ def loss(row, x):
     params = {"selection_bias": x["selection_bias"]} if "selection_bias" in x else {}
     record = LAW.route([None] * len(x["logits"]), params, config, law_of(row), given_of(x))
     made = LAW.all_losses(record, config, given_of(x))
-    backs = {"balance": LAW.balance_backward, "z": LAW.z_backward, "importance": LAW.importance_backward}
-    for name, back in backs.items():
+    for name, back in LAW.LOSSES_BACKWARD.items():
         if config["losses"][name] is not None:
             made[f"d_logits_{name}"] = back(1, record, config, given_of(x))
     return made

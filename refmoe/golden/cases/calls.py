@@ -90,23 +90,11 @@ def expert_ffn(config, num, arrays):
 
 def loss(config, num, arrays):
     """logits to every configured loss and its gradient; the selection is the call's own unless it is given."""
-    given, logits = _given(arrays), arrays["logits"]
+    given = _given(arrays)
     record = routing.route(None, assemble_params({"selection_bias": arrays.get("selection_bias")}), config, num, given)
-    scopes, made, wanted = losses.loss_scopes(len(logits), config, given), {}, config.losses
-    if wanted.balance is not None:
-        counts = losses.balance_counts(record.scores, record.topk_indices, scopes, config, given)
-        made["balance_counts"] = counts
-        made["balance"] = losses.balance_loss(logits, counts, scopes, config, num)
-        made["d_logits_balance"] = losses.balance_loss_backward(1.0, logits, counts, scopes, config, num)
-    if wanted.z is not None:
-        made["z"] = losses.z_loss(logits, scopes, config, num)
-        made["d_logits_z"] = losses.z_loss_backward(1.0, logits, scopes, config, num)
-    if wanted.importance is not None:
-        made["importance"] = losses.importance_loss(logits, record.topk_indices, scopes, config, num)
-        made["d_logits_importance"] = losses.importance_loss_backward(
-            1.0, logits, record.topk_indices, scopes, config, num
-        )
-    return made
+    made = losses.all_losses(record, config, num, given)
+    back = losses.loss_gradients(None, record, config, num, given)
+    return {name: value for name, value in made._asdict().items() if value is not None} | back
 
 
 def selection_bias(config, num, arrays, rate):

@@ -1,0 +1,64 @@
+"""The importance loss and its way back.   Spec 4.3, 5.8"""
+
+import numpy as np
+
+from .scopes import spread
+
+
+def importance_loss(logits, topk_indices, scopes, config, num):
+    """coefficient Var(I) / (mean(I)^2 + eps),  I_e = sum_t g_te.   Spec 4.3; Shazeer et al. 2017
+
+    logits (T, E), topk_indices (T, K) -> scalar
+    """
+    if not len(scopes.tokens):
+        return np.zeros((), num.dtype)
+    loss = config.losses.importance
+
+    def formula(m, z, chosen):
+        gates = m.masked_softmax(z, m.real(chosen) == 1)
+        variance, scale = _moments(m, m.sum(gates, axis=-2), loss, config.num_choices)
+        return variance / scale * loss.coefficient
+
+    return num.evaluate("losses.importance", formula, *_gate_inputs(logits, topk_indices, scopes, loss), core=2)
+
+
+def importance_loss_backward(d_loss, logits, topk_indices, scopes, config, num):
+    """d_logits_tj = 2 coefficient / ((E - ddof) S) g_tj (I_j - sum_e g_te I_e).   Spec 5.8
+
+    d_loss scalar, logits (T, E), topk_indices (T, K) -> d_logits_importance (T, E)
+    """
+    loss, E = config.losses.importance, config.num_choices
+    if not len(scopes.tokens):
+        return np.zeros_like(logits)
+
+    def formula(m, z, chosen, d):
+        # loss = c V / S,   V = Var(I),   S = mean(I)^2 + eps,   I = sum_t g_t,   g_t = softmax(z_t)
+        # The gates of a token sum to one, so mean(I) and S are constants, and the mean drops out of V's centred slope.
+        gates = m.masked_softmax(z, m.real(chosen) == 1)
+        importance = m.sum(gates, axis=-2)
+        _, scale = _moments(m, importance, loss, E)
+        slope = m.centre(importance + gates * 0, gates, z) * 2 / (E - loss.ddof)
+        return gates * slope / scale * loss.coefficient * d
+
+    inputs = _gate_inputs(logits, topk_indices, scopes, loss)
+    d = np.broadcast_to(d_loss, inputs[0].shape)
+    return spread(num.evaluate("d_logits_importance", formula, *inputs, d, core=2), scopes, logits)
+
+
+def _moments(m, importance, loss, num_experts):
+    mean = m.sum(importance, keepdims=True) / num_experts
+    deviation = importance - mean
+    variance = m.sum(deviation * deviation, keepdims=True) / (num_experts - loss.ddof)
+    return m.last(variance), m.last(mean * mean + loss.eps)
+
+
+def _gate_inputs(logits, topk_indices, scopes, loss):
+    """Logits and the experts that count: all, or the chosen; others take a chosen logit, so as not to set the shift."""
+    z = logits[scopes.tokens]
+    if loss.gates == "softmax":
+        return z, np.ones(z.shape)
+    chosen = np.zeros((len(z), z.shape[1] + 1), bool)
+    np.put_along_axis(chosen, topk_indices[scopes.tokens], True, axis=-1)  # -1 falls on the spare column
+    chosen = chosen[:, :-1]
+    stand_in = np.take_along_axis(z, chosen.argmax(axis=-1)[:, None], axis=-1)
+    return np.where(chosen, z, stand_in), chosen
