@@ -57,14 +57,32 @@ def sqrt_softplus_backward(d_scores, logits, num):
     return num.evaluate("d_logits_task", lambda m, d, z: d * m.sqrt_softplus_derivative(z), d_scores, logits)
 
 
+def relu(logits, num):
+    """scores = max(logits, 0).   Spec 1.2; the score of ReMoE
+
+    logits (T, E) -> scores (T, E)
+    """
+    return num.evaluate("scores", lambda m, z: m.relu(z), logits)
+
+
+def relu_backward(d_scores, logits, num):
+    """d_logits = d_scores where logits > 0, else 0.   Spec 5.2
+
+    d_scores (T, E), logits (T, E) -> d_logits (T, E)
+    """
+    return num.evaluate("d_logits_task", lambda m, d, z: d * m.step(z), d_scores, logits)
+
+
 SCORE_FNS = {
     "softmax": (softmax, softmax_backward),
     "sigmoid": (sigmoid, sigmoid_backward),
     "sqrt_softplus": (sqrt_softplus, sqrt_softplus_backward),
+    "relu": (relu, relu_backward),
 }
 
 # The derivative s'(z) of the scores that are functions of their own logit alone, for formulas that go on from it.
 ELEMENTWISE_SLOPES = {
     "sigmoid": lambda m, z: m.sigmoid_derivative(z),
     "sqrt_softplus": lambda m, z: m.sqrt_softplus_derivative(z),
+    "relu": lambda m, z: m.step(z),
 }

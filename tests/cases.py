@@ -52,6 +52,10 @@ CASES = {
         },
         losses=losses_of({}, 0.2, {"eps": 1e-10}),
     ),
+    "relu_scores": config_of(
+        routing={"score_fn": "relu", "selection_base": "logits", "normalize": True, "norm_eps": 0.1},
+        losses=losses_of({}, 0.2),
+    ),
     "sigmoid_gelu": config_of(
         routing={"score_fn": "sigmoid"},
         experts={"activation": "gelu", "biases": True},

@@ -17,6 +17,8 @@ MUTANTS = {
         ),
         ("d * m.sqrt_softplus_derivative(z), d_scores", "d / m.sqrt_softplus_derivative(z), d_scores", "scores"),
         ('"sigmoid": lambda m, z: m.sigmoid_derivative(z)', '"sigmoid": lambda m, z: m.sigmoid(z)', "gelu"),
+        ("lambda m, d, z: d * m.step(z)", "lambda m, d, z: d * m.step(-z)", "scores"),
+        ('"relu": lambda m, z: m.step(z)', '"relu": lambda m, z: m.relu(z)', "relu_scores"),
         (
             "lambda m, z: m.sqrt_softplus_derivative(z),",
             "lambda m, z: -m.sqrt_softplus_derivative(z),",

@@ -37,6 +37,7 @@ SMALL = {
     "sqrt_softplus": config_of(
         **_TINY, routing={"score_fn": "sqrt_softplus", "normalize": True, "norm_eps": 0.3, "scaling_factor": 1.5}
     ),
+    "relu_scores": config_of(**_TINY, routing={"score_fn": "relu"}),
     "below_eps": config_of(
         **_TINY, routing={"score_fn": "sigmoid", "normalize": True, "norm_eps": 9.0, "norm_eps_mode": "clamp"}
     ),

@@ -37,7 +37,7 @@ def _routing(rng, E):
     groups = rng.choice([g for g in (1, 1, 2, 3, 4) if E % g == 0])
     normalize = rng.random() < 0.6
     return {
-        "score_fn": rng.choice(["softmax", "sigmoid", "sqrt_softplus"]),
+        "score_fn": rng.choice(["softmax", "sigmoid", "sqrt_softplus", "relu"]),
         "router_bias": rng.random() < 0.3,
         "selection_base": rng.choice(["scores", "logits"]),
         "selection_bias": rng.random() < 0.5,

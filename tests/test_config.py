@@ -183,7 +183,7 @@ REFUSALS = [
     ({"routing": {"normalize": True, "norm_eps": -1.0}}, "norm_eps: expected at least 0.0, got -1.0"),
     (
         {"routing": {"score_fn": "softplus"}},
-        "score_fn: expected one of 'softmax', 'sigmoid', 'sqrt_softplus', got 'softplus'",
+        "score_fn: expected one of 'softmax', 'sigmoid', 'sqrt_softplus', 'relu', got 'softplus'",
     ),
     ({"routing": {"scaling_factor": float("nan")}}, "scaling_factor: expected a finite number, got nan"),
     ({"dispatch": {"capacity": -1}}, "capacity: expected at least 0, got -1"),

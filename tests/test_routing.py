@@ -42,6 +42,7 @@ def test_scores():
     z = f32([[0, 0, 0, 0]])
     assert SCORE_FNS["softmax"][0](z, EXACT).tolist() == [[0.25] * 4]
     assert SCORE_FNS["sigmoid"][0](z, EXACT).tolist() == [[0.5] * 4]
+    assert SCORE_FNS["relu"][0](f32([[2.5, -1, -0.0]]), EXACT).tobytes() == f32([[2.5, 0, 0]]).tobytes()
     assert SCORE_FNS["sqrt_softplus"][0](z, EXACT)[0, 0] == np.float32(0.83255461115769775635)  # sqrt(log 2)
     far = f32([[200, -200, 0, 100]])
     assert SCORE_FNS["softmax"][0](far, EXACT).tolist() == [[1, 0, 0, np.float32(3.720075976020836e-44)]]  # e^-100
@@ -247,6 +248,9 @@ def test_weights_backward_by_hand():
     assert backward({"normalize": True, "scaling_factor": 2.0}, [1, 0], [0.5, 0.5, 0]) == ([0.5, -0.5, 0], None)
     # sigmoid'(0) = 1/4
     assert backward({"score_fn": "sigmoid"}, [4, 8], [0.5, 0.5, 0.5], (2, 0)) == ([2, 0, 1], None)
+    # the slope of max(z, 0) is 1 above 0, and 0 at 0 and below
+    relu = backward({"score_fn": "relu", "scaling_factor": 2.0}, [4, 8, 3], [0.5, 0, 0], (0, 1, 2), [0.5, 0.0, -1.0])
+    assert relu == ([8, 0, 0], None)
     # s = (1/2, 1/2), den = 1 + 1: d_s_j = (G_j - (G_0 + G_1) / 4) / 2 = 3/8, -1/8 at G = (1, 0), times 1/4
     add = {"score_fn": "sigmoid", "normalize": True, "norm_eps": 1.0}
     assert backward(add, [1, 0], [0.5, 0.5, 0.5]) == ([0.09375, -0.03125, 0], None)

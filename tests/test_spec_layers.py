@@ -111,6 +111,11 @@ KITCHEN_SINK = {
         "experts": {"activation": "relu"},
         "losses": EVERYTHING,
     },
+    "positive parts of the logits": {
+        "routing": {"score_fn": "relu", "normalize": True, "norm_eps": 0.25, "selection_bias": True},
+        "experts": {"activation": "relu"},
+        "losses": EVERYTHING,
+    },
     "every expert": {"top_k": 6, "routing": {"score_fn": "sigmoid", "normalize": True, "norm_eps": 1e-20}},
 }
 

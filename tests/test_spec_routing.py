@@ -71,6 +71,8 @@ def test_weights(score_fn, rule, after):
     z = hard_logits(3, distant=False)
     if score_fn != "softmax":
         z = np.maximum(z, np.float32(-20))
+    if score_fn == "relu" and rule.get("normalize") and not rule.get("norm_eps"):  # a sum of 0 is refused
+        z = np.abs(z) + np.float32(0.125)
     s = scores.SCORE_FNS[score_fn][0](z, num)
     s[8] = np.float32(0.25)
     indices = np.argsort(rng.random(z.shape), axis=-1)[:, :3]

@@ -15,7 +15,9 @@ from .reading import build, load_json, with_house_names
 class RoutingConfig(Section):
     """From logits to weights.   Spec 1"""
 
-    score_fn: str = field(default="softmax", metadata=one_of("softmax", "sigmoid", "sqrt_softplus"))  # of the logits
+    score_fn: str = field(
+        default="softmax", metadata=one_of("softmax", "sigmoid", "sqrt_softplus", "relu")
+    )  # of the logits
     router_bias: bool = False  # a bias that is part of the logits
     selection_base: str = field(default="scores", metadata=one_of("scores", "logits"))  # what is ranked
     selection_bias: bool = False  # added to what is ranked, never to the weights

@@ -33,6 +33,7 @@ NOTES = {
     "LargeLogits": ("softmax without the shift by the maximum", "overflow to NaN"),
     "RouterFloat32": ("router computed in the narrow store", "other experts at near ties"),
     "SoftmaxJacobian": ("only the chosen logits get a gradient through a full softmax", "a biased router gradient"),
+    "ReluScore": ("relu scores with a slope of 1 at 0, or a softmax of them", "an expert at the edge never leaves it"),
     "EdgeSizes": ("E = 1 or K = E not handled", "out of bounds, or a partition that fails"),
     "Refused": ("bad input accepted", "silent nonsense"),
 }
@@ -46,6 +47,15 @@ def cases():
     yield from _replay()
     yield from _backward()
     yield from _refused()
+    yield from _relu()
+
+
+def _relu():
+    inputs = {"logits": f32([[1.5, -0.25, 0.0, 0.75], [-0.0, 2.0, -1e-45, 0.125]])}
+    inputs |= {"d_topk_weights": f32([[0.5, -1.25, 2.0], [3.0, 0.25, 1.0]])}
+    for routing in ({"scaling_factor": 2.5}, {"normalize": True, "norm_eps": 0.125}):
+        config = sizes(4, 3, routing={"score_fn": "relu", **routing})
+        yield Case(f"relu, {routing}", ("ReluScore", "NormEps"), "route", inputs, config)
 
 
 def _selection():
