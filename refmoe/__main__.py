@@ -80,6 +80,8 @@ def _add_golden(commands):
     golden = _add(commands, "golden", run_golden, "compute one layer and write a golden bundle of it")
     golden.add_argument("preset", nargs="?", help="the layer of a real model (see `refmoe presets`)")
     golden.add_argument("--config", metavar="FILE", help="a configuration in JSON instead of a preset")
+    golden.add_argument("--checkpoint", metavar="DIR", help="a layer of a Hugging Face checkpoint instead of a preset")
+    golden.add_argument("--layer", type=_count, metavar="N", help="which layer of --checkpoint, from 0")
     golden.add_argument(
         "--scale", choices=("full", "minimal"), default="full", help="the preset's sizes (default: full)"
     )
@@ -125,14 +127,39 @@ def run_golden(args):
     from refmoe.golden import report, write_bundle
     from refmoe.golden.inputs import prepare
 
-    config, title = _configuration(args)
     num = refmoe.Numerics(profile=args.profile, store=STORES.get(args.store), backend=args.backend,
                           threads=args.threads, kernel=args.kernel)  # fmt: skip
-    arrays = _user_arrays(args)
+    config, title, arrays = _case(args, num)
     tokens, rows, stored = prepare(config, num, args.tokens, not args.no_backward, args.seed, arrays)
     written = write_bundle(args.out, config, num, refmoe.SPEC_VERSION, title, tokens, rows, stored, args.force, _say)
     print(report.golden_report(written, config, num, args.out))
     return 0
+
+
+def _case(args, num):
+    """(configuration, title, arrays by name): of a checkpoint's layer, a preset or a file, and of --inputs."""
+    own = _user_arrays(args)
+    if args.checkpoint is None:
+        if args.layer is not None:
+            raise ValueError("--layer: expected beside --checkpoint DIR, got it alone; leave it out")
+        return *_configuration(args), own
+    others = {"a preset": args.preset, "--config": args.config}
+    other = next((name for name, value in others.items() if value), None)
+    if other or args.layer is None:
+        wrong = f"{other} as well" if other else "no layer"
+        raise ValueError(f"--checkpoint: expected it with --layer N and nothing else that names a layer, got {wrong}")
+    from refmoe.models.checkpoint import read_layer
+    from refmoe.recipes import name_params
+
+    layer = read_layer(args.checkpoint, args.layer)
+    _say("")
+    print(*layer.notes, sep="\n", file=sys.stderr)
+    floats = {name: a for name, a in name_params(layer.params).items() if not callable(a) and a.dtype.kind == "f"}
+    named = name_params(layer.params) | {name: a.astype(num.dtype) for name, a in floats.items()}
+    both = sorted(named.keys() & own.keys())
+    if both:
+        raise ValueError(f"--inputs: expected no parameters beside --checkpoint, got {both[0]!r}; leave it out")
+    return layer.config, layer.title, named | own
 
 
 def _configuration(args):

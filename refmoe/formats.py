@@ -267,7 +267,7 @@ class Packed:
 
     @property
     def shape(self):
-        rows, columns = self.codes[0].shape
+        rows, columns = self.codes.shape[1:] if hasattr(self.codes, "shape") else self.codes[0].shape
         return len(self.codes), rows, columns * 2 if self.format == "E2M1" else columns
 
     @property

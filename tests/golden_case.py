@@ -9,7 +9,7 @@ import pytest
 import refmoe
 from refmoe.golden import BundleError, check_bundle, digests, manifest, write_bundle
 from refmoe.golden.inputs import prepare
-from refmoe.golden.safetensors import open_tensors, write_tensors
+from refmoe.safetensors import open_tensors, write_tensors
 
 ROOT = Path(__file__).parent.parent
 

@@ -55,7 +55,7 @@ def test_a_path_that_is_not_a_checkpoint(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1, "a": 2}', "\xff", "[" * 100000])
 def test_a_config_that_is_not_an_object(tmp_path, text):
     (tmp_path / "config.json").write_text(text, encoding="latin-1")
-    refused(tmp_path, r"config\.json: expected (a )?JSON")
+    refused(tmp_path, r"config\.json: (not the JSON it must be|the JSON is nested too deep|expected a JSON object)")
 
 
 def test_a_config_without_end(tmp_path):
@@ -169,7 +169,7 @@ def test_a_layer_that_is_no_number(tmp_path, layer):
 @pytest.mark.parametrize(("dtype", "array", "match"), [
     ("I32", np.zeros((F, D), np.int32), r"up_proj\.weight': expected type F32 or .* or F8_E4M3 or F8_E5M2, got I32"),
     ("F64", np.zeros((F, D)), "got F64"),
-    ("F4", np.zeros(F * D // 2, np.uint8).reshape(F, D // 2), r"F4 of shape \[5, 3\] takes 8 bytes, got 15"),
+    ("F4", np.zeros(F * D // 2, np.uint8).reshape(F, D // 2), "of F4 takes 8 bytes, its offsets give 15"),
     ("F9", np.zeros((F, D), np.uint8), "expected a type of whole bytes, got F9"),
 ])  # fmt: skip
 def test_a_type_without_a_reading(tmp_path, dtype, array, match):
@@ -219,20 +219,20 @@ def row(shape=(2, 2), offsets=(0, 8), dtype="BF16"):
 
 
 @pytest.mark.parametrize(("content", "match"), [
-    (b"", "truncated"), (b"\1\0\0", "truncated"), ((1 << 63).to_bytes(8, "little"), "truncated: its header"),
-    (with_header(b"{"), "expected JSON"), (with_header(b"[]"), "expected a JSON object"),
+    (b"", "truncated"), (b"\1\0\0", "truncated"), ((1 << 63).to_bytes(8, "little"), "truncated: the header claims"),
+    (with_header(b"{"), "not the JSON it must be"), (with_header(b"[]"), "not a JSON object"),
     (with_header(b'{"a": 1, "a": 1}'), "twice"),
-    (with_header({"a": row()}, b"\0" * 7), "truncated: its tensors take 8 bytes, and 7 are there"),
+    (with_header({"a": row()}, b"\0" * 7), "truncated: the tensors end at byte 8 of a buffer of 7"),
     (with_header({"a": row()}, b"\0" * 9), "too long"),
-    (with_header({"a": row(offsets=(1, 9))}, b"\0" * 9), "expected to start at byte 0, got 1"),
-    (with_header({"a": row(), "b": row(offsets=(4, 12))}, b"\0" * 12), "expected to start at byte 8, got 4"),
-    (with_header({"a": row(dtype="F9", offsets=(8, 0))}), "two rising data_offsets"),
-    (with_header({"a": row((2, 3))}), r"BF16 of shape \[2, 3\] takes 12 bytes, got 8"),
-    (with_header({"a": row((-2, -2))}), "expected dtype, shape and two rising data_offsets"),
-    (with_header({"a": row(offsets=(0, 8, 9))}), "two rising data_offsets"),
-    (with_header({"a": 3}), "two rising data_offsets"),
+    (with_header({"a": row(offsets=(1, 9))}, b"\0" * 9), "starts at byte 1 and leaves a gap after the header"),
+    (with_header({"a": row(), "b": row(offsets=(4, 12))}, b"\0" * 12), "starts at byte 4 and overlaps a"),
+    (with_header({"a": row(dtype="F9", offsets=(8, 0))}), "its offsets give -8"),
+    (with_header({"a": row((2, 3))}), r"shape \[2, 3\] of BF16 takes 12 bytes, its offsets give 8"),
+    (with_header({"a": row((-2, -2))}), "its shape is not a list of at most 8 sizes"),
+    (with_header({"a": row(offsets=(0, 8, 9))}), "not two offsets"),
+    (with_header({"a": 3}), "its header entry is not"),
     (with_header({"a": row((1 << 40, 1 << 40))}), "takes"),
-    (with_header({"a": row((True, 4))}), "two rising data_offsets"),
+    (with_header({"a": row((True, 4))}), "its shape is not a list of at most 8 sizes"),
 ])  # fmt: skip
 def test_a_file_that_is_not_what_it_says(tmp_path, content, match):
     directory = qwen3(tmp_path)
@@ -245,7 +245,7 @@ def test_a_header_over_the_limit(tmp_path):
     with open(directory / "model.safetensors", "wb") as file:
         file.write((MAX_HEADER + 1).to_bytes(8, "little"))
         file.truncate(MAX_HEADER + 100)
-    refused(directory, f"expected a header of at most {MAX_HEADER} bytes, got {MAX_HEADER + 1}")
+    refused(directory, f"claims {MAX_HEADER + 1} bytes, more than the {MAX_HEADER} that are read")
 
 
 @pytest.mark.parametrize("cut", [1, 100, 1000])
@@ -253,7 +253,7 @@ def test_a_truncated_shard(tmp_path, cut):
     directory = qwen3(tmp_path, shards=2)
     path = directory / "model-00002-of-00002.safetensors"
     os.truncate(path, path.stat().st_size - cut)
-    refused(directory, r"00002-of-00002\.safetensors: truncated")
+    refused(directory, r"00002-of-00002\.safetensors: .*truncated")
 
 
 # --- codes and scales -------------------------------------------------------------------------------------------------

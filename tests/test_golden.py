@@ -11,9 +11,9 @@ from golden_case import ROOT, container, entry, write
 
 from refmoe.formats import FORMATS
 from refmoe.golden import BundleError, digests
-from refmoe.golden.safetensors import DTYPES, MAX_HEADER, canonical_header, open_tensors, write_tensors
 from refmoe.golden.weights import RecipeWeights, maker_pool
 from refmoe.recipes import RECIPES, generate
+from refmoe.safetensors import DTYPES, MAX_HEADER, canonical_header, open_tensors, write_tensors
 
 CHAPTER = (ROOT / "spec" / "7-golden.md").read_text(encoding="utf-8")
 

@@ -7,7 +7,7 @@ from golden_case import check, contents, write
 
 from refmoe.golden import run
 from refmoe.golden.arrays import house_layout, load_arrays
-from refmoe.golden.safetensors import open_tensors
+from refmoe.safetensors import open_tensors
 
 # --- 7.7 users' own arrays --------------------------------------------------------------------------------------------
 

@@ -17,8 +17,8 @@ import refmoe
 from refmoe import kernels
 from refmoe.formats import decode
 from refmoe.golden import bundle, manifest, run
-from refmoe.golden.safetensors import open_tensors
 from refmoe.recipes import generate
+from refmoe.safetensors import open_tensors
 
 KERNELS = [name for name, can_run, _ in kernels.available() if can_run]
 

@@ -13,7 +13,7 @@ from golden_case import ROOT, add_one_bit, check, container, entry, forge, refus
 
 import refmoe
 from refmoe.golden import run
-from refmoe.golden.safetensors import MAX_HEADER, open_tensors, write_tensors
+from refmoe.safetensors import MAX_HEADER, open_tensors, write_tensors
 
 
 @pytest.fixture(scope="module")

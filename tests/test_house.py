@@ -27,6 +27,7 @@ FLOORS = {
     "encodings": 3, "inputs": 3.5,
     "layer": 4,
     "__init__": ROOF, "__main__": ROOF, "check": ROOF, "info": ROOF, "bench": ROOF,
+    "safetensors": ROOF,
     "lab": ROOF, "golden": ROOF, "models": ROOF, "integrations": ROOF,
     "kernels": SIDE,
 }  # fmt: skip

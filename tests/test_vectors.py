@@ -14,8 +14,8 @@ from refmoe.golden.cases import CALLS, CHAPTERS, run
 from refmoe.golden.cases.form import Case, Recipe, f32, sizes
 from refmoe.golden.cases.losses import FIXTURE, NINE
 from refmoe.golden.digests import sha256
-from refmoe.golden.safetensors import DTYPES, element_bytes
 from refmoe.recipes import generate
+from refmoe.safetensors import DTYPES, element_bytes
 
 FOLDER = Path(__file__).parent.parent / "spec" / "vectors"
 SUITES = {chapter: json.loads((FOLDER / chapter / f"{chapter}.json").read_bytes()) for chapter in CHAPTERS}

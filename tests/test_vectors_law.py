@@ -9,7 +9,7 @@ from test_vectors import CHAPTERS, FOLDER, from_file, parsed
 
 import refmoe
 from refmoe.golden.digests import sha256
-from refmoe.golden.safetensors import DTYPES, element_bytes
+from refmoe.safetensors import DTYPES, element_bytes
 
 GIVEN = ("token_mask", "sequence_ids", "topk_indices", "logits", "counts_so_far")
 

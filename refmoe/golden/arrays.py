@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..safetensors import open_tensors
 from .digests import from_codes
 from .errors import BundleError
-from .safetensors import open_tensors
 
 LAYOUTS = ("out_in", "in_out")
 GATE_UPS = ("separate", "concatenated", "interleaved")

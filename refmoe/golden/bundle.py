@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from ..safetensors import write_tensors
 from .digests import SAMPLE_COUNT, sample_stride, tensor_digest
 from .inputs import is_expert_tensor, make_inputs
 from .manifest import SCHEMA, canonical, hexed, sealed, write_text
 from .run import SIZE_LIMIT, compute, stage_of
-from .safetensors import write_tensors
 from .weights import maker_pool
 
 MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"

@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 
 from ..formats import FORMATS, decode, encode
-from .safetensors import DTYPES, element_bytes
+from ..safetensors import DTYPES, element_bytes
 
 SAMPLE_COUNT = 4096  # a sample has at most this many elements
 

@@ -1,7 +1,7 @@
 """What a case reads: tokens, upstream gradient, parameters, given arrays, and a row for each: where it comes from.
 
-Spec 7.2. A row is {"source": "recipe", "name", "recipe", "seed", "exponent"}, {"source": "blocks", "length"} or
-{"source": "stored"} for a user's own array.
+Spec 7.2. A row is {"source": "recipe", "name", "recipe", "seed", "exponent"}, {"source": "blocks", "length"},
+{"source": "stored"} for a user's own array, or {"source": "packed", "format", "block"} for weights of a checkpoint.
 """
 
 from math import prod
@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..formats import FORMATS
+from ..formats import FORMATS, Packed
 from ..recipes import assemble_params, generate, parameter_shapes
+from .packed import SOURCE, packed_row
 from .weights import RecipeWeights
 
 EXPERT_LEAVES = ("w_gate", "w_up", "w_down", "b_gate", "b_up", "b_down")  # their first axis is the expert axis
@@ -69,6 +70,8 @@ def make_inputs(config, num, tokens, rows, stored, pool):
 
 
 def _make(name, row, shape, tokens, num, stored, pool):
+    if row["source"] == SOURCE:
+        return _require_packed(name, stored[name], shape)
     if row["source"] == "stored":
         return stored[name] if name.startswith("given.") else num.check_stored(name, stored[name], shape)
     if row["source"] == "blocks":
@@ -76,6 +79,12 @@ def _make(name, row, shape, tokens, num, stored, pool):
     if is_expert_tensor(name) and prod(shape) * 4 > LAZY_BYTES:
         return RecipeWeights(row, shape, num.dtype, file_dtype(name, num), pool)
     return generate(row["name"], shape, row["seed"], row["recipe"], row["exponent"]).astype(num.dtype, copy=False)
+
+
+def _require_packed(name, packed, shape):
+    if not is_expert_tensor(name) or packed.shape != shape:
+        raise ValueError(f"{name}: expected weights of experts of shape {shape}, got {packed.shape}; correct the file")
+    return packed
 
 
 def file_dtype(name, num):
@@ -111,4 +120,5 @@ def prepare(config, num, tokens, backward, seed, arrays):
                 f"--inputs: expected arrays named {', '.join(sorted(known))}, got {name!r}; rename or remove it"
             )
         stored[known[name]] = array
-    return tokens, rows | {name: {"source": "stored"} for name in stored}, stored
+    sources = {name: packed_row(a) if isinstance(a, Packed) else {"source": "stored"} for name, a in stored.items()}
+    return tokens, rows | sources, stored

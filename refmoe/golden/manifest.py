@@ -5,8 +5,8 @@ import json
 import os
 from pathlib import Path
 
+from ..safetensors import MAX_HEADER, parse_json
 from .errors import BundleError
-from .safetensors import MAX_HEADER, parse_json
 
 SCHEMA = {"name": "refmoe-golden-bundle", "version": 1}
 FIELDS = {"schema", "spec_version", "title", "config", "run", "inputs", "tensors", "limits", "digest"}

@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..formats import Packed
 from ..inputs import Given
 from ..layer import moe_backward, moe_forward
 from ..recipes import MoEParams, SharedParams, parameter_shapes
 from .digests import DigestSink, sample, sample_stride, stored_dtype, tensor_digest, to_codes
 from .inputs import file_dtype, is_expert_tensor, stage_name
+from .packed import stored_codes, stored_scales
 from .weights import RecipeWeights
 
 SIZE_LIMIT = 8 << 20  # bytes; a larger tensor is kept as digest and sample
@@ -61,7 +63,7 @@ def compute(config, inputs, num, say=None):
     say("forward")
     record = moe_forward(inputs.x, inputs.params, config, num, given=given, keep="all")
     for name, array in flattened("params", inputs.params):
-        yield _parameter(name, array, inputs.rows[name], num)
+        yield from _parameter(name, array, inputs.rows[name], num)
     for name, array in flattened("", record):
         yield _made(name, "record", array, num)
     if inputs.d_y is not None:
@@ -119,15 +121,27 @@ def _made(name, role, array, num, whole=False):
 
 def _parameter(name, array, row, num):
     """A parameter by recipe is its digest; a user's own is stored whatever its size, or `check` could not recompute."""
+    if isinstance(array, Packed):
+        yield from _packed(name, array)
+        return
     dtype = file_dtype(name, num)
     if isinstance(array, RecipeWeights):
-        return Made(name, "parameter", dtype, array.shape, array.digest(), "recipe", None)
+        yield Made(name, "parameter", dtype, array.shape, array.digest(), "recipe", None)
+        return
     codes = to_codes(array, dtype)
     digest = tensor_digest(codes, is_expert_tensor(name))
     by_recipe = row["source"] == "recipe"
-    return Made(
+    yield Made(
         name, "parameter", dtype, codes.shape, digest, "recipe" if by_recipe else "stored", None if by_recipe else codes
     )
+
+
+def _packed(name, packed):
+    """The codes and the scales, whatever their size: the layer read nothing else."""
+    parts = {name: stored_codes(packed), f"{name}.scales": stored_scales(packed)}
+    for part, (dtype, codes) in ((part, found) for part, found in parts.items() if found is not None):
+        digest = tensor_digest(codes, is_expert_tensor(part))
+        yield Made(part, "parameter", dtype, codes.shape, digest, "stored", codes)
 
 
 def stage_of(name):

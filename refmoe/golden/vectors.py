@@ -7,10 +7,10 @@ import numpy as np
 from ..models.presets import spec_folder
 from ..numerics import Numerics
 from ..recipes import generate
+from ..safetensors import element_bytes
 from .cases import CHAPTERS, Recipe, run
 from .digests import sha256, stored_dtype
 from .manifest import hex_float, hexed
-from .safetensors import element_bytes
 
 SCHEMA = {"name": "refmoe-vectors", "version": 1}
 LONGEST = 48  # elements; a longer expected tensor stands as its digest

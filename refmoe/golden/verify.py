@@ -7,13 +7,14 @@ import numpy as np
 
 from ..config import MoEConfig
 from ..numerics import STORES, Numerics
+from ..safetensors import DTYPES, canonical_header, open_tensors
 from .bundle import MANIFEST, TENSORS, make_manifest, tensor_row
 from .digests import from_codes, sha256
 from .errors import BundleError
 from .inputs import make_inputs
 from .manifest import read_manifest
+from .packed import SOURCE, read_packed
 from .run import compute
-from .safetensors import DTYPES, canonical_header, open_tensors
 from .weights import maker_pool
 
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
@@ -119,6 +120,7 @@ def _recomputed(config, num, manifest, reader, pool, path, say):
     rows = manifest["inputs"]
     try:
         stored = {name: _carrier(reader, name) for name, row in rows.items() if row["source"] == "stored"}
+        stored |= {name: read_packed(reader, name, row) for name, row in rows.items() if row["source"] == SOURCE}
         inputs = make_inputs(config, num, manifest["run"]["tokens"], rows, stored, pool)
         yield from compute(config, inputs, num, say)
     except MALFORMED as error:
@@ -152,7 +154,7 @@ def _remade(config, num, manifest, made):
 
 
 def _first_difference(made, reader):
-    if made.codes is None:
+    if not isinstance(made.codes, np.ndarray):
         return "its recomputed digest differs"
     name = made.name + ".sample" if made.kind == "sample" else made.name
     found = reader.codes(name).reshape(-1)

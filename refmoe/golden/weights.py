@@ -11,8 +11,8 @@ from math import prod
 import numpy as np
 
 from ..recipes import generate
+from ..safetensors import element_bytes
 from .digests import combined_digest, sha256, to_codes
-from .safetensors import element_bytes
 
 AHEAD = 3  # experts under way behind the one that was asked for
 CACHE_BYTES = 1 << 30  # of one tensor: within it every expert is made once, beyond it each pass makes them again

@@ -14,10 +14,11 @@ ROUTER = ("w_router", "router_bias", "selection_bias")
 
 
 class Layer(NamedTuple):
-    """What `read_layer` gives. `notes`: sentences on what was read, and on what was left out."""
+    """What `read_layer` gives. `title`: of which model; `notes`: sentences on what was read and left out."""
 
     config: MoEConfig
     params: MoEParams
+    title: str
     notes: tuple
 
 
@@ -31,7 +32,7 @@ class _Source(NamedTuple):
 
 
 def read_layer(directory, layer):
-    """(config, params, notes) of one mixture-of-experts layer of a Hugging Face checkpoint.
+    """(config, params, title, notes) of one mixture-of-experts layer of a Hugging Face checkpoint.
 
     Expert weights come as `Packed`, of which an expert is read from the memory map when it is asked for; all else as
     float32 carriers. Only the files that hold the layer are opened. Layers are numbered from 0, as in the tensors'
@@ -42,11 +43,12 @@ def read_layer(directory, layer):
         raise ValueError(f"{directory}: looked for a folder with config.json and safetensors files, found no folder")
     model_type, family, settings, quantization = find_family(directory)
     config = layer_config(family, settings, directory / "config.json")
-    shards, where = open_shards(directory), f"{directory}: layer {layer} of a {model_type} checkpoint"
+    shards, title = open_shards(directory), f"layer {layer} of a {model_type} checkpoint"
+    where = f"{directory}: {title}"
     root = _find_root(shards, family, settings, layer, where)
     source = _Source(shards, root, where, _block(quantization, where))
     params = assemble_params(_parameters(source, family, config))
-    return Layer(config, params, _notes(model_type, source, params, settings))
+    return Layer(config, params, title, _notes(model_type, source, params, settings))
 
 
 def _parameters(source, family, config):

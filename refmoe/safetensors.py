@@ -1,5 +1,7 @@
 """The safetensors container: a writer with one possible output, a reader that believes nothing.   Spec 7.3
 
+Bundles and checkpoints are both read through it; they differ in the header they put up with.
+
 A file is an 8-byte little-endian header length, a JSON header, and one buffer that the tensors tile without gap or
 overlap. The header length and every offset are checked against the size of the file before anything is read, so what a
 header claims cannot make memory grow.
@@ -14,24 +16,41 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .errors import BundleError
-
 # Parsed JSON takes up to about 22 times its text ("[],[],..."), so this keeps a hostile header below 32 MiB of memory.
 MAX_HEADER = 1 << 20
 MAX_DIMENSIONS = 8
 _BLOCK = 1 << 20
 
-# Name in the header -> NumPy type of the stored elements. bf16 has no NumPy type: its codes are read as integers.
+# Name in the header -> NumPy type of the stored elements. Formats without a NumPy type are read as their codes.
 DTYPES = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
+    "F8_E4M3": np.dtype("u1"),
+    "F8_E5M2": np.dtype("u1"),
+    "F8_E8M0": np.dtype("u1"),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
+# Bits of an element of the types that only other people's files have.
+_OTHER_BITS = {"I8": 8, "U16": 16, "I16": 16, "U32": 32, "U64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+BITS = {name: dtype.itemsize * 8 for name, dtype in DTYPES.items()} | _OTHER_BITS
+
+
+class FileError(Exception):
+    """A file is not what it must be.
+
+    `file` and `tensor` name the place ("" when no single tensor is at fault); `code` is the exit status of `refmoe
+    check`: 1 for content that is wrong, 2 for what cannot be read or belongs to another version of the specification.
+    """
+
+    def __init__(self, file, tensor, message, code=1):
+        self.file, self.tensor, self.message, self.code = str(file), tensor, message, code
+        place = f"{self.file}: tensor {tensor!r}" if tensor else self.file
+        super().__init__(f"{place}: {message}")
 
 
 class Entry(NamedTuple):
@@ -66,18 +85,18 @@ class Reader(NamedTuple):
             shape, begin, end = shape[1:], begin + index * size, begin + (index + 1) * size
         raw = self._read(name, begin, end)
         if entry.dtype == "BOOL" and raw.translate(None, b"\0\1"):
-            raise BundleError(self.path, name, "a BOOL element is neither 0 nor 1")
+            raise FileError(self.path, name, "a BOOL element is neither 0 nor 1")
         return np.frombuffer(raw, DTYPES[entry.dtype]).reshape(shape)
 
     def entry(self, name):
         if name not in self.entries:
-            raise BundleError(self.path, name, "the tensor is missing")
+            raise FileError(self.path, name, "the tensor is missing")
         return self.entries[name]
 
     def _read(self, name, begin, end):
         raw = os.pread(self.descriptor, end - begin, 8 + len(self.header) + begin)
         if len(raw) != end - begin:
-            raise BundleError(self.path, name, f"truncated: {len(raw)} bytes of {end - begin} could be read")
+            raise FileError(self.path, name, f"truncated: {len(raw)} bytes of {end - begin} could be read")
         return raw
 
 
@@ -102,6 +121,7 @@ def canonical_header(layout):
 def write_tensors(path, tensors):
     """tensors: name -> (dtype, array of that element type). The same tensors give the same bytes everywhere.
 
+    Instead of an array anything with `shape`, `dtype` and its parts along the first axis: one part is held at a time.
     Raises TypeError when an array is not of its element type: nothing is converted here.
     """
     for name, (dtype, array) in tensors.items():
@@ -114,9 +134,15 @@ def write_tensors(path, tensors):
         file.write(len(header).to_bytes(8, "little"))
         file.write(header)
         for name in sorted(tensors):
-            file.write(element_bytes(tensors[name][1]))
+            for part in parts(tensors[name][1]):
+                file.write(element_bytes(part))
         file.flush()
         os.fsync(file.fileno())
+
+
+def parts(array):
+    """An array as it is; anything else, part by part along its first axis."""
+    return [array] if isinstance(array, np.ndarray) else array
 
 
 def element_bytes(array):
@@ -128,47 +154,50 @@ def element_bytes(array):
 
 
 @contextmanager
-def open_tensors(path):
+def open_tensors(path, max_header=MAX_HEADER, dtypes=DTYPES):
     """A `Reader` of a file whose header has been checked in full; nothing else has been read.
 
-    Raises BundleError: code 2 when the file cannot be opened, 1 when its content is wrong.
+    dtypes: the types a header may name; None for any, of which only the known ones are held against their bytes.
+    Raises FileError: code 2 when the file cannot be opened, 1 when its content is wrong.
     """
     path = Path(path)
     try:
         file = open(path, "rb", buffering=0)
     except OSError as error:
-        raise BundleError(path, "", f"cannot be read ({error.strerror})", code=2) from None
+        raise FileError(path, "", f"cannot be read ({error.strerror})", code=2) from None
     with file:
         size = os.fstat(file.fileno()).st_size
-        header = _read_header(path, file, size)
-        yield Reader(path, _entries(path, header, size - 8 - len(header)), header, file.fileno())
+        header = _read_header(path, file, size, max_header)
+        yield Reader(path, _entries(path, header, size - 8 - len(header), dtypes), header, file.fileno())
 
 
-def _read_header(path, file, size):
+def _read_header(path, file, size, max_header):
     if size < 8:
-        raise BundleError(path, "", f"truncated: {size} bytes, and the header's length alone takes 8")
+        raise FileError(path, "", f"truncated: {size} bytes, and the header's length alone takes 8")
     length = int.from_bytes(file.read(8), "little")
     if length > size - 8:
-        raise BundleError(path, "", f"the header claims {length} bytes, and the file has {size - 8} behind its length")
-    if length > MAX_HEADER:
-        raise BundleError(path, "", f"the header claims {length} bytes, more than the {MAX_HEADER} that are read")
+        raise FileError(path, "", f"truncated: the header claims {length} bytes, and {size - 8} are behind its length")
+    if length > max_header:
+        raise FileError(path, "", f"the header claims {length} bytes, more than the {max_header} that are read")
     return file.read(length)
 
 
-def _entries(path, header, size):
+def _entries(path, header, size, dtypes):
     table = parse_json(path, header)
     if not isinstance(table, dict):
-        raise BundleError(path, "", "the header is not a JSON object")
+        raise FileError(path, "", "the header is not a JSON object")
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise BundleError(path, "", "__metadata__ is not an object of strings")
-    entries = {name: _entry(path, name, row) for name, row in table.items()}
+        raise FileError(path, "", "__metadata__ is not an object of strings")
+    entries = {name: _entry(path, name, row, dtypes) for name, row in table.items()}
     _check_tiling(path, entries, size)
     return entries
 
 
-def parse_json(path, text, parse_float=None):
-    """Strict JSON: UTF-8, no repeated keys, no NaN or infinity, no nesting beyond the interpreter's limit."""
+def parse_json(path, text, parse_float=None, finite=True):
+    """Strict JSON: UTF-8, no repeated keys, no nesting beyond the interpreter's limit, and if `finite` no NaN or
+    infinity, which JSON does not have.
+    """
 
     def unique(pairs):
         table = dict(pairs)
@@ -181,28 +210,29 @@ def parse_json(path, text, parse_float=None):
 
     try:
         return json.loads(
-            text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse, parse_float=parse_float
-        )
+            text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse if finite else None,
+            parse_float=parse_float,
+        )  # fmt: skip
     except RecursionError:
-        raise BundleError(path, "", "the JSON is nested too deep") from None
+        raise FileError(path, "", "the JSON is nested too deep") from None
     except ValueError as error:
-        raise BundleError(path, "", f"not the JSON it must be ({str(error)[:120]})") from None
+        raise FileError(path, "", f"not the JSON it must be ({str(error)[:120]})") from None
 
 
-def _entry(path, name, row):
+def _entry(path, name, row, dtypes):
     if not isinstance(row, dict) or set(row) != {"dtype", "shape", "data_offsets"}:
-        raise BundleError(path, name, "its header entry is not {dtype, shape, data_offsets}")
+        raise FileError(path, name, "its header entry is not {dtype, shape, data_offsets}")
     dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise BundleError(path, name, f"unknown dtype {str(dtype)[:20]!r}; known are {', '.join(DTYPES)}")
+    if not isinstance(dtype, str) or (dtypes is not None and dtype not in dtypes):
+        raise FileError(path, name, f"unknown dtype {str(dtype)[:20]!r}; known are {', '.join(dtypes or BITS)}")
     if not _is_count_list(shape) or len(shape) > MAX_DIMENSIONS:
-        raise BundleError(path, name, f"its shape is not a list of at most {MAX_DIMENSIONS} sizes")
+        raise FileError(path, name, f"its shape is not a list of at most {MAX_DIMENSIONS} sizes")
     if not _is_count_list(offsets) or len(offsets) != 2:
-        raise BundleError(path, name, "its data_offsets are not two offsets")
+        raise FileError(path, name, "its data_offsets are not two offsets")
     begin, end = offsets
-    wanted = prod(shape) * DTYPES[dtype].itemsize
+    wanted = -(-prod(shape) * BITS[dtype] // 8) if dtype in BITS else max(0, end - begin)
     if end - begin != wanted:
-        raise BundleError(path, name, f"shape {shape} of {dtype} takes {wanted} bytes, its offsets give {end - begin}")
+        raise FileError(path, name, f"shape {shape} of {dtype} takes {wanted} bytes, its offsets give {end - begin}")
     return Entry(dtype, tuple(shape), begin, end)
 
 
@@ -215,8 +245,8 @@ def _check_tiling(path, entries, size):
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != at:
             what = "overlaps" if entry.begin < at else "leaves a gap after"
-            raise BundleError(path, name, f"starts at byte {entry.begin} and {what} {before or 'the header'}")
+            raise FileError(path, name, f"starts at byte {entry.begin} and {what} {before or 'the header'}")
         at, before = entry.end, name
     if at != size:
         what = "truncated" if at > size else "too long"
-        raise BundleError(path, before, f"{what}: the tensors end at byte {at} of a buffer of {size}")
+        raise FileError(path, before, f"{what}: the tensors end at byte {at} of a buffer of {size}")
