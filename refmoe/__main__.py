@@ -55,7 +55,8 @@ def parser():
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     _add_golden(commands)
     _add_check(commands)
-    _add(commands, "presets", run_presets, "list the layers of real models")
+    presets = _add(commands, "presets", run_presets, "list the layers of real models, or where one's fields were read")
+    presets.add_argument("preset", nargs="?", help="one of them: each field with its source")
     fields = _add(commands, "fields", run_fields, "list the fields of the configuration")
     fields.add_argument("--markdown", action="store_true", help="as the page spec/fields.md")
     fields.add_argument("--write", action="store_true", help="write them into README.md, spec/fields.md and the schema")
@@ -210,16 +211,9 @@ def run_params(args):
 
 
 def run_presets(args):
-    import refmoe
-    from refmoe.models import names, preset_info
-    from refmoe.models.accounting.report import unverified
+    from refmoe.models import listing
 
-    for name in names():
-        config, info = refmoe.load_preset(name), preset_info(name)
-        sizes = f"E {config.num_experts}, top {config.top_k}, D {config.hidden_size}, F {config.intermediate_size}"
-        doubtful = unverified(info)
-        mark = f"  (unverified: {', '.join(doubtful)})" if doubtful else ""
-        print(f"{name:<20} {sizes:<36} {info['description']}{mark}")
+    print(listing.details(args.preset) if args.preset else listing.overview())
     return 0
 
 

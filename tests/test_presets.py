@@ -11,7 +11,7 @@ import pytest
 
 import refmoe
 from refmoe.config import MoEConfig
-from refmoe.models import load_preset, model_info, model_names, names, preset_info
+from refmoe.models import listing, load_preset, model_info, model_names, names, preset_info
 from refmoe.models import presets as module
 from refmoe.recipes import generate
 
@@ -69,7 +69,53 @@ SIZES = {
     "switch-base-8": (768, 3072, 8, 1, 0),
 }
 ALONE = ("longcat-flash", "nemotron-3-super", "phi-3.5-moe")  # models whose layer the configuration cannot state yet
-NAMES = tuple(SIZES)
+# Every family of published layers, and the presets that state it. Rows of several presets differ in sizes alone, or in
+# what the family's models chose differently.
+FAMILIES = {
+    "Mixtral, MiniMax-Text-01, Qwen3-VL": "mixtral-8x7b mixtral-8x22b minimax-text-01 qwen3-vl-235b-a22b",
+    "OLMoE, FlexOlmo, Jamba": "olmoe-1b-7b flexolmo-7x7b-1t jamba-v0.1",
+    "Qwen3-MoE, Mellum, Qwen3-Omni thinker": "qwen3-30b-a3b qwen3-235b-a22b mellum2-12b-a2.5b qwen3-omni-30b-a3b",
+    "Qwen1.5/2-MoE": "qwen1.5-moe-a2.7b",
+    "Qwen3-Next, Qwen3.5, Qwen4-exp, Omni talker": "qwen3-next-80b-a3b qwen3.5-35b-a3b qwen3.5-397b-a17b qwen4-exp "
+    "qwen3-omni-30b-a3b-talker",
+    "Hunyuan v1": "hunyuan-a13b",
+    "DBRX": "dbrx",
+    "Grok-1": "grok-1",
+    "Arctic": "arctic",
+    "Granite x4": "granite-3.1-1b-a400m granite-3.1-3b-a800m granite-moe-7b-1b-active-shared-experts granite-4.0-h "
+    "granite-swash-3b-a600m",
+    "Aria": "aria",
+    "GPT-OSS, privacy filter": "gpt-oss-20b gpt-oss-120b privacy-filter",
+    "ERNIE 4.5": "ernie-4.5-21b-a3b ernie-4.5-300b-a47b",
+    "DeepSeek-V2": "deepseek-v2 deepseek-v2-lite",
+    "DeepSeek-V3/R1/V3.2": "deepseek-v3 deepseek-v3.2",
+    "Kimi-K2": "kimi-k2",
+    "GLM-4.5/4.6/5": "glm-4.5 glm-4.5-air glm-4.6 glm-4.7 glm-4.7-flash glm-5",
+    "dots1, Ling, Kimi-Linear, EXAONE-MoE, Solar-Open": "dots.llm1 ling-3.0-flash kimi-linear-48b-a3b "
+    "k-exaone-236b-a23b solar-open-100b",
+    "MiMo-V2-Flash, BEAM": "mimo-v2-flash beam-1.0-501b-a23b",
+    "A.X K2": "a.x-k2",
+    "Mistral 4 / Large 3 / Large 4": "mistral-small-4-119b mistral-large-3 mistral-large-4-1t-a52b",
+    "GLM5-next": "glm-5.3-flash",
+    "HY-V3, AFMoE": "hy3-preview trinity-mini",
+    "MiniMax-M2": "minimax-m2",
+    "MiniMax-M3": "minimax-m3",
+    "Flint": "flint",
+    "Laguna": "laguna-xs.2",
+    "LFM2-MoE": "lfm2-8b-a1b",
+    "Kolibri1": "kolibri-1",
+    "Nemotron-3 Nano / Super": "nemotron-3-nano",
+    "DeepSeek-V4": "deepseek-v4-flash deepseek-v4-pro",
+    "Llama 4": "llama-4-scout llama-4-maverick",
+    "Switch": "switch-base-8 switch-base-128",
+    "NLLB": "nllb-moe-54b",
+}
+# Families whose rules the configuration cannot state yet.
+COMING = (
+    "A.X K1", "Cohere2-MoE", "Gemma-4, DiffusionGemma", "HY-V4", "Inkling", "Inkling2", "JetMoE", "Kimi-K3",
+    "LongCat-Flash", "MoE++", "Muse Spark", "Pangu Pro", "PhiMoE", "ReMoE", "Step-3.7", "ZAYA",
+)  # fmt: skip
+NAMES = tuple(sorted(name for row in FAMILIES.values() for name in row.split()))
 
 
 def leaves(section, prefix=""):
@@ -115,7 +161,13 @@ def test_every_field_has_its_source_and_no_other(name):
     assert set(leaves(info["full"])) == set(info["sources"])
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_every_family_has_its_presets():
+    """50 rows of families: each is stated by presets of the tree, each preset belongs to one."""
+    assert len(NAMES) == len(set(NAMES)) and set(SIZES) <= set(NAMES)
+    assert len(FAMILIES) + len(COMING) == 50 and not set(FAMILIES) & set(COMING)
+
+
+@pytest.mark.parametrize("name", SIZES)
 def test_sizes(name):
     c = load_preset(name)
     sizes = c.hidden_size, c.intermediate_size, c.num_experts, c.top_k, c.experts.shared_intermediate_size
@@ -170,7 +222,8 @@ def test_minimal_capacity_drops_and_minimal_limit_binds():
     for name in NAMES:
         config, record = forward(name)
         if config.dispatch.capacity is not None:
-            assert 0 < record.plan.tokens_per_expert.sum() < record.plan.assigned_per_expert.sum() == 12, name
+            kept, wanted = record.plan.tokens_per_expert.sum(), record.plan.assigned_per_expert.sum()
+            assert 0 < kept < wanted == 12 * config.top_k, name
         if config.experts.limit is not None:
             parts = [record.experts] + ([record.shared] if record.shared else [])
             assert all(_binds(part, config.experts.limit) for part in parts), name
@@ -221,6 +274,24 @@ def test_a_model_that_is_not_counted_says_why(name):
     assert info["model"] is not None or any(note.startswith("No model section: ") for note in info["notes"])
 
 
+def test_the_list_names_every_preset_and_its_unverified_fields():
+    text = listing.overview()
+    lines = dict(zip(text.splitlines(), [*text.splitlines()[1:], ""]))
+    for name in NAMES:
+        (line,) = [line for line in lines if line.split()[0] == name]
+        doubtful = [field for field, row in preset_info(name)["sources"].items() if not row["verified"]]
+        assert (lines[line].strip().startswith("unverified: ")) == bool(listing.unverified(preset_info(name)))
+        assert not doubtful or set(doubtful) <= set(lines[line].strip().removeprefix("unverified: ").split(", "))
+
+
+def test_one_preset_is_shown_with_its_sources():
+    text = listing.details("aria")
+    assert "UNVERIFIED: " in text and "    hidden_size = 4096\n" in text and "    routing.score_fn = softmax\n" in text
+    shown = [line.split(" = ")[0].strip() for line in listing.details("gpt-oss-20b").splitlines() if " = " in line]
+    assert sorted(shown) == sorted(preset_info("gpt-oss-20b")["sources"])
+    assert "Unverified around the layer: model." in listing.details("arctic")
+
+
 def test_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"preset: expected one of .*got 'mixtral-8x7'; did you mean 'mixtral-8x7b'\?"):
         load_preset("mixtral-8x7")
@@ -263,6 +334,7 @@ def test_no_code_tests_a_models_name():
     The table of these declarations is the one dictionary that may be keyed by such names.
     """
     words = {name.split("-")[0] for name in [*NAMES, *ALONE]} | {*NAMES, *ALONE}
+    words = {word for word in words if len(word) > 1}  # K-EXAONE begins like a key
     declared = ROOT / "refmoe/models/checkpoint/families.py"
     for path in sorted((ROOT / "refmoe").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

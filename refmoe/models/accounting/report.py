@@ -1,5 +1,6 @@
 """Tables of `refmoe params`, and the same as plain data for JSON.   Spec 0.3"""
 
+from ..listing import unverified
 from .counts import STORAGE, by_part, cost, counted, stored_bytes
 from .published import comparison
 from .tensors import choices
@@ -29,14 +30,6 @@ def summary(info, batch=1):
         "unverified": unverified(info),
         "kv_cache": "excluded",
     }
-
-
-def unverified(info):
-    """The fields of the layer and of the model whose source could not be read."""
-    model = info["model"] or {"sources": {}, "published": {}}
-    rows = {**info.get("sources", {}), **{f"model.{name}": row for name, row in model["sources"].items()}}
-    rows |= {f"model.published.{name}": row for name, row in model["published"].items() if row}
-    return [name for name, row in rows.items() if not row["verified"]]
 
 
 def overview(infos):
