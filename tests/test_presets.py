@@ -287,7 +287,8 @@ def test_the_list_names_every_preset_and_its_unverified_fields():
 def test_one_preset_is_shown_with_its_sources():
     text = listing.details("aria")
     assert "UNVERIFIED: " in text and "    hidden_size = 4096\n" in text and "    routing.score_fn = softmax\n" in text
-    shown = [line.split(" = ")[0].strip() for line in listing.details("gpt-oss-20b").splitlines() if " = " in line]
+    lines = [line for line in listing.details("gpt-oss-20b").splitlines() if line.startswith("    ")]
+    shown = [line.split(" = ")[0].strip() for line in lines]
     assert sorted(shown) == sorted(preset_info("gpt-oss-20b")["sources"])
     assert "Unverified around the layer: model." in listing.details("arctic")
 
