@@ -32,12 +32,15 @@ from refmoe.models.accounting import (
 )
 from refmoe.models.accounting.command import countable, main_params
 from refmoe.models.accounting.mixers import MIXERS
+from refmoe.models.accounting.tensors import is_whole, moe_blocks
 from refmoe.models.presets import merged
 from refmoe.recipes import parameter_shapes
 
 ROOT = Path(__file__).parent.parent
 INFOS = {name: model_info(name) for name in model_names()}
-COUNTED = tuple(name for name, info in INFOS.items() if info["model"] is not None)
+MODELS = tuple(name for name, info in INFOS.items() if info["model"] is not None)
+COUNTED = tuple(name for name in MODELS if is_whole(INFOS[name]))
+PARTIAL = tuple(name for name in MODELS if name not in COUNTED)  # only their MoE layers are counted
 
 # Counted by others from the published figures: total, active with and without the input embedding. Integers are exact,
 # decimals are billions as far as they were given.
@@ -103,6 +106,28 @@ def test_the_class_default_of_the_oldest_model_counts_as_others_counted_it(name,
     width = {"intermediate_size": 2048}
     assert counted(merged(INFOS[name], {"full": width, "model": {"dense": width}}))["total"] == total
     assert INFOS[name]["full"]["intermediate_size"] == 3072
+
+
+# Layers, and the weights of routed and shared experts in them, of models whose other parts are not counted.
+EXPERTS_ALONE = {
+    "deepseek-v4-flash": (43, 43 * 257 * 3 * 4096 * 2048),
+    "deepseek-v4-pro": (61, 61 * 385 * 3 * 7168 * 3072),
+    "minimax-m3": (57, 57 * 129 * 3 * 6144 * 3072),
+}
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_the_moe_layers_alone(name):
+    info, rows = INFOS[name], by_part(INFOS[name])
+    layers, weights = EXPERTS_ALONE[name]
+    assert moe_blocks(info) == layers and set(rows) <= {"router", "routed", "shared", "latent"}
+    assert rows["routed"]["total"] + rows["shared"]["total"] == weights
+    counts = counted(info)
+    assert counts["total"] == sum(row["total"] for row in rows.values())
+    assert counts["active"] == counts["active_without_input_embedding"] < counts["total"]
+    assert comparison(info) == {"total": None, "active": None}  # what is printed is of the whole model
+    one, many = (cost(info, batch)["weight_bytes"]["bf16"] for batch in (1, 10**6))
+    assert one == pytest.approx(2 * counts["active"]) and many * 10**6 == pytest.approx(2 * counts["total"])
 
 
 @pytest.mark.parametrize(("experts", "billions"), [(0, 18.7), (8, 27.1), (12, 31.4)])
@@ -307,7 +332,9 @@ def test_overview_lists_every_model_with_reasons_and_conventions(capsys):
     for name in COUNTED:
         assert f"\n{name} " in text
     assert "671,026,419,200" in text and "Why figures differ:" in text and "KV cache" in text
-    assert "Not counted: " + ", ".join(sorted(set(INFOS) - set(COUNTED))) in text
+    assert "Not counted: " + ", ".join(sorted(set(INFOS) - set(MODELS))) in text
+    alone = text.split("MoE layers alone: ")[1].split("\n\n")[1].splitlines()[1:]
+    assert [line.split()[0] for line in alone] == list(PARTIAL)
     reasons = [row["reason"] for info in countable(()) for row in comparison(info).values() if row and row["reason"]]
     assert reasons and all(reason in text for reason in reasons)
     starred = [line.split()[0] for line in text.splitlines() if "*" in line]
@@ -323,6 +350,9 @@ def test_details_of_one_model(capsys):
     text = capsys.readouterr().out
     assert "missing: experts without weights" in text and "0 to 12 experts" in text
     assert "unverified: hidden_size, " in text
+    assert main_params(["deepseek-v4-pro"]) == 0
+    text = capsys.readouterr().out
+    assert "The 61 MoE layers alone; the rest of the model is not counted. Printed of the whole: total 1.6T" in text
 
 
 def test_json_holds_everything(capsys):
@@ -340,7 +370,9 @@ def test_json_holds_everything(capsys):
         and data["published"]["total"]["figure"] == "117B"
     )
     assert main_params(["--json"]) == 0
-    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == list(COUNTED)
+    assert {row["name"]: row["scope"] for row in json.loads(capsys.readouterr().out)} == {
+        name: "text backbone" if name in COUNTED else "MoE layers alone" for name in MODELS
+    }
 
 
 def test_sweep_command(capsys):
@@ -354,7 +386,8 @@ def test_sweep_command(capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["minimax-m3"], "params: expected a model whose figures are known, got minimax-m3; .*No model section"),
+        (["aria"], "params: expected a model whose figures are known, got aria; .*No model section"),
+        (["minimax-m3", "--sweep", "num_experts"], "--sweep: expected a model that is counted whole, got minimax-m3"),
         (["mixtral"], "model: expected one of .*got 'mixtral'; did you mean 'mixtral-8x"),
         (["mixtral-8x7b", "dbrx", "--sweep", "num_experts"], "--sweep: expected one model, got mixtral-8x7b, dbrx"),
         (["phi-3.5-moe", "--sweep", "num_experts"], "--sweep: expected a model with a preset of its layer"),

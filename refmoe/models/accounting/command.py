@@ -7,6 +7,7 @@ from ...refusals import require
 from .. import model_info, model_names
 from . import report
 from .sweep import sweep_experts
+from .tensors import is_whole
 
 SWEPT = "qwen3-30b-a3b"  # the model whose experts are multiplied unless another is named
 
@@ -71,6 +72,7 @@ def _run_sweep(args):
     require(len(args.presets) < 2, ValueError, "--sweep", "one model", ", ".join(args.presets), "name one")
     (info,) = countable(args.presets or [SWEPT])
     require("full" in info, ValueError, "--sweep", "a model with a preset of its layer", info["name"], "name another")
+    require(is_whole(info), ValueError, "--sweep", "a model that is counted whole", info["name"], "name another")
     rows = sweep_experts(info)
     if args.json:
         print(json.dumps({"name": info["name"], "top_k": info["full"]["top_k"], "rows": rows}, indent=2))
@@ -83,5 +85,5 @@ def _run_sweep(args):
     if args.plot:
         from .plots import draw_sweep
 
-        draw_sweep(info, countable(()), args.plot)
+        draw_sweep(info, [other for other in countable(()) if is_whole(other)], args.plot)
     return 0

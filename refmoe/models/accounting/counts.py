@@ -115,7 +115,7 @@ def cost(info, batch=1):
 
 
 def _multiplied(tensor, info):
-    look_up = tensor.part == "embeddings" and tensor.name == "input" and not info["model"]["tied_embeddings"]
+    look_up = tensor.part == "embeddings" and tensor.name == "input" and not info["model"].get("tied_embeddings")
     return len(tensor.shape) > 1 and not look_up
 
 
@@ -124,6 +124,8 @@ def _read(tensors, of, fraction, batch, info):
     routed = sum(t.count * of(t) for t in tensors if t.part == "routed")
     rest = sum(t.count * of(t) for t in tensors if t.part not in ("routed", "embeddings"))
     tables = [t for t in tensors if t.part == "embeddings"]
+    if not tables:  # of the MoE layers alone
+        return (routed * fraction + rest) / batch
     head = of(tables[-1])  # the output table, or the tied one
     row = of(tables[0]) / tables[0].shape[0]
     return (routed * fraction + rest + head) / batch + row

@@ -3,6 +3,7 @@
 from decimal import Decimal
 
 from .counts import counted
+from .tensors import is_whole
 
 UNITS = {"T": 10**12, "B": 10**9, "M": 10**6}
 TOLERANCE = Decimal("0.015")
@@ -13,8 +14,11 @@ def comparison(info):
     """{"total", "active"}: each None where nothing is printed, else figure, counted, difference, needs_reason, reason.
 
     difference = counted - printed. A reason is needed beyond 1.5 % and beyond half a unit of the last printed digit.
-    Where nobody says whether an active figure holds the input embedding, the nearer of the two is compared.
+    Where nobody says whether an active figure holds the input embedding, the nearer of the two is compared. Where only
+    the MoE layers are counted nothing is compared: what is printed is of the whole model.
     """
+    if not is_whole(info):
+        return {"total": None, "active": None}
     counts, printed = counted(info), info["model"]["published"]
     return {
         "total": _compared(printed["total"], counts["total"], "total"),

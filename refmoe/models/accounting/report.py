@@ -3,7 +3,7 @@
 from ..listing import unverified
 from .counts import STORAGE, by_part, cost, counted, stored_bytes
 from .published import comparison
-from .tensors import choices
+from .tensors import choices, is_whole, moe_blocks
 
 CONVENTIONS = """\
 total: the text backbone; no vision tower, no multi-token prediction module; stored selection biases are counted.
@@ -12,6 +12,7 @@ active: all but the routed experts a token does not choose; "without" leaves out
 is meant, the nearer one is compared (marked ~). attention: also recurrences and convolutions that mix tokens; other:
 norms and what fits nowhere else. The KV cache is not a parameter and is excluded."""
 
+WHOLE, ALONE = "text backbone", "MoE layers alone"
 _COLUMNS = "{:<22}{:>10}{:>19}{:>16}{:>16}{:>7}  {:>7}{:>8}  {:>7}{:>8}{}"
 _TITLES = ("model", "experts", "total", "active", "without", "share", "printed", "differs", "printed", "differs", "")
 
@@ -21,6 +22,7 @@ def summary(info, batch=1):
     counts = counted(info)
     return {
         "name": info["name"],
+        "scope": WHOLE if is_whole(info) else ALONE,
         "counts": counts,
         "share_active": counts["active"] / counts["total"],
         "parts": by_part(info),
@@ -34,10 +36,33 @@ def summary(info, batch=1):
 
 def overview(infos):
     """One line a model, then the reasons of differences and the conventions."""
+    whole = [info for info in infos if is_whole(info)]
     lines = [_COLUMNS.format(*_TITLES)]
-    lines += [_line(info) for info in infos]
-    reasons = [line for info in infos for line in _reasons(info)]
-    return "\n".join([*lines, "", *(["Why figures differ:", *reasons, ""] if reasons else []), CONVENTIONS])
+    lines += [_line(info) for info in whole]
+    reasons = [line for info in whole for line in _reasons(info)]
+    lines += ["", "Why figures differ:", *reasons] if reasons else []
+    return "\n".join([*lines, "", *_alone([info for info in infos if not is_whole(info)]), CONVENTIONS])
+
+
+_PARTIAL = "{:<22}{:>8}{:>10}{:>21}{:>18}{:>7}  {:>9}{:>9}{}"
+
+
+def _alone(infos):
+    """The table of models of which only the MoE layers are counted."""
+    if not infos:
+        return []
+    title = "MoE layers alone: the rest of these models is not counted, and the printed figures are of the whole model."
+    head = _PARTIAL.format("model", "layers", "experts", "total", "active", "share", "printed", "printed", "")
+    return [title, "", head.rstrip(), *map(_partial_line, infos), ""]
+
+
+def _partial_line(info):
+    counts, (E, k) = counted(info), choices(info)
+    printed = [row["figure"] if row else "-" for row in info["model"]["published"].values()]
+    return _PARTIAL.format(
+        info["name"], moe_blocks(info), f"{E}/{float(k):g}", f"{counts['total']:,}", f"{counts['active']:,.0f}",
+        f"{counts['active'] / counts['total']:.1%}", *printed, "  u" if unverified(info) else "",
+    ).rstrip()  # fmt: skip
 
 
 def _line(info):
@@ -66,13 +91,21 @@ def _reasons(info):
 def details(info, batch=1):
     """A model by part, by storage format and for one token, as text."""
     counts, data = counted(info), summary(info, batch)
-    lines = [f"{info['name']}: {info['description']}", ""]
+    lines = [f"{info['name']}: {info['description']}", "", *([] if is_whole(info) else [_scope(info), ""])]
     lines += [f"{'':<12}{'total':>21}{'active':>18}{'active':>9}"]
     for part, row in data["parts"].items():
         lines.append(f"{part:<12}{row['total']:>21,}{row['active']:>18,.0f}{row['active'] / row['total']:>9.1%}")
     lines.append(f"{'all':<12}{counts['total']:>21,}{counts['active']:>18,.0f}{data['share_active']:>9.1%}")
-    lines.append(f"{'without input embedding':<33}{counts['active_without_input_embedding']:>18,.0f}")
+    if is_whole(info):
+        lines.append(f"{'without input embedding':<33}{counts['active_without_input_embedding']:>18,.0f}")
     return "\n".join([*lines, "", *_storage_lines(data), "", *_token_lines(data), *_end_lines(info, data)])
+
+
+def _scope(info):
+    figures = {key: row["figure"] for key, row in info["model"]["published"].items() if row}
+    printed = ", ".join(f"{key} {figure}" for key, figure in figures.items()) or "nothing"
+    layers = info["model"]["moe_layers"]
+    return f"The {layers} MoE layers alone; the rest of the model is not counted. Printed of the whole: {printed}."
 
 
 def _storage_lines(data):

@@ -35,10 +35,17 @@ def model_tensors(info, experts=None):
     the stated mean where experts without weights stand among the choices.
     """
     model = info["model"]
+    if not is_whole(info):
+        return tuple(_moe(info, model["moe_layers"], experts))
     found = _ends(model, hidden_size(info))
     for block in model["blocks"]:
         found += _block(info, block, experts)
     return tuple(found)
+
+
+def is_whole(info):
+    """Whether the figures of the whole text backbone are known, or only the number of its MoE layers."""
+    return "blocks" in info["model"]
 
 
 def hidden_size(info):
@@ -56,6 +63,8 @@ def choices(info, experts=None):
 
 def moe_blocks(info):
     """The number of MoE layers."""
+    if not is_whole(info):
+        return info["model"]["moe_layers"]
     return sum(block["count"] * block["ffns"].count("moe") for block in info["model"]["blocks"])
 
 
