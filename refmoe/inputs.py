@@ -44,6 +44,10 @@ def check_inputs(x, params, config, num, given, keep):
     _check_given(given, len(x), config, num)
 
 
+# What a router computes is finite: what makes it must be.
+_FINITE_PARAMS = ("selection_bias", "expert_scale", "global_scale")
+
+
 def _check_params(params, config, num):
     got = type(params).__name__
     require(isinstance(params, MoEParams), TypeError, "params", "MoEParams", got, "use init_params or assemble_params")
@@ -60,9 +64,10 @@ def _check_params(params, config, num):
     for name in named:
         fix = "the configuration does not have it: leave it out"
         require(False, ValueError, f"params.{name}", "None", "an array", fix)
-    bias = params.selection_bias
-    ok = bias is None or bool(np.isfinite(bias).all())
-    require(ok, ValueError, "params.selection_bias", "finite values", "infinities or NaN", "replace them")
+    for name in _FINITE_PARAMS:
+        array = getattr(params, name)
+        ok = array is None or bool(np.isfinite(array).all())
+        require(ok, ValueError, f"params.{name}", "finite values", "infinities or NaN", "replace them")
 
 
 _GIVEN_SHAPES = {

@@ -23,7 +23,7 @@ from .experts import (
 from .inputs import Given, check_inputs, check_upstream
 from .losses import Losses
 from .recipes import MoEParams, SharedParams, assemble_params
-from .routing import RoutingRecord, route, router_logits_backward, topk_weights, topk_weights_backward
+from .routing import RouterGrads, RoutingRecord, route, router_logits_backward, weigh, weigh_backward
 
 # Nothing flows into these: they are constants of the way back.
 NON_DIFFERENTIABLE = (
@@ -64,6 +64,7 @@ class MoEGrads(NamedTuple):
     d_logits_importance: object = None
     d_scores: object = None  # (T, E), where the weights' rule goes back through them
     d_topk_weights: object = None  # (T, K)
+    router: RouterGrads = None
     d_y_rows: object = None  # (N, D)
     d_weighted_x_rows: object = None  # (N, D), where the weight acts on the input
     rows: RowGrads = None
@@ -79,7 +80,7 @@ def forward(x, params, config, num, given, chosen=None):
     if chosen is not None:
         given = given._replace(topk_indices=chosen.routing.topk_indices)
     routing = route(x, params, config, num, given)
-    routing, plan = _weights_and_plan(routing, config, num, given, chosen)
+    routing, plan = _weights_and_plan(routing, params, config, num, given, chosen)
     experts, routed = routed_experts(x, routing.topk_weights, plan, params, config.experts, num)
     has_shared = config.experts.shared_intermediate_size > 0
     shared = shared_expert(x, params.shared, config.experts, num) if has_shared else None
@@ -87,18 +88,16 @@ def forward(x, params, config, num, given, chosen=None):
     return MoERecord(routing, plan, experts, routed, shared, _losses(routing, config, num, given, chosen), y)
 
 
-def _weights_and_plan(routing, config, num, given, chosen):
+def _weights_and_plan(routing, params, config, num, given, chosen):
     """Weights, then plan; with normalize_after_drop: plan on the raw weights, then weights of the kept slots."""
     used = routing.topk_indices >= 0
-    saved = routing.logits, routing.scores, routing.topk_indices
     if not config.dispatch.normalize_after_drop:
-        weights = topk_weights(*saved, used, config, num)
-        plan = chosen.plan if chosen else dispatch.make_plan(routing.topk_indices, weights, config, given)
-        return routing._replace(topk_weights=weights), plan
+        routing = weigh(routing, used, params, config, num)
+        made = routing.topk_indices, routing.topk_weights
+        return routing, chosen.plan if chosen else dispatch.make_plan(*made, config, given)
     raw = np.where(used, np.take_along_axis(routing.scores, np.maximum(routing.topk_indices, 0), axis=-1), num.dtype(0))
     plan = chosen.plan if chosen else dispatch.make_plan(routing.topk_indices, raw, config, given)
-    weights = topk_weights(*saved, plan.slot_row >= 0, config, num)
-    return routing._replace(raw_topk_weights=raw, topk_weights=weights), plan
+    return weigh(routing._replace(raw_topk_weights=raw), plan.slot_row >= 0, params, config, num), plan
 
 
 def _losses(routing, config, num, given, chosen):
@@ -149,7 +148,12 @@ def moe_backward(d_y, x, params, record, config, num, given=None, d_losses=None,
         grads |= {f"shared.{name}": grad for name, grad in named.items()}
         d_x_shared = shared.d_x_shared
     # weights = f(logits);  losses = g(logits)
-    sources, d_scores = _logit_sources(experts.d_topk_weights, record, config, num, given, d_losses)
+    routing = record.routing
+    kept = record.plan.slot_row >= 0 if config.dispatch.normalize_after_drop else routing.topk_indices >= 0
+    task, d_scores, router, named = weigh_backward(experts.d_topk_weights, routing, kept, params, config, num, into)
+    grads |= named
+    counts = record.losses.balance_counts
+    sources = {"d_logits_task": task} | losses.loss_gradients(d_losses, routing, config, num, given, counts)
     every = [source for name, source in sources.items() if name.startswith("d_logits_")]
     d_logits = num.sum("d_logits", every if d_logits is None else [*every, d_logits])
     d_x_router = None
@@ -158,18 +162,9 @@ def moe_backward(d_y, x, params, record, config, num, given=None, d_losses=None,
     parts = [d for d in (experts.d_x_experts, d_x_shared, d_x_router) if d is not None]
     return MoEGrads(
         num.sum("d_x", parts), experts.d_x_experts, d_x_shared, d_x_router, d_logits, **sources,
-        d_scores=d_scores, d_topk_weights=experts.d_topk_weights, d_y_rows=experts.d_y_rows,
+        d_scores=d_scores, d_topk_weights=experts.d_topk_weights, router=router, d_y_rows=experts.d_y_rows,
         d_weighted_x_rows=experts.d_weighted_x_rows, rows=experts.rows, shared=shared, params=assemble_params(grads),
     )  # fmt: skip
-
-
-def _logit_sources(d_w, record, config, num, given, d_losses):
-    """The gradients from each source, by name, and d_scores where the weights' rule goes back through them."""
-    routing, logits = record.routing, record.routing.logits
-    kept = record.plan.slot_row >= 0 if config.dispatch.normalize_after_drop else routing.topk_indices >= 0
-    task, d_scores = topk_weights_backward(d_w, logits, routing.scores, routing.topk_indices, kept, config, num)
-    counts = record.losses.balance_counts
-    return {"d_logits_task": task} | losses.loss_gradients(d_losses, routing, config, num, given, counts), d_scores
 
 
 def _router_backward(d_logits, x, params, num, into, grads):

@@ -31,6 +31,8 @@ class MoEParams(NamedTuple):
     b_up: object = None  # (E, F)
     b_down: object = None  # (E, D)
     shared: object = None  # SharedParams
+    expert_scale: object = None  # (E,), of the weights
+    global_scale: object = None  # (1,), of all weights
 
 
 class SharedParams(NamedTuple):
@@ -133,6 +135,10 @@ def parameter_shapes(config):
         shapes["router_bias"] = ((E,), -3)
     if routing.selection_bias:
         shapes["selection_bias"] = ((E,), -3)
+    if routing.per_expert_scale:
+        shapes["expert_scale"] = ((config.num_choices,), 0)
+    if routing.global_scale:
+        shapes["global_scale"] = ((1,), 0)
     shapes |= _expert_shapes(experts, D, F, E)
     S = experts.shared_intermediate_size
     if S:

@@ -56,6 +56,13 @@ CASES = {
         routing={"score_fn": "relu", "selection_base": "logits", "normalize": True, "norm_eps": 0.1},
         losses=losses_of({}, 0.2),
     ),
+    "scaled_weights": config_of(
+        routing={"normalize": True, "scaling_factor": 2.0, "per_expert_scale": True, "global_scale": True},
+    ),
+    "scaled_after_drop": config_of(
+        routing={"score_fn": "sigmoid", "normalize": True, "per_expert_scale": True},
+        dispatch={"capacity": 2, "normalize_after_drop": True},
+    ),
     "sigmoid_gelu": config_of(
         routing={"score_fn": "sigmoid"},
         experts={"activation": "gelu", "biases": True},

@@ -30,6 +30,21 @@ MUTANTS = {
         ('"d_w_router", d_logits, x, acc=into_w', '"d_w_router", d_logits, x + x, acc=into_w', "silu"),
         ("[start, *d_logits])", "[start, *d_logits[1:]])", "silu"),
     ],
+    "routing.scales": [
+        (
+            "_product, d_topk_weights, *_factors(*both, topk_indices)",
+            "_product, d_topk_weights, *_factors(None, global_scale, topk_indices)",
+            "scaled",
+        ),
+        ("products = d_topk_weights, unscaled_topk_weights", "products = d_topk_weights, d_topk_weights", "scaled"),
+        ("*_factors(None, global_scale, topk_indices)]", "]", "scaled"),
+        ("[topk_indices == e for", "[topk_indices >= e for", "scaled"),
+        ("*_factors(expert_scale, None, topk_indices)]", "]", "scaled"),
+        ('"d_global_scale", others, [used]', '"d_global_scale", others, [topk_indices > 0]', "scaled"),
+    ],
+    "routing.stage": [
+        ("d_topk_weights, *saved, num, into.expert_scale", "-d_topk_weights, *saved, num, into.expert_scale", "scaled"),
+    ],
     "routing.weights": [
         ("return w * m.centre(G, w, z) * c", "return w * m.centre(G, w, z)", "silu"),
         ("return w * m.centre(G, w, z) * c", "return w * G * c", "silu"),

@@ -38,6 +38,7 @@ SMALL = {
         **_TINY, routing={"score_fn": "sqrt_softplus", "normalize": True, "norm_eps": 0.3, "scaling_factor": 1.5}
     ),
     "relu_scores": config_of(**_TINY, routing={"score_fn": "relu"}),
+    "scaled": config_of(**_TINY, routing={"normalize": True, "per_expert_scale": True, "global_scale": True}),
     "below_eps": config_of(
         **_TINY, routing={"score_fn": "sigmoid", "normalize": True, "norm_eps": 9.0, "norm_eps_mode": "clamp"}
     ),

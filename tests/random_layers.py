@@ -49,6 +49,8 @@ def _routing(rng, E):
         "norm_eps": rng.choice([0.0, 0.0, 1e-20, 1e-3, 0.7]) if normalize else 0.0,
         "norm_eps_mode": rng.choice(["add", "clamp"]),
         "scaling_factor": rng.choice([1.0, 2.5, -1.3]),
+        "per_expert_scale": rng.random() < 0.2,
+        "global_scale": rng.random() < 0.2,
     }
 
 

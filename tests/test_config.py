@@ -117,6 +117,8 @@ ALIASES = {
     "routed_scaling_factor": (2.5, 2.5),
     "e_score_correction_bias": (True, True),
     "group_score_topn": (1, 1),
+    "per_expert_scale": (True, True),
+    "router_global_scale": (True, True),
     "expert_capacity": (4, 4),
     "hidden_act": ("gelu_pytorch_tanh", "gelu_tanh"),
     "swiglu_alpha": (1.702, 1.702),

@@ -147,7 +147,7 @@ def relabelled(params, order):
         **{
             field: getattr(params, field)[order]
             for field in params._fields
-            if field != "shared" and getattr(params, field) is not None
+            if field not in ("shared", "global_scale") and getattr(params, field) is not None
         }
     )
 

@@ -292,3 +292,12 @@ def test_parameters_of_another_configuration_are_refused():
     arguments["params"] = good()["params"]._replace(selection_bias=more)
     with pytest.raises(ValueError, match=r"^params\.selection_bias: expected None, got an array; "):
         call(arguments)
+
+
+@pytest.mark.parametrize("scale", ["expert_scale", "global_scale"])
+def test_a_scale_that_is_not_finite(scale):
+    config = CASES["scaled_weights"]
+    x, params, _ = make(config, Numerics(backend="numpy"))
+    params = params._replace(**{scale: getattr(params, scale) * np.float32(np.inf)})
+    with pytest.raises(ValueError, match=rf"^params\.{scale}: expected finite values, got infinities or NaN"):
+        refmoe.moe_forward(x, params, config, Numerics(backend="numpy"))

@@ -6,7 +6,15 @@ from cases import config_of, make, same_bits
 
 import refmoe
 from refmoe import Given, Numerics, RoutingConfig
-from refmoe.routing import choice_scores, router_logits, select_topk, topk_weights, topk_weights_backward
+from refmoe.routing import (
+    choice_scores,
+    router_logits,
+    scale_weights,
+    scale_weights_backward,
+    select_topk,
+    topk_weights,
+    topk_weights_backward,
+)
 from refmoe.scores import SCORE_FNS
 from refmoe.selection import given as given_indices
 
@@ -154,6 +162,24 @@ def test_weights_normalised_with_an_epsilon():
     tiny = weights(add | {"norm_eps": 1e-20}, [0.5, 0.25, 0.75])
     assert tiny == [np.float32(2 / 3), np.float32(1 / 3)]
     assert weights(add, [0.0, 0.0, 0.75]) == [0, 0]  # the epsilon is what it is for
+
+
+def test_learned_scales_multiply_the_stored_weights():
+    unscaled, indices = f32([[0.25, 0.75], [1.0, 0.0]]), np.array([[2, 0], [1, -1]])
+    expert, common = f32([0.5, -2, 4]), f32([8])
+    assert scale_weights(unscaled, expert, None, indices, EXACT).tolist() == [[1, 0.375], [-2, 0]]
+    assert scale_weights(unscaled, None, common, indices, EXACT).tolist() == [[2, 6], [8, 0]]
+    assert same_bits(scale_weights(unscaled, expert, common, indices, EXACT), f32([[8, 3], [-16, 0.0]]))
+    G = f32([[1, 2], [3, 5]])
+    back = scale_weights_backward(G, unscaled, expert, common, indices, EXACT, None, None)
+    assert back[0].tolist() == [[32, 8], [-48, 20]]
+    assert back[1].tolist() == [2 * 0.75 * 8, 3 * 8, 0.25 * 8]
+    assert back[2].tolist() == [0.25 * 4 + 2 * 0.75 * 0.5 + 3 * -2]
+    more = scale_weights_backward(G, unscaled, expert, common, indices, EXACT, expert, common)
+    assert more[1].tolist() == [12.5, 22, 6] and more[2].tolist() == [back[2][0] + 8]
+    # three factors, one rounding: 2^-200 on the way is no underflow
+    tiny = scale_weights(f32([[2.0**-100]]), f32([2.0**-100]), f32([2.0**100]), np.array([[0]]), EXACT)
+    assert tiny.tolist() == [[2.0**-100]]
 
 
 def test_normalised_softmax_reads_the_logits():

@@ -116,6 +116,16 @@ KITCHEN_SINK = {
         "experts": {"activation": "relu"},
         "losses": EVERYTHING,
     },
+    "learned scales, dropped": {
+        "routing": {"score_fn": "sigmoid", "normalize": True, "per_expert_scale": True, "global_scale": True},
+        "dispatch": {"capacity": 2, "normalize_after_drop": True, "drop_policy": "probability"},
+        "experts": {"activation": "relu"},
+    },
+    "learned scales, all choices": {
+        "routing": {"scaling_factor": 1.5, "per_expert_scale": True},
+        "dispatch": {"capacity": 2, "drop_policy": "probability"},
+        "experts": {"activation": "relu2", "weight_position": "input"},
+    },
     "every expert": {"top_k": 6, "routing": {"score_fn": "sigmoid", "normalize": True, "norm_eps": 1e-20}},
 }
 

@@ -79,8 +79,7 @@ def layer(row, x):
     params = {name.removeprefix("params."): value for name, value in x.items() if name.startswith("params.")}
     record = LAW.layer_forward(x["x"], params, config, law, given_of(x))
     made = LAW.layer_backward(x["d_y"], x["x"], params, record, config, law, given_of(x), None, x.get("d_logits"))
-    forward = {"y": record["y"], **{name: record["routing"][name] for name in ("topk_indices", "topk_weights")}}
-    return flat(made) | forward | (record["losses"] or {})
+    return flat(made) | record["routing"] | {"y": record["y"]} | (record["losses"] or {})
 
 
 def flat(record, prefix=""):

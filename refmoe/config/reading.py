@@ -21,6 +21,8 @@ HF_NAMES = {
     "norm_topk_eps": "routing.norm_eps",
     "routed_scaling_factor": "routing.scaling_factor",
     "e_score_correction_bias": "routing.selection_bias",
+    "per_expert_scale": "routing.per_expert_scale",
+    "router_global_scale": "routing.global_scale",
     "group_score_topn": "routing.group_score_topn",
     "expert_capacity": "dispatch.capacity",
     "hidden_act": "experts.activation",

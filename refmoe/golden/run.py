@@ -24,7 +24,7 @@ STAGES = {
     "x": "0.3", "d_y": "0.3", "given": "0.4", "params": "7.2",
     "routing.logits": "1.1", "routing.scores": "1.2", "routing.choice_scores": "1.3", "routing.group_scores": "1.3",
     "routing.topk_indices": "1.4", "routing.margin": "1.7", "routing.raw_topk_weights": "1.5",
-    "routing.topk_weights": "1.5", "routing.lse": "1.7", "plan": "2.1",
+    "routing.unscaled_topk_weights": "1.5", "routing.topk_weights": "1.5", "routing.lse": "1.7", "plan": "2.1",
     "experts.x_rows": "2.3", "experts.weighted_x_rows": "3.3", "experts.gate_rows": "3.1", "experts.up_rows": "3.1",
     "experts.hidden_rows": "3.2", "experts.y_rows": "3.1", "routed": "2.4", "shared": "3.4",
     "losses.balance": "4.1", "losses.z": "4.2", "losses.importance": "4.3", "losses.balance_counts": "4.1", "y": "3.5",
@@ -34,6 +34,7 @@ STAGES = {
     "grads.d_weighted_x_rows": "5.4",
     "grads.rows": "5.4", "grads.rows.d_gate_rows": "5.5",
     "grads.rows.d_up_rows": "5.5", "grads.shared": "5.7", "grads.d_x_shared": "5.7", "grads.params": "5.4",
+    "grads.router": "5.3", "grads.params.expert_scale": "5.3", "grads.params.global_scale": "5.3",
     "grads.params.w_router": "5.1", "grads.params.router_bias": "5.1", "grads.params.shared": "5.7",
 }  # fmt: skip
 

@@ -28,15 +28,17 @@ from .rounding import UNIT, exact_sum, rounding_test, sequential_sum
 FLOAT32_STAGES = frozenset(
     """logits scores choice_scores group_scores raw_topk_weights topk_weights selection_bias lse margin
     losses.balance losses.z losses.importance d_losses
-    d_logits d_logits_task d_logits_balance d_logits_importance d_logits_z d_scores d_topk_weights""".split()
+    d_logits d_logits_task d_logits_balance d_logits_importance d_logits_z d_scores d_topk_weights
+    unscaled_topk_weights d_unscaled_topk_weights""".split()
 )
 STORE_STAGES = frozenset(
-    """x w_router router_bias w_gate w_up w_down b_gate b_up b_down w_shared_gate
+    """x w_router router_bias w_gate w_up w_down b_gate b_up b_down w_shared_gate expert_scale global_scale
     x_rows weighted_x_rows gate_rows up_rows hidden_rows y_rows routed shared_gate_logits shared_gate shared y
     d_y d_routed d_y_rows d_hidden_rows d_gate_rows d_up_rows d_weighted_x_rows d_x_rows
     d_shared d_shared_gate d_shared_gate_logits d_x_gate
     d_x d_x_experts d_x_shared d_x_router
-    d_w_router d_router_bias d_w_gate d_w_up d_w_down d_b_gate d_b_up d_b_down d_w_shared_gate""".split()
+    d_w_router d_router_bias d_w_gate d_w_up d_w_down d_b_gate d_b_up d_b_down d_w_shared_gate
+    d_expert_scale d_global_scale""".split()
 )
 FORMAT_OF = dict.fromkeys(sorted(FLOAT32_STAGES), "float32") | dict.fromkeys(sorted(STORE_STAGES), "store")
 

@@ -7,18 +7,24 @@ Only the logits and the scores carry gradient; what is chosen is a constant of t
 
 from .choice import choice_scores, select_topk
 from .logits import router_logits, router_logits_backward
-from .record import RoutingRecord
-from .stage import route
+from .record import RouterGrads, RoutingRecord
+from .scales import scale_weights, scale_weights_backward
+from .stage import route, weigh, weigh_backward
 from .weights import softmax_of_kept, topk_weights, topk_weights_backward
 
 __all__ = [
+    "RouterGrads",
     "RoutingRecord",
     "choice_scores",
     "route",
     "router_logits",
     "router_logits_backward",
+    "scale_weights",
+    "scale_weights_backward",
     "select_topk",
     "softmax_of_kept",
     "topk_weights",
     "topk_weights_backward",
+    "weigh",
+    "weigh_backward",
 ]

@@ -1,4 +1,4 @@
-"""What the router made.   Spec 1.7"""
+"""What the router made, there and back.   Spec 1.7, 5.9"""
 
 from typing import NamedTuple
 
@@ -12,6 +12,13 @@ class RoutingRecord(NamedTuple):
     group_scores: object = None  # (T, G)
     topk_indices: object = None  # (T, K), best first; -1 unused
     raw_topk_weights: object = None  # (T, K), before the drop; only with normalize_after_drop
+    unscaled_topk_weights: object = None  # (T, K), before the learned scales; only with them
     topk_weights: object = None  # (T, K)
     lse: object = None  # (T,), log-sum-exp of the logits; reported, read by nothing
     margin: object = None  # (T,), K-th minus (K+1)-th choice score; reported, read by nothing
+
+
+class RouterGrads(NamedTuple):
+    """Gradients of the router's stages that only some configurations have; None elsewhere."""
+
+    d_unscaled_topk_weights: object = None  # (T, K)

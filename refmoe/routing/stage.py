@@ -1,4 +1,4 @@
-"""The stage: logits to selection.   Spec 1"""
+"""The stages: tokens to selection, selection to weights, and back.   Spec 1, 5.3"""
 
 import numpy as np
 
@@ -7,7 +7,9 @@ from ..refusals import require
 from ..scores import SCORE_FNS
 from .choice import choice_scores, margin, select_topk
 from .logits import router_logits
-from .record import RoutingRecord
+from .record import RouterGrads, RoutingRecord
+from .scales import scale_weights, scale_weights_backward
+from .weights import topk_weights, topk_weights_backward
 
 
 def route(x, params, config, num, given):
@@ -33,6 +35,36 @@ def route(x, params, config, num, given):
         lse=lse,
         margin=margin(ranked, config.top_k, num),
     )
+
+
+def weigh(record, kept, params, config, num):
+    """The weights of the slots that count, and their learned scales.   Spec 1.5
+
+    kept (T, K) bool -> the record with topk_weights; unscaled_topk_weights beside them where they are scaled
+    """
+    weights = topk_weights(record.logits, record.scores, record.topk_indices, kept, config, num)
+    scales = params.expert_scale, params.global_scale
+    if all(scale is None for scale in scales):
+        return record._replace(topk_weights=weights)
+    scaled = scale_weights(weights, *scales, record.topk_indices, num)
+    return record._replace(unscaled_topk_weights=weights, topk_weights=scaled)
+
+
+def weigh_backward(d_topk_weights, record, kept, params, config, num, into):
+    """From the weights to the logits, the scores and the scales.   Spec 5.3
+
+    d_topk_weights (T, K) -> d_logits_task (T, E), d_scores (T, E) or None, RouterGrads, parameter gradients by name
+    """
+    made, grads = RouterGrads(), {}
+    if record.unscaled_topk_weights is not None:
+        saved = record.unscaled_topk_weights, params.expert_scale, params.global_scale, record.topk_indices
+        d_topk_weights, *d_scales = scale_weights_backward(
+            d_topk_weights, *saved, num, into.expert_scale, into.global_scale
+        )
+        made = made._replace(d_unscaled_topk_weights=d_topk_weights)
+        grads = {name: d for name, d in zip(("expert_scale", "global_scale"), d_scales) if d is not None}
+    saved = record.logits, record.scores, record.topk_indices, kept
+    return *topk_weights_backward(d_topk_weights, *saved, config, num), made, grads
 
 
 def _refuse_nonfinite(logits):

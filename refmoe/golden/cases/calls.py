@@ -11,6 +11,7 @@ from ...losses import Losses
 from ...recipes import assemble_params
 
 LAYER_GIVEN = ("token_mask", "sequence_ids", "topk_indices", "logits", "counts_so_far")
+ROUTER_STAGES = ("unscaled_topk_weights",)  # stages of the router that only some configurations have
 
 
 def run(case, num, arrays):
@@ -111,7 +112,7 @@ def layer(config, num, arrays):
     given, x = _given(arrays), arrays["x"]
     record = moe_forward(x, params, config, num, given)
     grads = moe_backward(arrays["d_y"], x, params, record, config, num, given, d_logits=arrays.get("d_logits"))
-    forward = {"topk_indices": record.routing.topk_indices, "topk_weights": record.routing.topk_weights, "y": record.y}
+    forward = {"y": record.y} | _named(record.routing, "topk_indices", "topk_weights", *ROUTER_STAGES)
     return forward | _flat(record.losses or Losses()) | _flat(grads)
 
 

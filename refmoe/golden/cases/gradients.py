@@ -76,36 +76,39 @@ def _differing(value, neutral):
     return out
 
 
-def _layer(comment, flags, config, recipe="bell", profile="exact", store="float32", **given):
+def layer_case(comment, flags, config, recipe="bell", profile="exact", store="float32", **given):
+    """A whole layer there and back, its arrays by recipe but for those given."""
     return Case(comment, flags, "layer", _inputs(MoEConfig.from_dict(config), recipe, **given), config, profile, store)
 
 
 def _combinations():
     base = {"routing": {"normalize": True}}
-    yield _layer("the weight acts on the expert's input", ("WeightOnInput", "SourcesOfX"),
+    yield layer_case("the weight acts on the expert's input", ("WeightOnInput", "SourcesOfX"),
                  sizes(3, 2, 3, 2, **base, experts={"weight_position": "input"}))  # fmt: skip
     for after in (False, True):
         dispatch = {"capacity": 2, "normalize_after_drop": after}
-        yield _layer(
+        yield layer_case(
             f"capacity 2, renormalised after the drop: {after}",
             ("DropRenorm",),
             sizes(3, 2, 3, 2, **base, dispatch=dispatch),
         )
     config = sizes(3, 2, 3, 2, **base)
     logits = f32([[0.5, 1.0, -1.0], [2.0, 0.0, 0.25], [0.0, 0.0, 0.0], [-1.0, -2.0, -3.0]])
-    yield _layer("given logits", ("GivenLogits",), config, logits=logits)
-    yield _layer("an upstream gradient of the logits", ("UpstreamLogits", "SourcesOfLogits"), config, d_logits=logits)
+    yield layer_case("given logits", ("GivenLogits",), config, logits=logits)
+    yield layer_case(
+        "an upstream gradient of the logits", ("UpstreamLogits", "SourcesOfLogits"), config, d_logits=logits
+    )
     replay = ints([[1, 0], [-1, 2], [2, 0], [-1, -1]])
-    yield _layer("replayed indices with unused slots", ("SourcesOfX",), config, topk_indices=replay)
+    yield layer_case("replayed indices with unused slots", ("SourcesOfX",), config, topk_indices=replay)
     exact = sizes(4, 2, 4, 3, **base, experts={"activation": "relu"})
     pairs = f32([[0, -9, 0, -9], [-9, 0, 0, -9], [0, 0, -9, -9], [-9, -9, 0, 0]])  # two equal logits: weights of 1/2
-    yield _layer("small integers throughout", ("ExactClass",), exact, "dyadic", logits=pairs)
+    yield layer_case("small integers throughout", ("ExactClass",), exact, "dyadic", logits=pairs)
     every = {"balance": {"coefficient": 0.01}, "z": {"coefficient": 0.001}}
     shared = {"shared_intermediate_size": 2, "shared_gate": True}
     for store in ("bf16", "fp16"):
         narrow = sizes(3, 2, 3, 2, **base, experts=shared, losses=every)
-        yield _layer(f"stored in {store}", ("NarrowStore",), narrow, "bf16", store=store)
+        yield layer_case(f"stored in {store}", ("NarrowStore",), narrow, "bf16", store=store)
     for store in ("float32", "bf16"):
-        yield _layer(
+        yield layer_case(
             f"chain, stored in {store}", ("Chain",), sizes(3, 2, 3, 2, **base, losses=every), "bf16", "chain", store
         )

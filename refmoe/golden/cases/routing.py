@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from . import router
 from .form import Case, above, f32, ints, sizes
 
 ABOUT = "From the router's logits to the experts of a token and their weights, and back."
@@ -36,7 +37,7 @@ NOTES = {
     "ReluScore": ("relu scores with a slope of 1 at 0, or a softmax of them", "an expert at the edge never leaves it"),
     "EdgeSizes": ("E = 1 or K = E not handled", "out of bounds, or a partition that fails"),
     "Refused": ("bad input accepted", "silent nonsense"),
-}
+} | router.NOTES
 
 
 def cases():
@@ -48,6 +49,7 @@ def cases():
     yield from _backward()
     yield from _refused()
     yield from _relu()
+    yield from router.cases()
 
 
 def _relu():
