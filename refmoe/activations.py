@@ -15,35 +15,34 @@ ACTIVATIONS = {
 
 
 def gated(gate, up, experts, num):
-    """hidden = act(min(gate, L)) (clip(up, -L, L) + offset); no limit L: no clamp.   Spec 3.2
+    """hidden = a u:  a = act(min(gate, L)), or min(act(gate), L);  u = clip(up, -L, L) + offset.   Spec 3.2
 
-    gate (N, F), up (N, F) -> hidden (N, F)
+    gate (N, F), up (N, F) -> hidden (N, F). No limit L: no clamp. Soft caps c: silu is c tanh(g / c) sigmoid(alpha g),
+    and up becomes c tanh(up / c).
     """
-    act, _ = ACTIVATIONS[experts.activation]
 
     def formula(m, gate, up):
-        g, u = _clamped(m, gate, up, experts)
-        return act(m, g, experts.alpha) * u
+        return _gate_part(m, gate, experts) * _up_part(m, up, experts)
 
     return num.evaluate("hidden_rows", formula, gate, up)
 
 
 def gated_backward(d_hidden, gate, up, experts, num):
-    """d_gate = d_hidden u act'(g) [gate <= L];  d_up = d_hidden act(g) [-L <= up <= L].   Spec 5.5
+    """d_gate = d_hidden u da/dgate;  d_up = d_hidden a du/dup.   Spec 5.5
 
-    d_hidden (N, F), gate (N, F), up (N, F) -> d_gate (N, F), d_up (N, F). The clamp passes the gradient at its limits.
+    d_hidden (N, F), gate (N, F), up (N, F) -> d_gate (N, F), d_up (N, F). A clamp passes the gradient at its limits.
     """
-    act, slope = ACTIVATIONS[experts.activation]
 
     def d_gate(m, d_hidden, gate, up):
-        # hidden = act(g) * u,   g = min(gate, L)
-        g, u = _clamped(m, gate, up, experts)
-        return _where_inside(m, m.real(gate), None, experts.limit, d_hidden * u * slope(m, g, experts.alpha))
+        # hidden = a * u,   a = act(min(gate, L)) or min(act(gate), L)
+        return _inside_gate(m, gate, d_hidden * _up_part(m, up, experts) * _gate_slope(m, gate, experts), experts)
 
     def d_up(m, d_hidden, gate, up):
-        # hidden = act(g) * u,   u = clip(up, -L, L) + offset
-        g, _ = _clamped(m, gate, up, experts)
-        return _where_inside(m, m.real(up), experts.limit, experts.limit, d_hidden * act(m, g, experts.alpha))
+        # hidden = a * u,   u = clip(up, -L, L) + offset, soft-capped before the offset
+        value = d_hidden * _gate_part(m, gate, experts)
+        if experts.up_softcap is not None:
+            value = value * m.softcap_derivative(_clipped(m, up, experts), experts.up_softcap)
+        return _where_inside(m, m.real(up), experts.limit, experts.limit, value)
 
     saved = d_hidden, gate, up
     return num.evaluate("d_gate_rows", d_gate, *saved), num.evaluate("d_up_rows", d_up, *saved)
@@ -67,12 +66,54 @@ def plain_backward(d_hidden, up, experts, num):
     return num.evaluate("d_up_rows", lambda m, d, u: d * slope(m, u, experts.alpha), d_hidden, up)
 
 
-def _clamped(m, gate, up, experts):
-    """g = min(gate, L), u = clip(up, -L, L) + offset, each left alone where it is neutral."""
-    g, u = gate, up
-    if experts.limit is not None:
-        g, u = m.minimum(gate, experts.limit), m.clip(up, -experts.limit, experts.limit)
-    return g, u + experts.linear_offset if experts.linear_offset else u
+def _act(m, g, experts):
+    """The activation, or silu with a soft cap on its linear factor."""
+    if experts.gate_softcap is not None:
+        return m.silu_softcapped(g, experts.alpha, experts.gate_softcap)
+    return ACTIVATIONS[experts.activation][0](m, g, experts.alpha)
+
+
+def _slope(m, g, experts):
+    if experts.gate_softcap is not None:
+        return m.silu_softcapped_derivative(g, experts.alpha, experts.gate_softcap)
+    return ACTIVATIONS[experts.activation][1](m, g, experts.alpha)
+
+
+def _before(m, gate, experts):
+    """min(gate, L) where the limit stands before the activation."""
+    before = experts.limit is not None and experts.limit_position == "pre"
+    return m.minimum(gate, experts.limit) if before else gate
+
+
+def _gate_part(m, gate, experts):
+    """a = act(min(gate, L)), or min(act(gate), L)."""
+    a = _act(m, _before(m, gate, experts), experts)
+    after = experts.limit is not None and experts.limit_position == "post"
+    return m.choose(a, experts.limit, a, experts.limit) if after else a
+
+
+def _gate_slope(m, gate, experts):
+    """act' where it is taken; what lies beyond a limit is left out by `_inside_gate`."""
+    return _slope(m, _before(m, gate, experts), experts)
+
+
+def _inside_gate(m, gate, value, experts):
+    """value where the limit lets it pass: gate <= L, or act(gate) <= L."""
+    if experts.limit is not None and experts.limit_position == "post":
+        return value * m.choose(_act(m, gate, experts), experts.limit, 1, 0)
+    return _where_inside(m, m.real(gate), None, experts.limit, value)
+
+
+def _clipped(m, up, experts):
+    return up if experts.limit is None else m.clip(up, -experts.limit, experts.limit)
+
+
+def _up_part(m, up, experts):
+    """u = clip(up, -L, L), soft-capped, + offset; each left alone where it is neutral."""
+    u = _clipped(m, up, experts)
+    if experts.up_softcap is not None:
+        u = m.softcap(u, experts.up_softcap)
+    return u + experts.linear_offset if experts.linear_offset else u
 
 
 def _where_inside(m, real, below, above, value):

@@ -106,6 +106,7 @@ CASES = {
         experts={
             "weight_position": "input",
             "shared_intermediate_size": 4,
+            "shared_activation": "gelu_tanh",
             "biases": True,
             "shared_gate": True,
             "alpha": 1.702,
@@ -113,7 +114,9 @@ CASES = {
             "linear_offset": 1.0,
         },
     ),
-    "plain_shared": config_of(experts={"gated": False, "activation": "gelu", "shared_intermediate_size": 4}),
+    "plain_shared": config_of(
+        experts={"gated": False, "activation": "gelu", "shared_intermediate_size": 4, "shared_activation": "relu"}
+    ),
     "top_1": config_of(routing={"normalize": True}, top_k=1),
     "top_all": config_of(
         routing={"normalize": True, "num_groups": 3, "top_groups": 3}, losses=losses_of({}, 0.2), top_k=6
@@ -129,6 +132,37 @@ CASES = {
             "selection_bias": True,
         },
         top_k=2,
+    ),
+    "limit_after": config_of(
+        routing={"score_fn": "sigmoid", "normalize": True},
+        experts={
+            "limit": 0.1,
+            "limit_position": "post",
+            "linear_offset": 0.5,
+            "shared_intermediate_size": 4,
+            "shared_limit": 0.3,
+            "shared_activation": "gelu",
+        },
+    ),
+    "soft_caps": config_of(
+        routing={"normalize": True},
+        experts={
+            "gate_softcap": 0.5,
+            "up_softcap": 0.75,
+            "alpha": 1.702,
+            "shared_intermediate_size": 4,
+            "shared_activation": "silu",
+        },
+    ),
+    "shared_unclamped": config_of(
+        experts={
+            "limit": 0.1,
+            "biases": True,
+            "shared_intermediate_size": 4,
+            "shared_clamped": False,
+            "shared_activation": "relu2",
+            "shared_gate": True,
+        },
     ),
     "one_expert": config_of(num_experts=1, top_k=1, routing={"score_fn": "sigmoid"}, losses=losses_of({}, 0.2)),
 }

@@ -30,6 +30,12 @@ SMALL = {
         experts={"alpha": 1.7, "biases": True},
     ),
     "clamped": config_of(**_TINY, routing={"normalize": True}, experts={"limit": 0.1, "linear_offset": 1.0}),
+    "limit_after": config_of(
+        **_TINY,
+        routing={"normalize": True},
+        experts={"limit": 0.03, "limit_position": "post", "shared_intermediate_size": 2, "shared_clamped": False},
+    ),
+    "soft_caps": config_of(**_TINY, experts={"gate_softcap": 0.5, "up_softcap": 0.4, "alpha": 1.7}),
     "gelu": config_of(**_TINY, routing={"score_fn": "sigmoid", "scaling_factor": 1.5}, experts={"activation": "gelu"}),
     "gelu_tanh": config_of(**_TINY, experts={"activation": "gelu_tanh"}),
     "relu": config_of(**_TINY, experts={"activation": "relu", "gated": False}),

@@ -69,17 +69,36 @@ def _dispatch(rng):
 def _experts(rng):
     gated, activation = rng.random() < 0.7, rng.choice(["silu", "gelu", "gelu_tanh", "relu", "relu2"])
     shared = rng.choice([0, 0, 3, 5])
-    return {
-        "gated": gated,
-        "activation": activation,
-        "alpha": rng.choice([1.0, 1.702]) if activation == "silu" else 1.0,
-        "limit": rng.choice([None, 0.2, 7.0]) if gated else None,
-        "linear_offset": rng.choice([0.0, 1.0]) if gated else 0.0,
-        "biases": rng.random() < 0.4,
-        "weight_position": rng.choice(["output", "output", "input"]),
-        "shared_intermediate_size": shared,
-        "shared_gate": shared > 0 and rng.random() < 0.5,
-    }
+    return (
+        _limits(rng, gated, activation)
+        | _shared(rng, gated, shared)
+        | {
+            "gated": gated,
+            "activation": activation,
+            "alpha": rng.choice([1.0, 1.702]) if activation == "silu" else 1.0,
+            "linear_offset": rng.choice([0.0, 1.0]) if gated else 0.0,
+            "biases": rng.random() < 0.4,
+            "weight_position": rng.choice(["output", "output", "input"]),
+            "shared_intermediate_size": shared,
+            "shared_gate": shared > 0 and rng.random() < 0.5,
+        }
+    )
+
+
+def _limits(rng, gated, activation):
+    if not gated:
+        return {}
+    if activation == "silu" and rng.random() < 0.2:
+        return {"gate_softcap": rng.choice([None, 0.5, 4.0]), "up_softcap": rng.choice([0.75, 25.0])}
+    return {"limit": rng.choice([None, 0.2, 7.0]), "limit_position": rng.choice(["pre", "post"])}
+
+
+def _shared(rng, gated, shared):
+    if shared == 0 or rng.random() < 0.6:
+        return {}
+    if gated and rng.random() < 0.5:
+        return {"shared_limit": rng.choice([0.1, 3.0])}
+    return {"shared_clamped": False, "shared_activation": rng.choice(["silu", "relu", "gelu_tanh"])}
 
 
 def _losses(rng, E):

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from refmoe.numerics import bounded
+from refmoe.numerics.arithmetic import PreciseArithmetic
 from refmoe.numerics.bounded import Bounded, BoundedArithmetic
 from refmoe.numerics.contract import _bound
+from refmoe.numerics.precise import PrecisionNeeded
 from refmoe.numerics.rounding import _SLACK, UNIT
 
 M = BoundedArithmetic()
@@ -138,6 +140,39 @@ def test_the_bound_of_a_contraction_covers_any_order(terms):
             gamma = (terms - 1) * Fraction(UNIT) / (1 - (terms - 1) * Fraction(UNIT))
             assert gamma * size <= Fraction(float(bound[i, j]))
     assert bound[0, 0] <= 4.5 * terms * UNIT * float(a[0] @ a[0])
+
+
+def test_a_choice_is_made_only_where_the_bound_lies_outside():
+    """choose(x, 1, a, b): a at or below 1, b above, nothing known where 1 lies within the error of x."""
+    x = Bounded(np.array([1.0, 1.0 + 2.0**-52, 1.0, 1.0 + 2.0**-30, 0.5, 3.0]), np.array([0, 0, 1e-20, 1e-9, 0.4, 1.9]))
+    made = M.choose(x, 1.0, Bounded(np.full(6, 5.0)), 7)
+    assert made.v.tolist() == [5, 7, 5, 7, 5, 7]
+    assert np.isfinite(made.e).tolist() == [True, True, False, False, True, True]
+
+
+def test_a_choice_among_intervals_waits_for_enough_bits():
+    m = PreciseArithmetic(40)
+    sigmoid = m.sigmoid(m.array(np.array([0.0, 1e-30, -1e-30, 2.0, 1e-3])))
+    assert [v.lo for v in m.choose(sigmoid[[0, 1, 2, 3]], 0.5, 1, 0)] == [1, 0, 1, 0]
+    near = float(np.float64(1 / (1 + np.exp(-1e-3))))
+    with pytest.raises(PrecisionNeeded):
+        m.choose(sigmoid[4:], near, 1, 0)
+    more = PreciseArithmetic(200)
+    truth = 1 / (1 + mpmath.exp(-mpmath.mpf(1e-3))) > mpmath.mpf(near)
+    assert [v.lo for v in more.choose(more.sigmoid(more.array(np.array([1e-3]))), near, 0, 1)] == [int(truth)]
+
+
+COMPOSED = {
+    "softcap": (M.softcap, lambda t: 4 * mpmath.tanh(t / 4)),
+    "softcap_derivative": (M.softcap_derivative, lambda t: 1 - mpmath.tanh(t / 4) ** 2),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_soft_caps_stay_within_their_bounds(name):
+    reading, truth = COMPOSED[name]
+    x = draw((-30, 30), 3)
+    assert ratios(reading(Bounded(x, 0.0), 4.0), [truth(mpmath.mpf(float(v))) for v in x]).max() <= _SLACK
 
 
 CUTS = {  # a part of the bounds that is taken away, and the reading that must then be seen to lie

@@ -36,7 +36,7 @@ ALSO_NEUTRAL = {
     "dispatch.capacity_scope": [{"dispatch": {"capacity_scope": "sequence"}}],
     "dispatch.drop_policy": [{"dispatch": {"drop_policy": "probability"}}],
     "dispatch.slot_order": [{"dispatch": {"slot_order": "token_major"}}],
-    "experts.limit": [{"experts": {"limit": 1e30}}],
+    "experts.limit": [{"experts": {"limit": 1e30}}, {"experts": {"limit": 1e30, "limit_position": "post"}}],
     "losses.balance": [{"losses": {"balance": {}}}, {"losses": {"balance": {"coefficient": 0.0, "probs": "sigmoid"}}}],
     "losses.z": [{"losses": {"z": {}}}],
     "losses.importance": [{"losses": {"importance": {"gates": "topk", "eps": 0.5}}}],
@@ -123,6 +123,10 @@ ALIASES = {
     "hidden_act": ("gelu_pytorch_tanh", "gelu_tanh"),
     "swiglu_alpha": (1.702, 1.702),
     "swiglu_limit": (7, 7.0),
+    "swiglu_limit_position": ("post", "post"),
+    "gate_softcap": (4, 4.0),
+    "up_softcap": (25, 25.0),
+    "shared_act": ("gelu_pytorch_tanh", "gelu_tanh"),
     "glu_linear_offset": (1, 1.0),
     "expert_bias": (True, True),
     "gated": (False, False),
@@ -132,6 +136,7 @@ ALIASES = {
 }
 COMPANIONS = {
     "norm_topk_eps": {"norm_topk_prob": True},
+    "shared_act": {"shared_expert_intermediate_size": 4},
     "n_group": {"topk_group": 2},
     "topk_group": {"n_group": 3},
     "shared_expert_gate": {"shared_expert_intermediate_size": 9},
@@ -216,6 +221,40 @@ REFUSALS = [
     (
         {"experts": {"gated": False, "linear_offset": 1.0}},
         "experts.limit: expected no limit and no linear_offset without gated",
+    ),
+    (
+        {"experts": {"gated": False, "up_softcap": 4.0}},
+        "experts.gate_softcap: expected no soft caps without gated, got (None, 4.0)",
+    ),
+    ({"experts": {"gate_softcap": 0.0}}, "experts.gate_softcap: expected a positive number, got 0.0"),
+    ({"experts": {"up_softcap": 0.0}}, "experts.up_softcap: expected a positive number, got 0.0"),
+    (
+        {"experts": {"activation": "gelu", "gate_softcap": 4.0}},
+        "experts.gate_softcap: expected None unless the activation is silu, got 4.0",
+    ),
+    (
+        {"experts": {"limit": 7.0, "up_softcap": 4.0}},
+        "experts.limit: expected None with a soft cap, which bounds the same, got 7.0",
+    ),
+    (
+        {"experts": {"shared_activation": "gelu"}},
+        "experts.shared_activation: expected no choice for a shared expert without one",
+    ),
+    (
+        {"experts": {"shared_clamped": False}},
+        "experts.shared_activation: expected no choice for a shared expert without one",
+    ),
+    (
+        {"experts": {"shared_intermediate_size": 3, "shared_limit": 7.0, "shared_clamped": False}},
+        "experts.shared_limit: expected None without gated, or with shared_clamped=False, got 7.0",
+    ),
+    (
+        {"experts": {"shared_intermediate_size": 3, "gate_softcap": 7.0, "shared_activation": "relu"}},
+        "experts.shared_activation: expected silu with gate_softcap, got 'relu'",
+    ),
+    (
+        {"experts": {"shared_intermediate_size": 3, "gate_softcap": 7.0, "shared_limit": 1.0}},
+        "experts.shared_limit: expected None with a soft cap, got 1.0",
     ),
     ({"experts": {"shared_gate": True}}, "experts.shared_gate: expected False without a shared expert, got True"),
     ({"experts": {"limit": -7.0}}, "limit: expected at least 0.0, got -7.0"),

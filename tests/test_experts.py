@@ -76,6 +76,55 @@ def test_alpha_limit_and_offset():
     assert d_gate[0, 4] == 2  # 1/2 (3 + 1)
 
 
+def test_a_limit_after_the_activation():
+    """Step-3.7: min(silu(g), L) clip(u, -L, L); silu(1.2784...) = 1 is inside, a little more is not."""
+    experts = ExpertsConfig(activation="relu2", limit=4.0, limit_position="post")
+    gate, up = f32([[2, 3, -5, 1, 2]]), f32([[5, 1, 2, -9, -4]])
+    assert gated(gate, up, experts, EXACT).tolist() == [[16, 4, 0, -4, -16]]
+    d_gate, d_up = gated_backward(np.ones_like(gate), gate, up, experts, EXACT)
+    # at relu2(2) = 4, the limit, the gradient passes; up passes within its limits
+    assert d_gate.tolist() == [[16, 0, 0, -8, -16]] and d_up.tolist() == [[0, 4, 0, 0, 4]]
+
+
+def test_a_limit_after_silu_is_compared_exactly():
+    """The float32 gates about the point where silu is 1/4: one clamped, one not, whatever silu rounds to."""
+    limit = 0.25
+    experts = ExpertsConfig(limit=limit, limit_position="post")
+    gate = f32([0.415])
+    while float(gate[0]) / (1 + np.exp(-float(gate[0]))) <= limit:
+        gate = np.nextafter(gate, f32([1]))
+    pair = f32([[np.nextafter(gate[0], np.float32(0)), gate[0]]])
+    one = np.ones_like(pair)
+    d_gate, _ = gated_backward(one, pair, one * 0.125, experts, EXACT)
+    assert d_gate[0, 0] > 0 and d_gate[0, 1] == 0
+    assert gated(pair, one * 0.125, experts, EXACT)[0, 1] == 0.25 * 0.125
+
+
+def test_soft_caps():
+    """c tanh(g / c) sigmoid(g) times c' tanh(u / c'); far out the parts are c and c'."""
+    experts = ExpertsConfig(gate_softcap=4.0, up_softcap=25.0)
+    gate, up = f32([[1, -2, 1e30, 0, -1e30]]), f32([[30, 1, 1e30, 5, 7]])
+    want = [4 * np.tanh(0.25) / (1 + np.exp(-1)) * 25 * np.tanh(1.2)]
+    want += [4 * np.tanh(-0.5) / (1 + np.exp(2)) * 25 * np.tanh(0.04), 100, 0, 0]
+    np.testing.assert_allclose(gated(gate, up, experts, EXACT)[0], want, rtol=2.0**-23)
+    d_gate, d_up = gated_backward(np.ones_like(gate), gate, up, experts, EXACT)
+    assert d_gate[0, 2] == 0 and d_up[0, 2] == 0 and d_gate[0, 4] == 0
+    assert d_gate[0, 3] == np.float32(25 * np.tanh(0.2) / 2)  # silu'(0) = 1/2 with or without the cap
+    slope = (1 - np.tanh(1.2) ** 2) * 4 * np.tanh(0.25) / (1 + np.exp(-1))
+    np.testing.assert_allclose(d_up[0, 0], slope, rtol=2.0**-23)
+
+
+def test_the_shared_expert_may_have_its_own_activation_and_limit():
+    routed = ExpertsConfig(limit=7.0, shared_intermediate_size=1, shared_limit=16.0, shared_activation="relu")
+    assert (routed.of_shared().limit, routed.of_shared().activation) == (16.0, "relu")
+    unclamped = ExpertsConfig(limit=10.0, shared_intermediate_size=1, shared_clamped=False)
+    assert unclamped.of_shared().limit is None and unclamped.of_shared().activation == "silu"
+    record = shared_expert(f32([[9, 9]]), SHARED, ExpertsConfig(
+        activation="relu", limit=2.0, shared_intermediate_size=1, shared_limit=4.0
+    ), EXACT)  # fmt: skip
+    assert record.hidden_rows.tolist() == [[16]]
+
+
 def test_not_a_number_passes_through_clamps_and_relu():
     experts = ExpertsConfig(activation="relu", limit=1.0)
     nan, one = f32([[np.nan]]), f32([[1]])

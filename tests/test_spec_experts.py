@@ -5,7 +5,21 @@ import re
 
 import numpy as np
 import pytest
-from law_bridge import LAW, SPEC, STORES, agree, config_of, edge_values, hard_logits, policy, to_law, wild
+from law_bridge import (
+    LAW,
+    PROFILES,
+    SPEC,
+    STORES,
+    agree,
+    config_of,
+    edge_values,
+    hard_logits,
+    policy,
+    tame,
+    to_law,
+    wild,
+)
+from test_spec_layers import SEQUENCES, T, run_both
 
 import refmoe
 from refmoe import activations, losses, routing, scores
@@ -20,6 +34,16 @@ FORMS = [
     {"alpha": 0.25},
     {"gated": False},
 ]
+AFTER = {"limit": 3.0, "limit_position": "post"}
+CAPPED = [
+    {"gate_softcap": 4.0, "up_softcap": 25.0},
+    {"gate_softcap": 1.0 + 2.0**-24, "up_softcap": 0.7, "alpha": 1.702, "linear_offset": -0.5},
+]
+FORMS_OF = (
+    [(name, form) for name in activations.ACTIVATIONS for form in (*FORMS, AFTER)]
+    + [("silu", form) for form in (*CAPPED, {**AFTER, "limit": 0.0, "linear_offset": 1.0})]
+    + [("relu2", {"up_softcap": 25.0})]
+)
 
 
 def activation_arguments(store):
@@ -37,8 +61,7 @@ def activation_arguments(store):
 
 
 @pytest.mark.parametrize("store", STORES)
-@pytest.mark.parametrize("form", FORMS, ids=json.dumps)
-@pytest.mark.parametrize("activation", activations.ACTIVATIONS)
+@pytest.mark.parametrize(("activation", "form"), FORMS_OF, ids=lambda v: v if isinstance(v, str) else json.dumps(v))
 def test_activations(activation, form, store):
     if activation != "silu" and "alpha" in form:
         form = {name: value for name, value in form.items() if name != "alpha"}
@@ -56,6 +79,43 @@ def test_activations(activation, form, store):
     made_gate, made_up = activations.gated_backward(d, g, u, config.experts, num)
     agree([LAW.stored(store, LAW.d_gate(*row, experts)) for row in rows], made_gate, "d_gate")
     agree(d_up, made_up, "d_up")
+
+
+# --- whole layers ----------------------------------------------------------------------------------------------------
+
+LAYERS = {
+    "clamped after the activation, the shared expert otherwise": {
+        "routing": {"score_fn": "sigmoid", "normalize": True},
+        "experts": {
+            "limit": 0.05,
+            "limit_position": "post",
+            "shared_intermediate_size": 2,
+            "shared_limit": 0.2,
+            "shared_activation": "gelu_tanh",
+        },
+    },
+    "soft caps": {
+        "routing": {"score_fn": "sigmoid"},
+        "experts": {
+            "gate_softcap": 0.5,
+            "up_softcap": 0.75,
+            "alpha": 1.702,
+            "linear_offset": 1.0,
+            "shared_intermediate_size": 2,
+        },
+    },
+    "limits of the routed experts alone": {
+        "experts": {"limit": 0.05, "shared_intermediate_size": 2, "shared_clamped": False, "shared_activation": "relu"},
+    },
+}
+
+
+@pytest.mark.parametrize(("profile", "store"), PROFILES)
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers(name, profile, store):
+    config = config_of(**LAYERS[name])
+    x, d_y = (tame(store, (T, config.hidden_size), seed) for seed in (3, 4))
+    run_both(config, profile, store, x, d_y, refmoe.init_params(config, seed=2), SEQUENCES)
 
 
 # --- 4: losses -------------------------------------------------------------------------------------------------------

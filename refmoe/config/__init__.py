@@ -65,14 +65,27 @@ class ExpertsConfig(Section):
     # of the gate, or of the only projection
     activation: str = field(default="silu", metadata=one_of("silu", "gelu", "gelu_tanh", "relu", "relu2"))
     alpha: float = field(default=1.0, metadata=FLOAT)  # silu(g) = g * sigmoid(alpha * g)
-    limit: float | None = field(
-        default=None, metadata=WEIGHT
-    )  # gate clamped above, up on both sides, before the activation
+    limit: float | None = field(default=None, metadata=WEIGHT)  # gate clamped above, up on both sides
+    # is the gate clamped before its activation, or the activation after it
+    limit_position: str = field(default="pre", metadata=one_of("pre", "post"))
+    gate_softcap: float | None = field(default=None, metadata=WEIGHT)  # c: silu(g) becomes c tanh(g / c) sigmoid(g)
+    up_softcap: float | None = field(default=None, metadata=WEIGHT)  # c: up becomes c tanh(up / c), before the offset
     linear_offset: float = field(default=0.0, metadata=FLOAT)  # added to the clamped up
     biases: bool = False  # of all three linear maps of the routed experts
     weight_position: str = field(default="output", metadata=one_of("output", "input"))  # what the weight multiplies
     shared_intermediate_size: int = field(default=0, metadata=COUNT)  # 0: no shared expert
     shared_gate: bool = False  # sigmoid(x . w_shared_gate) times the shared expert
+    # of the shared expert; None: as the routed experts
+    shared_activation: str | None = field(default=None, metadata=one_of("silu", "gelu", "gelu_tanh", "relu", "relu2"))
+    shared_limit: float | None = field(default=None, metadata=WEIGHT)  # of the shared expert; None: as the routed ones
+    shared_clamped: bool = True  # False: no limit on the shared expert
+
+    def of_shared(self):
+        """The section as the shared expert reads it: its own activation and limit in their places."""
+        limit = self.limit if self.shared_limit is None else self.shared_limit
+        activation = self.shared_activation or self.activation
+        own = {"limit": limit if self.shared_clamped else None, "activation": activation}
+        return dataclasses.replace(self, **own, weight_position="output")
 
 
 @dataclass(frozen=True, kw_only=True)

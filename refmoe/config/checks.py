@@ -112,15 +112,41 @@ def _dispatch(config):
 
 def _experts(config):
     x = config.experts
+    yield from _gates(x)
     yield x.alpha > 0, "experts.alpha", "a positive number", x.alpha, "turn the gate's sign in its weights instead"
     ok = x.alpha == 1.0 or x.activation == "silu"
     yield ok, "experts.alpha", "1.0 unless the activation is silu", x.alpha, "set activation='silu' or alpha=1.0"
     clamped = x.limit, x.linear_offset
     ok = x.gated or clamped == (None, 0.0)
     yield ok, "experts.limit", "no limit and no linear_offset without gated", clamped, "set gated=True"
+    yield from _shared(x)
     ok = x.shared_intermediate_size > 0 or not x.shared_gate
     fix = "set shared_intermediate_size"
     yield ok, "experts.shared_gate", "False without a shared expert", x.shared_gate, fix
+
+
+def _gates(x):
+    caps = x.gate_softcap, x.up_softcap
+    fix = "set gated=True"
+    yield x.gated or caps == (None, None), "experts.gate_softcap", "no soft caps without gated", caps, fix
+    for name, cap in zip(("gate_softcap", "up_softcap"), caps, strict=True):
+        yield cap is None or cap > 0, f"experts.{name}", "a positive number", cap, "leave it out for no cap"
+    ok, fix = caps[0] is None or x.activation == "silu", "set activation='silu'"
+    yield ok, "experts.gate_softcap", "None unless the activation is silu", caps[0], fix
+    ok = caps == (None, None) or x.limit is None
+    yield ok, "experts.limit", "None with a soft cap, which bounds the same", x.limit, "choose one of the two"
+
+
+def _shared(x):
+    own, fix = (x.shared_activation, x.shared_limit), "set shared_intermediate_size"
+    ok = x.shared_intermediate_size > 0 or (own == (None, None) and x.shared_clamped)
+    yield ok, "experts.shared_activation", "no choice for a shared expert without one", own, fix
+    ok, fix = x.shared_limit is None or (x.gated and x.shared_clamped), "drop one of the two"
+    yield ok, "experts.shared_limit", "None without gated, or with shared_clamped=False", x.shared_limit, fix
+    ok, fix = x.shared_activation in (None, "silu") or x.gate_softcap is None, "leave shared_activation out"
+    yield ok, "experts.shared_activation", "silu with gate_softcap", x.shared_activation, fix
+    ok = x.shared_limit is None or (x.gate_softcap, x.up_softcap) == (None, None)
+    yield ok, "experts.shared_limit", "None with a soft cap", x.shared_limit, "choose one of the two"
 
 
 def _losses(config):

@@ -28,7 +28,11 @@ HF_NAMES = {
     "hidden_act": "experts.activation",
     "swiglu_alpha": "experts.alpha",
     "swiglu_limit": "experts.limit",
+    "swiglu_limit_position": "experts.limit_position",
     "glu_linear_offset": "experts.linear_offset",
+    "gate_softcap": "experts.gate_softcap",
+    "up_softcap": "experts.up_softcap",
+    "shared_act": "experts.shared_activation",
     "expert_bias": "experts.biases",
     "gated": "experts.gated",
     "shared_expert_intermediate_size": "experts.shared_intermediate_size",
@@ -38,6 +42,7 @@ HF_NAMES = {
 _HF_VALUES = {
     "scoring_func": {"sqrtsoftplus": "sqrt_softplus"},
     "hidden_act": {"gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"},
+    "shared_act": {"gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"},
 }
 
 

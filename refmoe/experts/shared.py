@@ -11,7 +11,7 @@ def shared_expert(x, params, experts, num):
 
     x (T, D), params SharedParams -> SharedRecord
     """
-    gate, up, hidden, y = expert_ffn(x, params, _one_group(x), experts, num)
+    gate, up, hidden, y = expert_ffn(x, params, _one_group(x), experts.of_shared(), num)
     if not experts.shared_gate:
         return SharedRecord(gate, up, hidden, y, None, None, y)
     logits = num.contract("shared_gate_logits", x, params.w_shared_gate)
@@ -36,7 +36,7 @@ def shared_expert_backward(d_shared, x, params, record, experts, num, into):
     else:
         d_y, d_gate, d_logits, d_x_gate = d_shared, None, None, None
     saved = x, record.gate_rows, record.up_rows, record.hidden_rows
-    rows, grads = expert_ffn_backward(d_y, *saved, params, _one_group(x), experts, num, into)
+    rows, grads = expert_ffn_backward(d_y, *saved, params, _one_group(x), experts.of_shared(), num, into)
     if experts.shared_gate:
         grads["w_shared_gate"] = num.contract_backward_w("d_w_shared_gate", d_logits, x, acc=into.w_shared_gate)
     d_x = rows.d_x_rows if d_x_gate is None else num.sum("d_x_shared", [rows.d_x_rows, d_x_gate])

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import elementary
 from .beyond import Beyond
-from .precise import Precise
+from .precise import Precise, exceeds
 
 
 class Arithmetic:
@@ -17,6 +17,10 @@ class Arithmetic:
     def minimum(self, x, bound):
         """min(x, bound); NaN stays NaN."""
         return self.where(self.real(x) > bound, bound, x)
+
+    def choose(self, x, bound, at_most, beyond):
+        """at_most where x <= bound or is NaN, else beyond: x is any value of a formula, compared exactly."""
+        return self.where(self.real(x) > bound, beyond, at_most)
 
     def clip(self, x, low, high):
         return self.where(self.real(x) < low, low, self.minimum(x, high))
@@ -75,6 +79,24 @@ class Arithmetic:
 
     def _silu_slope(self, t):
         return self.sigmoid(t) * (1 + t * self.sigmoid(-t))
+
+    def softcap(self, x, cap):
+        """cap tanh(x / cap)."""
+        return self.tanh(x / cap) * cap
+
+    def softcap_derivative(self, x, cap):
+        """1 - tanh(v)^2 = 4 sigmoid(2v) sigmoid(-2v), v = x / cap: nothing cancels."""
+        twice = x / cap * 2
+        return self.sigmoid(twice) * self.sigmoid(-twice) * 4
+
+    def silu_softcapped(self, x, alpha, cap):
+        """cap tanh(x / cap) sigmoid(alpha x)."""
+        return self.softcap(x, cap) * self.sigmoid(x * alpha)
+
+    def silu_softcapped_derivative(self, x, alpha, cap):
+        """s (softcap'(x) + alpha softcap(x) (1 - s)), s = sigmoid(alpha x) and 1 - s = sigmoid(-alpha x)."""
+        slope = self.softcap_derivative(x, cap) + self.softcap(x, cap) * alpha * self.sigmoid(-x * alpha)
+        return self.sigmoid(x * alpha) * slope
 
     def normal_cdf(self, x):
         """Phi(x) = erfc(-x / sqrt 2) / 2."""
@@ -204,6 +226,9 @@ class PreciseArithmetic(Arithmetic, Precise):
 
     def where(self, mask, a, b):
         return np.where(np.asarray(mask, bool), self._objects(a), self._objects(b))
+
+    def choose(self, x, bound, at_most, beyond):
+        return self.where(np.frompyfunc(lambda t: exceeds(t, bound), 1, 1)(x), beyond, at_most)
 
     def _objects(self, x):
         return x if isinstance(x, np.ndarray) else np.array(x if hasattr(x, "lo") else self.constant(x), object)

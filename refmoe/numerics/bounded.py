@@ -107,6 +107,12 @@ class BoundedArithmetic(Arithmetic):
         bits = max(a.bits, b.bits) if a.bits and b.bits else None
         return Bounded(np.where(mask, a.v, b.v), np.where(mask, a.e, b.e), bits)
 
+    def choose(self, x, bound, at_most, beyond):
+        """Where the bound lies within the error of x nothing is known."""
+        picked = self.where(x.v > bound, beyond, at_most)
+        unknown = (np.asarray(x.e) > 0) & (np.abs(x.v - bound) <= 1.001 * x.e)
+        return Bounded(picked.v, np.where(unknown, np.inf, picked.e), picked.bits if not np.any(x.e) else None)
+
     def sum(self, x, axis=-1, keepdims=False):
         v = np.sum(x.v, axis=axis, keepdims=keepdims)
         size = np.sum(np.abs(x.v), axis=axis, keepdims=keepdims)

@@ -181,6 +181,16 @@ def _larger(a, b):
     raise PrecisionNeeded("maximum of overlapping intervals")
 
 
+def exceeds(x, bound):
+    """x > bound for a finite float: an open interval that begins at the bound lies beyond it."""
+    if x.exact:
+        return x.lo > bound
+    limit = as_fraction(bound)
+    if x.lo >= limit or x.hi <= limit:
+        return bool(x.lo >= limit)
+    raise PrecisionNeeded(f"{x!r} against {bound}")
+
+
 def _objects(function, count=1):
     return np.frompyfunc(function, count, 1)
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from .form import Case, Recipe, above, f32, ints, sizes
+from .gradients import _layer as layer_case
 
 ABOUT = "What an expert computes on its rows, and the way back."
 
@@ -19,6 +20,15 @@ NOTES = {
     "Tails": ("exp overflows in the far tails", "NaN where the limit is 0 or the gate"),
     "EmptyExpert": ("gradient of an expert without rows left unwritten", "garbage in an optimiser"),
     "Biases": ("bias added after the rounding", "the last bits of gate and up"),
+    "LimitPosition": (
+        "clamp before the activation where after is meant, or its comparison rounded",
+        "Step-3.7's layers",
+    ),
+    "SoftCap": (
+        "silu's sigmoid capped with its linear factor, or 1 - tanh^2 where it cancels",
+        "SiTU's value and slope",
+    ),
+    "SharedLimit": ("the shared expert clamped or activated like the routed ones", "HY-V4, Step-3.7, Aria"),
     "Orientation": ("weights read transposed", "wrong everywhere, or only when F = D"),
 }
 
@@ -29,6 +39,7 @@ def cases():
     yield from _clamps()
     yield from _narrow()
     yield from _linear()
+    yield from _bounded()
 
 
 def _gated(gate, up, d_hidden):
@@ -122,3 +133,32 @@ def _linear():
     wide = {name: r._replace(recipe="wide") if isinstance(r, Recipe) else r for name, r in (rows | weights).items()}
     yield Case("values over forty binades", ("OneRounding",), "expert_ffn", wide, sizes(3, 1, 2, 3))
     yield Case("the same under chain", ("OneRounding",), "expert_ffn", wide, sizes(3, 1, 2, 3), profile="chain")
+
+
+def _bounded():
+    gate = [4.0, above(4.0), -2.0, 0.0, 5.0, 100.0, above(2.0), 2.0]
+    up = [4.0, 1.0, above(4.0), -4.0, -5.0, 0.5, 3.0, -1.0]
+    inputs = _gated(gate, up, [1.0, -1.0, 2.0, 0.5, 1.0, 1.0, 1.0, -3.0])
+    for name in ("silu", "relu2"):
+        config = sizes(1, 1, experts={"activation": name, "limit": 4.0, "limit_position": "post"})
+        yield Case(f"{name} clamped after it, limit 4", ("LimitPosition", "ClampEdge"), "activation", inputs, config)
+    inputs = _gated(
+        [1.0, -1.0, 0.0, 30.0, -30.0, 1e-30, 4.0, 3e38], [25.0, -25.0, 1.0, 1e30, 3.0, 1e-30, -0.0, 7.0], [1.0] * 8
+    )
+    capped = {"gate_softcap": 4.0, "up_softcap": 25.0}
+    yield Case("soft caps 4 and 25", ("SoftCap", "Tails"), "activation", inputs, sizes(1, 1, experts=capped))
+    more = capped | {"alpha": 1.702, "linear_offset": 1.0}
+    yield Case("soft caps with alpha and offset", ("SoftCap", "Alpha", "LinearOffset"), "activation", inputs,
+               sizes(1, 1, experts=more))  # fmt: skip
+    narrow = {name: f32([[1.0, -2.0, 0.5, 8.0]]) for name in inputs}
+    yield Case("soft caps stored in bf16", ("SoftCap", "DoubleRounding"), "activation", narrow,
+               sizes(1, 1, experts=capped), store="bf16")  # fmt: skip
+    shared = {"limit": 0.0625, "shared_intermediate_size": 2}
+    for own in (
+        {"shared_clamped": False},
+        {"shared_limit": 0.25, "limit_position": "post"},
+        {"shared_activation": "gelu"},
+    ):
+        yield layer_case(
+            f"a shared expert with {', '.join(own)}", ("SharedLimit",), sizes(2, 1, 3, 2, experts=shared | own)
+        )
