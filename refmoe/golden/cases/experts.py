@@ -3,7 +3,7 @@
 import numpy as np
 
 from .form import Case, Recipe, above, f32, ints, sizes
-from .gradients import _layer as layer_case
+from .gradients import layer_case
 
 ABOUT = "What an expert computes on its rows, and the way back."
 
