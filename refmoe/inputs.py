@@ -11,7 +11,7 @@ from . import selection
 from .config import MoEConfig
 from .losses import LOSSES, Losses
 from .numerics import Numerics
-from .recipes import MoEParams, SharedParams, name_params, parameter_shapes
+from .recipes import DRAWN, MoEParams, SharedParams, given_shapes, name_params, parameter_shapes
 from .refusals import require
 
 
@@ -25,6 +25,9 @@ class Given(NamedTuple):
     logits: object = None  # (T, E): in place of the router's
     noise: object = None  # reserved for noisy routing
     counts_so_far: object = None  # (E,) int: of earlier micro-batches, for the global balance loss
+    coin: object = None  # (T,) in [0, 1): for routing.second_expert "random"
+    priority: object = None  # (T, K): for dispatch.drop_policy "random"; the largest stay
+    protected: object = None  # (T,) bool: tokens that no capacity drops
 
 
 def check_inputs(x, params, config, num, given, keep):
@@ -75,7 +78,10 @@ _GIVEN_SHAPES = {
     "sequence_ids": ("T",),
     "topk_indices": ("T", "K"),
     "counts_so_far": ("E",),
+    "protected": ("T",),
 }
+
+_BOOLEAN = ("token_mask", "protected")
 
 
 def _check_given(given, num_tokens, config, num):
@@ -85,9 +91,7 @@ def _check_given(given, num_tokens, config, num):
     for name, axes in _GIVEN_SHAPES.items():
         array = getattr(given, name)
         if array is not None:
-            _check_integers(
-                f"given.{name}", array, tuple(sizes[a] for a in axes), "b" if name == "token_mask" else "iu"
-            )
+            _check_integers(f"given.{name}", array, tuple(sizes[a] for a in axes), "b" if name in _BOOLEAN else "iu")
     if given.topk_indices is not None:
         selection.given(given.topk_indices, config.num_choices)
     if given.logits is not None:
@@ -95,8 +99,28 @@ def _check_given(given, num_tokens, config, num):
     for name in ("token_ids", "noise"):
         fix = "no rule of this version reads it: leave it out"
         require(getattr(given, name) is None, ValueError, f"given.{name}", "None", "an array", fix)
+    _check_drawn(given, num_tokens, config, num)
     _check_sequences(given, config)
     _check_counts(given.counts_so_far, config)
+
+
+def _check_drawn(given, num_tokens, config, num):
+    """Numbers that were drawn before: those a rule reads, and no others."""
+    shapes = given_shapes(config, num_tokens)
+    for name in DRAWN:
+        array, argument = getattr(given, name), f"given.{name}"
+        if name not in shapes:
+            fix = "no rule of this configuration reads it: leave it out"
+            require(array is None, ValueError, argument, "None", "an array", fix)
+            continue
+        shape, fix = shapes[name][0], "draw it before: the layer has no randomness of its own"
+        require(array is not None, ValueError, argument, f"an array of shape {shape}", "None", fix)
+        num.check_stored(argument, array, shape)
+        ok = bool(((array >= 0) & (array < 1)).all()) if name == "coin" else bool(np.isfinite(array).all())
+        wanted = "numbers from 0 up to, not including, 1" if name == "coin" else "finite numbers"
+        require(ok, ValueError, argument, wanted, "others", "draw it again")
+    ok, fix = given.protected is None or config.dispatch.limited, "nothing is dropped without a capacity"
+    require(ok, ValueError, "given.protected", "None without a capacity", "an array", fix)
 
 
 def _check_integers(argument, array, shape, kinds):
@@ -108,8 +132,9 @@ def _check_integers(argument, array, shape, kinds):
 
 def _check_sequences(given, config):
     dispatch, loss = config.dispatch, config.losses.balance
-    drops = dispatch.capacity is not None or dispatch.capacity_factor is not None
-    needed = (drops and dispatch.capacity_scope == "sequence") or (loss is not None and loss.scope == "sequence")
+    needed = (dispatch.limited and dispatch.capacity_scope == "sequence") or (
+        loss is not None and loss.scope == "sequence"
+    )
     fix = "pass them, or count by batch"
     ok = given.sequence_ids is not None or not needed
     require(ok, ValueError, "given.sequence_ids", "the sequence of each token", "None", fix)

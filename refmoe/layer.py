@@ -93,11 +93,14 @@ def _weights_and_plan(routing, params, config, num, given, chosen):
     used = routing.topk_indices >= 0
     if not config.dispatch.normalize_after_drop:
         routing = weigh(routing, used, params, config, num)
-        made = routing.topk_indices, routing.topk_weights
-        return routing, chosen.plan if chosen else dispatch.make_plan(*made, config, given)
+        return routing, chosen.plan if chosen else _plan(routing, routing.topk_weights, config, given)
     raw = np.where(used, np.take_along_axis(routing.scores, np.maximum(routing.topk_indices, 0), axis=-1), num.dtype(0))
-    plan = chosen.plan if chosen else dispatch.make_plan(routing.topk_indices, raw, config, given)
+    plan = chosen.plan if chosen else _plan(routing, raw, config, given)
     return weigh(routing._replace(raw_topk_weights=raw), plan.slot_row >= 0, params, config, num), plan
+
+
+def _plan(routing, weights, config, given):
+    return dispatch.make_plan(routing.topk_indices, weights, config, given, routing.scores)
 
 
 def _losses(routing, config, num, given, chosen):

@@ -101,7 +101,12 @@ def _dyadic(word):
     return ((word >> np.uint64(32)) % np.uint64(9)).astype(np.float32) - np.float32(4)
 
 
-RECIPES = {"bell": _bell, "bf16": _bf16, "wide": _wide, "dyadic": _dyadic}
+def _unit(word):
+    """The word's highest 24 bits as a fraction: uniform in [0, 1)."""
+    return (word >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+
+RECIPES = {"bell": _bell, "bf16": _bf16, "wide": _wide, "dyadic": _dyadic, "unit": _unit}
 
 
 def generate(name, shape, seed, recipe="bell", exponent=0, start=0):
@@ -154,6 +159,25 @@ def _expert_shapes(experts, D, F, E):
     if experts.biases:
         shapes |= {"b_gate": ((E, F), -3), "b_up": ((E, F), -3), "b_down": ((E, D), -3)}
     return shapes if experts.gated else {n: s for n, s in shapes.items() if not n.endswith("_gate")}
+
+
+DRAWN = ("coin", "priority")  # of `Given`: what a random rule would draw
+
+
+def given_shapes(config, num_tokens):
+    """name -> (shape, recipe) of the arrays of `Given` that a rule of the configuration cannot do without."""
+    shapes = {}
+    if config.routing.second_expert == "random":
+        shapes["coin"] = ((num_tokens,), "unit")
+    if config.dispatch.drop_policy == "random":
+        shapes["priority"] = ((num_tokens, config.top_k), "unit")
+    return shapes
+
+
+def init_given(config, num_tokens, seed=0):
+    """The same as a dictionary of float32 arrays by integer recipe.   Spec 7.2"""
+    shapes = given_shapes(config, num_tokens)
+    return {name: generate(name, shape, seed, recipe) for name, (shape, recipe) in shapes.items()}
 
 
 def init_params(config, seed=0, recipe="bell"):

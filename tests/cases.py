@@ -16,7 +16,7 @@ from refmoe import (
 )
 from refmoe.formats import round_to
 from refmoe.models import FAMILIES, load_preset
-from refmoe.recipes import assemble_params, generate, init_params, name_params
+from refmoe.recipes import assemble_params, generate, init_given, init_params, name_params
 
 PRESETS = FAMILIES
 BASE = {"hidden_size": 6, "intermediate_size": 5, "num_experts": 6, "top_k": 3}
@@ -100,6 +100,21 @@ CASES = {
     "before_drop": config_of(
         routing={"normalize": True, "scaling_factor": 2.5},
         dispatch={"capacity_factor": 0.7, "drop_policy": "probability", "capacity_scope": "sequence"},
+    ),
+    "coin": config_of(
+        top_k=2,
+        routing={"normalize": True, "second_expert": "random", "second_expert_factor": 1.5},
+        dispatch={"capacity_factor": 1.0, "capacity_rule": "mesh_tf"},
+    ),
+    "coin_after_drop": config_of(
+        top_k=2,
+        routing={"normalize": True, "second_expert": "random", "second_expert_factor": 3.0},
+        dispatch={"capacity": 2, "normalize_after_drop": True, "slot_order": "batch_prioritized"},
+    ),
+    "stand_in": config_of(dispatch={"capacity": 2, "keep_at_most": 1}),
+    "lots_by_device": config_of(
+        routing={"score_fn": "sigmoid"},
+        dispatch={"capacity_factor": 0.8, "capacity_devices": 3, "drop_policy": "random"},
     ),
     "weight_on_input": config_of(
         routing={"score_fn": "sigmoid"},
@@ -189,10 +204,16 @@ def with_sequences(num_tokens, length=3):
     return Given(sequence_ids=tokens // length, token_mask=tokens != min(5, num_tokens - 1))
 
 
+def completed(given, config, num, num_tokens):
+    """Given, and what the rules of the configuration would have drawn."""
+    drawn = {n: a.astype(num.dtype) for n, a in init_given(config, num_tokens).items() if getattr(given, n) is None}
+    return given._replace(**drawn)
+
+
 def run(config, num, num_tokens=8, seed=0, given=None, recipe=None):
     """Forward and backward -> record, grads."""
     x, params, d_y = make(config, num, num_tokens, seed, recipe)
-    given = with_sequences(num_tokens) if given is None else given
+    given = completed(with_sequences(num_tokens) if given is None else given, config, num, num_tokens)
     record = refmoe.moe_forward(x, params, config, num, given)
     return record, refmoe.moe_backward(d_y, x, params, record, config, num, given)
 

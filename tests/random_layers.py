@@ -15,18 +15,20 @@ import numpy as np
 
 from refmoe import Given, MoEConfig, Numerics, check_gradients, moe_backward, moe_forward
 from refmoe.config import CAPACITY_NAMES
-from refmoe.recipes import assemble_params, generate, init_params, name_params
+from refmoe.recipes import assemble_params, generate, init_given, init_params, name_params
 
 
 def draw_config(rng):
     """A configuration as a dictionary; some are contradictory, and must be refused."""
     E = rng.choice([1, 2, 3, 4, 6, 8])
+    K = rng.randint(1, E)
+    coin = {"second_expert": rng.choice(["all", "random"])} if K == 2 else {}
     return {
         "hidden_size": rng.randint(1, 7),
         "intermediate_size": rng.randint(1, 6),
         "num_experts": E,
-        "top_k": rng.randint(1, E),
-        "routing": _routing(rng, E),
+        "top_k": K,
+        "routing": _routing(rng, E) | coin,
         "dispatch": _dispatch(rng),
         "experts": _experts(rng),
         "losses": _losses(rng, E),
@@ -58,12 +60,18 @@ def _dispatch(rng):
     limits = [{}, {}, {"capacity": rng.randint(0, 5)}, {"capacity_factor": rng.choice([0.0, 0.5, 1.0, 1.25, 3.0])}]
     rules = {"capacity_rule": rng.choice(CAPACITY_NAMES), "min_capacity": rng.randint(0, 2)}
     limits.append({"capacity_factor": rng.choice([0.0, 0.5, 1.0, 1.25, 3.0]), **rules})
+    limit = rng.choice(limits)
+    if limit:
+        limit |= {
+            "drop_policy": rng.choice(["position", "probability", "random"]),
+            "keep_at_most": rng.choice([None, None, 1, 2]),
+            "capacity_devices": rng.choice([None, None, 1, 2]),
+        }
     return {
-        "drop_policy": rng.choice(["position", "probability"]),
-        "slot_order": rng.choice(["slot_major", "token_major"]),
+        "slot_order": rng.choice(["slot_major", "token_major", "batch_prioritized"]),
         "capacity_scope": rng.choice(["batch", "sequence"]),
         "normalize_after_drop": rng.random() < 0.2,
-    } | rng.choice(limits)
+    } | limit
 
 
 def _experts(rng):
@@ -134,7 +142,9 @@ def _given(rng, config, T):
     if loss is not None and loss.scope == "global":
         earlier = np.full(config.num_experts, config.top_k if loss.counts == "all" else 1)
     mask = np.array([rng.random() < 0.8 for _ in range(T)], bool)
-    return Given(token_mask=mask, sequence_ids=np.arange(T) // 3, counts_so_far=earlier)
+    safe = np.array([rng.random() < 0.3 for _ in range(T)], bool) if config.dispatch.limited else None
+    ids = np.arange(T) // 3
+    return Given(token_mask=mask, sequence_ids=ids, counts_so_far=earlier, protected=safe, **init_given(config, T))
 
 
 def policies(store):
@@ -165,11 +175,16 @@ def _moved(config, x, params, d_y, given, group):
     runs = []
     for num in group:
         p = assemble_params({name: array.astype(num.dtype) for name, array in name_params(params).items()})
-        X, D = x.astype(num.dtype), d_y.astype(num.dtype)
-        record = moe_forward(X, p, config, num, given)
-        grads = moe_backward(D, X, p, record, config, num, given)
+        X, D, G = x.astype(num.dtype), d_y.astype(num.dtype), _carried(given, num)
+        record = moe_forward(X, p, config, num, G)
+        grads = moe_backward(D, X, p, record, config, num, G)
         runs.append(dict(_leaves("record", record)) | dict(_leaves("grads", grads)))
     return [name for other in runs[1:] for name in other if other[name] != runs[0][name]]
+
+
+def _carried(given, num):
+    """The same arrays, numbers in the type of the policy."""
+    return Given(*(a if a is None or a.dtype.kind != "f" else a.astype(num.dtype) for a in given))
 
 
 def _leaves(name, value):

@@ -1,17 +1,20 @@
 """Dispatch by hand: the plan, who is dropped, permute and combine."""
 
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import config_of, same_bits
+from cases import config_of, make, same_bits
 
+import refmoe
 from refmoe import Given, Numerics
 from refmoe.config import CAPACITY_NAMES
 from refmoe.dispatch import (
     CAPACITY_RULES,
     capacity_of,
+    coin_keeps,
     combine,
     combine_backward,
     count_assigned,
@@ -211,6 +214,115 @@ def test_without_a_limit_every_used_slot_is_kept():
     config = config_of(top_k=2, num_experts=4)
     kept = kept_slots(np.array([[0, -1], [3, 1]]), None, config, Given())
     assert kept.tolist() == [[True, False], [True, True]] and capacity_of(config.dispatch, 5, 2, 4) is None
+
+
+# --- other queues ----------------------------------------------------------------------------------------------------
+
+
+def kept(plan):
+    return (plan.slot_row >= 0).astype(int).tolist()
+
+
+def drop(indices, capacity, weights=None, scores=None, routing=None, given=None, **dispatch):
+    indices = np.array(indices)
+    config = config_of(
+        top_k=indices.shape[1], num_experts=4, routing=routing, dispatch=dispatch | {"capacity": capacity}
+    )
+    weights = np.zeros(indices.shape, np.float32) if weights is None else f32(weights)
+    return kept(make_plan(indices, weights, config, given or Given(), None if scores is None else f32(scores)))
+
+
+def test_tokens_with_a_large_score_are_served_first():
+    scores = [[0.5, 0.25, 0, 0], [0.25, 0.5, 0, 0], [0.75, 0.25, 0, 0]]
+    # tokens in the order 2, 0, 1 (a tie). Expert 0: t2, t0, then t1's second; expert 1: t1, then t2's, t0's second
+    assert drop(WANTED, 1, scores=scores, slot_order="batch_prioritized") == [[0, 0], [1, 0], [1, 0]]
+    assert drop(WANTED, 2, scores=scores, slot_order="batch_prioritized") == [[1, 0], [1, 0], [1, 1]]
+    # the largest score of all experts, chosen or not: token 1 is first for a score at expert 3
+    scores[1][3] = 0.875
+    assert drop([[0], [0], [0]], 1, scores=scores, slot_order="batch_prioritized") == [[0], [1], [0]]
+
+
+def test_lots_are_numbers_given():
+    given = Given(priority=f32([[0.25, 0.5], [0.25, 0.75], [0.5, 0.5]]))
+    # expert 0: t1 0.75, t2 0.5, t0 0.25; expert 1: t0 0.5, t2 0.5, t1 0.25, t0's and t2's second choices in a tie
+    assert drop(WANTED, 1, given=given, drop_policy="random") == [[0, 1], [0, 1], [0, 0]]
+    assert drop(WANTED, 2, given=given, drop_policy="random") == [[0, 1], [0, 1], [1, 1]]
+
+
+def test_no_token_is_left_behind_while_one_of_its_choices_has_room():
+    everyone = [[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 2, 3], [0, 1, 2]]
+    # first choices: t0. Second ones of the others: expert 1 takes t1, expert 2 takes t3; third: none is left but 3's
+    assert drop(everyone, 1, keep_at_most=1) == [[1, 0, 0], [0, 1, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert drop(everyone, 2, keep_at_most=1) == [[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]]
+    assert drop(everyone, 2, keep_at_most=2) == [[1, 1, 0], [1, 1, 0], [0, 0, 1], [0, 1, 1], [0, 0, 0]]
+    assert drop(everyone, 9, keep_at_most=1) == [[1, 0, 0]] * 5
+
+
+def test_protected_tokens_are_served_first_and_never_dropped():
+    safe = Given(protected=np.array([False, True, True]))
+    # expert 0 takes t2's first choice and t1's second, expert 1 the reverse: beyond the capacity, and nobody else's
+    assert drop(WANTED, 1, given=safe) == [[0, 0], [1, 1], [1, 1]]
+    assert drop(WANTED, 3, given=safe) == [[1, 1]] * 3
+    # what they take still counts
+    assert drop([[0], [0], [0]], 2, given=Given(protected=np.array([False, False, True]))) == [[1], [0], [1]]
+
+
+def test_a_device_has_a_budget_for_all_its_experts():
+    indices, weights = [[0, 2], [1, 3], [0, 1], [2, 3]], [[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.5, 0.3]]
+    # device 0 has experts 0, 1: 0.9, 0.8, 0.6, 0.2; device 1 has experts 2, 3: 0.5, 0.4, 0.3, 0.1
+    budget = {"capacity_devices": 2, "drop_policy": "probability"}
+    assert drop(indices, 2, weights, **budget) == [[1, 0], [0, 1], [1, 0], [1, 0]]
+    assert drop(indices, 3, weights, **budget) == [[1, 0], [1, 1], [1, 0], [1, 1]]
+    plan = plan_of(indices, weights, capacity_factor=0.75, **budget)  # ceil(0.75 * 4 * 2 / 2) = 3
+    assert kept(plan) == drop(indices, 3, weights, **budget)
+
+
+def test_the_coin_compares_exactly():
+    third = np.float32(1 / 3)
+    weights = f32([[1, third], [1, third], [1, 0], [1, 0.5]])
+    coins = f32([2 * third, np.nextafter(2 * third, np.float32(0)), 0, 0.999])
+    assert coin_keeps(weights, coins, 2.0)[:, 1].tolist() == [False, True, False, True]
+    assert coin_keeps(weights, coins, 2.0)[:, 0].all()
+    # 0.3 as a double times 1/3 as a float32 lies between two neighbours: rounded to float32 it would equal the coin
+    weight, product = np.float32(1 / 3), Fraction(0.3) * Fraction(float(np.float32(1 / 3)))
+    coin = np.float32(float(product))
+    want = product > Fraction(float(coin))
+    assert coin_keeps(f32([[1, weight]]), f32([coin]), 0.3)[0, 1] == want and product != Fraction(float(coin))
+
+
+def test_a_rejected_second_expert_fills_no_capacity():
+    weights, routing = [[0.6, 0.4], [0.9, 0.1], [0.7, 0.3]], {"second_expert": "random", "second_expert_factor": 1.0}
+    given = Given(coin=f32([0.5, 0.05, 0.05]))
+    # token 0's second slot loses, so expert 1 has room for that of token 2
+    assert drop([[0, 1], [2, 3], [0, 1]], 1, weights, routing=routing, given=given) == [[1, 0], [1, 1], [0, 1]]
+    plan = make_plan(
+        np.array([[0, 1]]),
+        f32(weights[:1]),
+        config_of(top_k=2, num_experts=4, routing=routing),
+        given._replace(coin=f32([0.5])),
+    )
+    assert kept(plan) == [[1, 0]] and plan.assigned_per_expert.tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("how", ["coin", "capacity", "stand-in"])
+def test_renormalised_before_or_after_each_way_to_lose_a_slot(how, after):
+    routing, dispatch = {"normalize": True}, {"normalize_after_drop": after}
+    if how == "coin":
+        routing |= {"second_expert": "random"}
+    else:
+        dispatch |= {"capacity": 1 if how == "capacity" else 9} | ({"keep_at_most": 1} if how == "stand-in" else {})
+    config = config_of(top_k=2, num_experts=2, routing=routing, dispatch=dispatch)
+    x, params, _ = make(config, EXACT, 4)
+    given = Given(coin=f32([1 - 2.0**-24] * 4) if how == "coin" else None, logits=f32([[3, 1], [2, 0], [1, 3], [0, 5]]))
+    record = refmoe.moe_forward(x, params, config, EXACT, given)
+    lost, total = record.plan.slot_row < 0, record.routing.topk_weights.astype(np.float64).sum(axis=1)
+    assert lost.any() and (record.routing.topk_weights[lost] == 0).all() == after
+    share = np.where(lost, 0, record.routing.topk_weights).astype(np.float64).sum(axis=1)
+    some = ~lost.all(axis=1)
+    assert np.allclose(total[some], 1) and (
+        np.allclose(share[some], 1) if after else (share[lost.any(axis=1)] < 1).all()
+    )
 
 
 # --- permute and combine ---------------------------------------------------------------------------------------------

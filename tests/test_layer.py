@@ -7,6 +7,7 @@ from cases import (
     PRESETS,
     STORES,
     carried,
+    completed,
     config_of,
     differing,
     losses_of,
@@ -208,7 +209,7 @@ def test_a_chain_sees_the_order_of_what_it_sums_over():
 def test_keeping_less_changes_neither_the_output_nor_the_gradients(name):
     config = CONFIGS[name]
     x, params, d_y = make(config, EXACT)
-    given = with_sequences(8)
+    given = completed(with_sequences(8), config, EXACT, 8)
     full, backward, y = (refmoe.moe_forward(x, params, config, EXACT, given, keep=k) for k in ("all", "backward", "y"))
     assert same_bits(backward.y, full.y) and same_bits(y.y, full.y)
     assert tensors(y).keys() == {"y"}
@@ -330,8 +331,9 @@ def test_padding_is_computed_but_neither_counted_nor_averaged(name):
     config = CONFIGS[name]
     x, params, d_y = make(config, EXACT)
     ids, keep = np.arange(8) // 3, np.array([1, 1, 0, 1, 1, 0, 1, 1], bool)
-    full = refmoe.moe_forward(x, params, config, EXACT, Given(sequence_ids=ids))
-    masked = refmoe.moe_forward(x, params, config, EXACT, Given(sequence_ids=ids, token_mask=keep))
+    plain = completed(Given(sequence_ids=ids), config, EXACT, 8)
+    given = plain._replace(token_mask=keep)
+    full, masked = (refmoe.moe_forward(x, params, config, EXACT, g) for g in (plain, given))
     assert same_bits(masked.y, full.y) and same_bits(masked.plan.slot_row, full.plan.slot_row)
     chosen = masked.routing.topk_indices[keep]
     assert (
@@ -339,9 +341,9 @@ def test_padding_is_computed_but_neither_counted_nor_averaged(name):
         == np.bincount(chosen.reshape(-1), minlength=config.num_experts).tolist()
     )
     real = Given(sequence_ids=ids[keep], topk_indices=chosen if config.losses.balance is None else None)
-    compact = refmoe.moe_forward(x[keep], params, config, EXACT, real)
+    compact = refmoe.moe_forward(x[keep], params, config, EXACT, completed(real, config, EXACT, 6))
     assert not differing(masked.losses, compact.losses)  # as if the padding were not there
-    grads = refmoe.moe_backward(d_y, x, params, masked, config, EXACT, Given(sequence_ids=ids, token_mask=keep))
+    grads = refmoe.moe_backward(d_y, x, params, masked, config, EXACT, given)
     for source in ("d_logits_balance", "d_logits_z", "d_logits_importance"):
         gradient = getattr(grads, source)
         assert gradient is None or same_bits(gradient[~keep], np.zeros((2, config.num_experts), np.float32))

@@ -61,7 +61,11 @@ def scalar_dyadic(word):
     return Fraction((word >> 32) % 9 - 4)
 
 
-SCALARS = {"bell": scalar_bell, "bf16": scalar_bf16, "wide": scalar_wide, "dyadic": scalar_dyadic}
+def scalar_unit(word):
+    return Fraction(word >> 40, 1 << 24)
+
+
+SCALARS = {"unit": scalar_unit, "bell": scalar_bell, "bf16": scalar_bf16, "wide": scalar_wide, "dyadic": scalar_dyadic}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -106,7 +110,7 @@ def test_name_and_seed_both_matter():
 
 
 def test_an_unknown_recipe_is_refused():
-    with pytest.raises(ValueError, match="recipe: expected one of bell, bf16, wide, dyadic, got 'gauss'"):
+    with pytest.raises(ValueError, match="recipe: expected one of bell, bf16, wide, dyadic, unit, got 'gauss'"):
         generate("x", (1,), 0, "gauss")
 
 
@@ -121,6 +125,8 @@ def test_ranges():
     wide = np.frexp(generate("x", (20000,), 0, "wide"))[1] - 1
     assert wide.min() == -20 and wide.max() == 19
     assert sorted(set(generate("x", (20000,), 0, "dyadic").tolist())) == list(range(-4, 5))
+    unit = generate("x", (20000,), 0, "unit")
+    assert unit.min() >= 0 and unit.max() < 1 and abs(unit.mean() - 0.5) < 0.01
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,8 @@ def at(index, value):
 
 BIG_ENDIAN = np.dtype(">f4")
 DROPS = config_of(dispatch={"capacity": 2, "capacity_scope": "sequence"})
+COIN = config_of(top_k=2, routing={"second_expert": "random"})
+LOTS = config_of(dispatch={"capacity": 2, "drop_policy": "random"})
 ZEROS = np.zeros((8, 6), np.float32)
 INDICES = np.tile(np.arange(3), (8, 1))
 
@@ -129,6 +131,20 @@ REFUSALS = [
      "given.sequence_ids: expected the sequence of each token, got None; pass them, or count by batch"),
     ("sequences-missing-drop", plain(DROPS), ValueError,
      "given.sequence_ids: expected the sequence of each token, got None; pass them, or count by batch"),
+    ("coin-missing", plain(COIN), ValueError,
+     "given.coin: expected an array of shape (8,), got None; draw it before: the layer has no randomness of its own"),
+    ("coin-of-one", plain(COIN, given=Given(coin=np.ones(8, np.float32))), ValueError,
+     "given.coin: expected numbers from 0 up to, not including, 1, got others; draw it again"),
+    ("coin-unread", given(coin=np.zeros(8, np.float32)), ValueError,
+     "given.coin: expected None, got an array; no rule of this configuration reads it: leave it out"),
+    ("priority-shape", plain(LOTS, given=Given(priority=np.zeros(8, np.float32))), ValueError,
+     "given.priority: expected shape (8, 3), got (8,); check its axes"),
+    ("priority-nan", plain(LOTS, given=Given(priority=np.full((8, 3), np.nan, np.float32))), ValueError,
+     "given.priority: expected finite numbers, got others; draw it again"),
+    ("protected-unread", given(protected=np.zeros(8, bool)), ValueError,
+     "given.protected: expected None without a capacity, got an array; nothing is dropped without a capacity"),
+    ("protected-integers", plain(LOTS, given=Given(protected=np.zeros(8, int))), TypeError,
+     "given.protected: expected a NumPy array of booleans, got int64; convert it with .astype"),
     ("indices-shape", given(topk_indices=np.zeros((8, 2), np.int64)), ValueError,
      "given.topk_indices: expected shape (8, 3), got (8, 2); give one entry for each"),
     ("indices-bool", given(topk_indices=np.zeros((8, 3), bool)), TypeError,

@@ -22,7 +22,7 @@ from law_bridge import (
 
 import refmoe
 from refmoe.models import presets
-from refmoe.recipes import name_params
+from refmoe.recipes import init_given, name_params
 
 # --- layers ----------------------------------------------------------------------------------------------------------
 
@@ -126,6 +126,23 @@ KITCHEN_SINK = {
         "dispatch": {"capacity": 2, "drop_policy": "probability"},
         "experts": {"activation": "relu2", "weight_position": "input"},
     },
+    "a coin for the second expert": {
+        "routing": {"normalize": True, "second_expert": "random", "second_expert_factor": 1.25},
+        "dispatch": {"capacity_factor": 1.0, "capacity_rule": "fastmoe_switch", "slot_order": "batch_prioritized"},
+        "losses": EVERYTHING,
+    },
+    "lots, stand-ins and protected tokens": {
+        "top_k": 3,
+        "routing": {"normalize": True},
+        "dispatch": {
+            "capacity_factor": 0.4,
+            "capacity_devices": 3,
+            "capacity_scope": "sequence",
+            "drop_policy": "random",
+            "keep_at_most": 2,
+            "normalize_after_drop": True,
+        },
+    },
     "every expert": {"top_k": 6, "routing": {"score_fn": "sigmoid", "normalize": True, "norm_eps": 1e-20}},
 }
 
@@ -137,7 +154,10 @@ def test_every_other_choice(name, profile, store):
     upstream = {"balance": 2.0, "z": -0.5, "importance": 3.0}
     inputs = [tame(store, (T, config.hidden_size), seed) for seed in (3, 4)]
     d_logits = tame("float32", (T, config.num_experts), 9)
-    run_both(config, profile, store, *inputs, refmoe.init_params(config, seed=2), SEQUENCES, upstream, d_logits)
+    given = SEQUENCES | init_given(config, T)
+    if config.dispatch.drop_policy == "random":
+        given["protected"] = np.arange(T) == 4
+    run_both(config, profile, store, *inputs, refmoe.init_params(config, seed=2), given, upstream, d_logits)
 
 
 @pytest.mark.parametrize(("profile", "store"), [("exact", "bf16"), ("chain", "float32")])

@@ -104,24 +104,59 @@ def test_weights_of_nothing_are_refused_by_both():
 
 # --- 2: dispatch -----------------------------------------------------------------------------------------------------
 
-QUEUES = [(policy_, order) for policy_ in dispatch.DROP_POLICIES for order in ("slot_major", "token_major")]
+QUEUES = [(policy_, order) for policy_ in dispatch.DROP_POLICIES for order in dispatch.SLOT_ORDERS]
+LIMITS = [
+    {},
+    {"capacity": 0},
+    {"capacity": 2},
+    {"capacity_factor": 0.7},
+    {"capacity_factor": 1.1, "keep_at_most": 1},
+    {"capacity": 2, "keep_at_most": 2},
+    {"capacity": 5, "capacity_devices": 3},
+    {"capacity_factor": 0.6, "capacity_devices": 2, "keep_at_most": 2},
+]
+
+
+def plan_both(fields, top_k, seed):
+    """A plan of the law and of the library, on ties, unused slots, masked and protected tokens, three sequences."""
+    config, rng = (
+        config_of(dispatch=fields.get("dispatch", {}), routing=fields.get("routing", {}), top_k=top_k),
+        np.random.default_rng(seed),
+    )
+    indices = np.argsort(rng.random((13, 6)), axis=-1)[:, :top_k]
+    indices[indices == rng.integers(0, 6)] = -1
+    weights = rng.choice([0.0, -0.0, 0.25, 0.5], indices.shape).astype(np.float32)
+    scores = rng.choice([-0.0, 0.0, 0.25, 0.5, 0.75], (13, 6)).astype(np.float32)
+    given = {"token_mask": rng.random(13) < 0.8, "sequence_ids": rng.choice([7, 2, 4], 13)}
+    if config.dispatch.limited and seed % 2:
+        given["protected"] = rng.random(13) < 0.3
+    if config.dispatch.drop_policy == "random":
+        given["priority"] = rng.choice([0.0, -0.0, 0.5, 1.5], indices.shape).astype(np.float32)
+    if config.routing.second_expert == "random":
+        given["coin"] = rng.choice([0.0, 0.375, 0.75, 1 - 2.0**-24], 13).astype(np.float32)
+    made = dispatch.make_plan(indices, weights, config, refmoe.Given(**given), scores)
+    law_given = {name: to_law(array) for name, array in given.items()}
+    agree(LAW.make_plan(to_law(indices), to_law(weights), config.to_dict(), law_given, to_law(scores)), made)
+    return made
 
 
 @pytest.mark.parametrize(("drop_policy", "slot_order"), QUEUES)
-@pytest.mark.parametrize(
-    "limit", [{}, {"capacity": 0}, {"capacity": 2}, {"capacity_factor": 0.7}, {"capacity_factor": 1.1}]
-)
+@pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("scope", ["batch", "sequence"])
 def test_plans(drop_policy, slot_order, limit, scope):
+    if not limit and drop_policy == "random":
+        return
     fields = {"drop_policy": drop_policy, "slot_order": slot_order, "capacity_scope": scope, **limit}
-    config, rng = config_of(dispatch=fields, top_k=3), np.random.default_rng(5)
-    indices = np.argsort(rng.random((13, 6)), axis=-1)[:, :3]
-    indices[indices == rng.integers(0, 6)] = -1
-    weights = rng.choice([0.0, -0.0, 0.25, 0.5], indices.shape).astype(np.float32)
-    given = {"token_mask": rng.random(13) < 0.8, "sequence_ids": rng.choice([7, 2, 4], 13)}
-    made = dispatch.make_plan(indices, weights, config, refmoe.Given(**given))
-    law_given = {name: to_law(array) for name, array in given.items()}
-    agree(LAW.make_plan(to_law(indices), to_law(weights), config.to_dict(), law_given), made)
+    for seed in (4, 5):
+        plan_both({"dispatch": fields}, 3, seed)
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.5, 2.0, 5.0])
+@pytest.mark.parametrize("limit", LIMITS)
+def test_plans_with_a_coin(factor, limit):
+    routing = {"second_expert": "random"} | ({} if factor == 2.0 else {"second_expert_factor": factor})
+    made = plan_both({"routing": routing, "dispatch": limit}, 2, 7)
+    assert factor or not (made.slot_row[:, 1] >= 0).any()
 
 
 @pytest.mark.parametrize("rule", dispatch.CAPACITY_RULES)

@@ -11,7 +11,7 @@ import refmoe
 from refmoe.golden.digests import sha256
 from refmoe.safetensors import DTYPES, element_bytes
 
-GIVEN = ("token_mask", "sequence_ids", "topk_indices", "logits", "counts_so_far")
+GIVEN = ("token_mask", "sequence_ids", "topk_indices", "logits", "counts_so_far", "coin", "priority", "protected")
 
 
 def law_of(row):
@@ -40,7 +40,7 @@ def route(row, x):
 
 def plan(row, x):
     weights = x.get("topk_weights", [[0] * row["config"]["top_k"] for _ in x["topk_indices"]])
-    return LAW.make_plan(x["topk_indices"], weights, config_of(row), given_of(x))
+    return LAW.make_plan(x["topk_indices"], weights, config_of(row), given_of(x), x.get("scores"))
 
 
 def activation(row, x):

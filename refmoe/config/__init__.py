@@ -33,6 +33,8 @@ class RoutingConfig(Section):
     scaling_factor: float = field(default=1.0, metadata=FLOAT)  # times every kept weight
     per_expert_scale: bool = False  # then times a learned factor of the expert
     global_scale: bool = False  # and times one learned factor
+    second_expert: str = field(default="all", metadata=one_of("all", "random"))  # random: kept if a coin says so
+    second_expert_factor: float = field(default=2.0, metadata=WEIGHT)  # kept if factor * weight > coin
 
 
 # Who computes a capacity how: the rows of refmoe.dispatch.CAPACITY_RULES.
@@ -52,9 +54,18 @@ class DispatchConfig(Section):
     min_capacity: int = field(default=0, metadata=COUNT)  # at least that, whatever the formula says
     capacity_multiple: int = field(default=1, metadata=POSITIVE)  # then up to a multiple of that
     capacity_scope: str = field(default="batch", metadata=one_of("batch", "sequence"))  # tokens that share a capacity
-    drop_policy: str = field(default="position", metadata=one_of("position", "probability"))  # who is kept
-    slot_order: str = field(default="slot_major", metadata=one_of("slot_major", "token_major"))  # who comes first
+    capacity_devices: int | None = field(default=None, metadata=POSITIVE)  # a capacity for each of so many devices
+    drop_policy: str = field(default="position", metadata=one_of("position", "probability", "random"))  # who is kept
+    slot_order: str = field(
+        default="slot_major", metadata=one_of("slot_major", "token_major", "batch_prioritized")
+    )  # who comes first
+    keep_at_most: int | None = field(default=None, metadata=POSITIVE)  # rows of a token; later choices stand in
     normalize_after_drop: bool = False  # renormalise over the slots that were kept
+
+    @property
+    def limited(self):
+        """Is there a capacity?"""
+        return self.capacity is not None or self.capacity_factor is not None
 
 
 @dataclass(frozen=True, kw_only=True)

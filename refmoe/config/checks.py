@@ -69,7 +69,7 @@ def _integer(value, where):
 
 def check_together(config):
     """Raises ValueError for the first pair of fields that contradict each other, naming both."""
-    for rules in (_selection, _weights, _dispatch, _experts, _losses):
+    for rules in (_selection, _weights, _second_expert, _dispatch, _experts, _losses):
         for holds, argument, expected, got, fix in rules(config):
             require(holds, ValueError, argument, expected, repr(got), fix)
 
@@ -108,6 +108,22 @@ def _dispatch(config):
     for name, neutral in (("capacity_rule", "ceil"), ("min_capacity", 0), ("capacity_multiple", 1)):
         ok = d.capacity_factor is not None or getattr(d, name) == neutral
         yield ok, f"dispatch.{name}", f"{neutral!r} without capacity_factor", getattr(d, name), fix
+    fix = "set dispatch.capacity or dispatch.capacity_factor"
+    yield d.limited or d.drop_policy != "random", "dispatch.drop_policy", "a capacity for 'random'", d.drop_policy, fix
+    for name in ("keep_at_most", "capacity_devices"):
+        value = getattr(d, name)
+        yield d.limited or value is None, f"dispatch.{name}", "None without a capacity", value, fix
+    E, devices = config.num_experts, d.capacity_devices or 1
+    ok, fix = E % devices == 0, "divide the experts evenly"
+    yield ok, "dispatch.capacity_devices", f"a divisor of num_experts = {E}", devices, fix
+
+
+def _second_expert(config):
+    r, K = config.routing, config.top_k
+    coin = r.second_expert == "random"
+    yield K == 2 or not coin, "routing.second_expert", f"'all' with top_k = {K}", r.second_expert, "set top_k to 2"
+    ok, fix = coin or r.second_expert_factor == 2.0, "set routing.second_expert='random' or leave it out"
+    yield ok, "routing.second_expert_factor", "2.0 without a coin", r.second_expert_factor, fix
 
 
 def _experts(config):

@@ -4,20 +4,20 @@ A slot is a (token, k) pair, numbered t K + k; a row is a position in expert ord
 """
 
 from .capacity import CAPACITY_RULES, capacity_of
-from .drops import DROP_POLICIES, drop_by_position, drop_by_probability, kept_slots
+from .drops import DROP_POLICIES, SLOT_ORDERS, coin_keeps, kept_slots
 from .plan import Plan, count_assigned, make_plan, row_tokens, row_weights
 from .rows import combine, combine_backward, permute, permute_backward, slot_values, weighted_rows
 
 __all__ = [
     "CAPACITY_RULES",
     "DROP_POLICIES",
+    "SLOT_ORDERS",
     "Plan",
     "capacity_of",
+    "coin_keeps",
     "combine",
     "combine_backward",
     "count_assigned",
-    "drop_by_position",
-    "drop_by_probability",
     "kept_slots",
     "make_plan",
     "permute",

@@ -17,14 +17,14 @@ class Plan(NamedTuple):
     slot_row: object  # (T, K) the row of each slot, -1 where dropped or unused
 
 
-def make_plan(topk_indices, topk_weights, config, given):
+def make_plan(topk_indices, topk_weights, config, given, scores=None):
     """Slots to rows: count, drop beyond capacity, sort by expert and token.   Spec 2.1, 2.2
 
-    topk_indices (T, K), topk_weights (T, K), read by the probability policy alone -> Plan
+    topk_indices (T, K), topk_weights (T, K) and scores (T, E), read by rules that drop by them -> Plan
     """
     T, K = topk_indices.shape
     E = config.num_choices
-    kept = kept_slots(topk_indices, topk_weights, config, given)
+    kept = kept_slots(topk_indices, topk_weights, config, given, scores)
     slots = np.flatnonzero(kept)
     experts = topk_indices.reshape(-1)[slots]
     row_slot = slots[np.argsort(experts, kind="stable")].astype(np.int64)

@@ -10,12 +10,15 @@ from typing import NamedTuple
 import numpy as np
 
 from ..formats import FORMATS, Packed
-from ..recipes import assemble_params, generate, parameter_shapes
+from ..recipes import assemble_params, generate, given_shapes, parameter_shapes
 from .packed import SOURCE, packed_row
 from .weights import RecipeWeights
 
 EXPERT_LEAVES = ("w_gate", "w_up", "w_down", "b_gate", "b_up", "b_down")  # their first axis is the expert axis
-GIVEN = ("token_mask", "sequence_ids", "topk_indices", "logits", "counts_so_far")
+GIVEN = (
+    *("token_mask", "sequence_ids", "topk_indices", "logits", "counts_so_far"),
+    *("coin", "priority", "protected"),
+)
 LAZY_BYTES = 8 << 20  # expert weights above this are made one expert at a time
 
 
@@ -41,6 +44,9 @@ def recipe_rows(config, num, tokens, backward, seed):
     exponents |= {f"params.{name}": exponent for name, (_, exponent) in parameter_shapes(config).items()}
     rows = {n: {"source": "recipe", "name": n.removeprefix("params."), "recipe": recipe, "seed": seed, "exponent": e}
             for n, e in exponents.items()}  # fmt: skip
+    drawn = {name: rule for name, (_, rule) in given_shapes(config, tokens).items()}
+    rows |= {f"given.{n}": {"source": "recipe", "name": n, "recipe": rule, "seed": seed, "exponent": 0}
+             for n, rule in drawn.items()}  # fmt: skip
     if needs_sequences(config):
         rows["given.sequence_ids"] = {"source": "blocks", "length": max(1, -(-tokens // 2))}
     return rows
@@ -58,6 +64,7 @@ def make_inputs(config, num, tokens, rows, stored, pool):
     Raises ValueError or TypeError naming the array that does not fit the configuration.
     """
     shapes = {f"params.{name}": shape for name, (shape, _) in parameter_shapes(config).items()}
+    shapes |= {f"given.{name}": shape for name, (shape, _) in given_shapes(config, tokens).items()}
     shapes |= {"x": (tokens, config.hidden_size), "d_y": (tokens, config.hidden_size)}
     known = shapes.keys() | {f"given.{name}" for name in GIVEN}
     unknown = sorted(rows.keys() - known)

@@ -10,7 +10,10 @@ from ...layer import moe_backward, moe_forward
 from ...losses import Losses
 from ...recipes import assemble_params
 
-LAYER_GIVEN = ("token_mask", "sequence_ids", "topk_indices", "logits", "counts_so_far")
+LAYER_GIVEN = (
+    *("token_mask", "sequence_ids", "topk_indices", "logits", "counts_so_far"),
+    *("coin", "priority", "protected"),
+)
 ROUTER_STAGES = ("unscaled_topk_weights",)  # stages of the router that only some configurations have
 
 
@@ -48,7 +51,7 @@ def route(config, num, arrays):
 def plan(config, num, arrays):
     """topk_indices and topk_weights to the plan."""
     weights = arrays.get("topk_weights", np.zeros(arrays["topk_indices"].shape, num.dtype))
-    return dispatch.make_plan(arrays["topk_indices"], weights, config, _given(arrays))._asdict()
+    return dispatch.make_plan(arrays["topk_indices"], weights, config, _given(arrays), arrays.get("scores"))._asdict()
 
 
 def rows(config, num, arrays):

@@ -20,6 +20,15 @@ NOTES = {
     "CapacityZero": ("capacity 0 read as no limit", "nothing is dropped"),
     "CapacityRule": ("another framework's capacity formula", "other slots are dropped"),
     "SequenceScope": ("capacity counted over the batch", "late sequences lose their tokens"),
+    "BatchPriority": ("tokens served in their own order", "tokens with a small score keep their rows"),
+    "Lots": ("a tie, or lots, settled by what a top-k kernel happens to do", "other slots are dropped"),
+    "StandIn": ("a token's later choices served beside its first one", "tokens with two rows, and others with none"),
+    "Protected": ("protected tokens dropped, or not counted", "a sequence that must not lose tokens does"),
+    "DeviceBudget": ("a device's budget counted by expert", "a busy expert is cut although its device has room"),
+    "Coin": (
+        "the coin against the unnormalised weight, without its factor, or after the capacity",
+        "second experts kept or lost, and with them the places of others",
+    ),
     "MaskCounts": (
         "padding counted in assigned_per_expert, or not computed like any other token",
         "losses and controllers see ghosts",
@@ -37,6 +46,7 @@ def cases():
     yield from _capacity()
     yield from _rows()
     yield from _formulas()
+    yield from _queues()
 
 
 def _plans():
@@ -125,3 +135,28 @@ def _formulas():
         yield Case(f"factor 0 is no limit by the formula of {rule}", ("CapacityRule",), "plan", wanted, config)
     least = {"capacity_factor": 0.1, "capacity_rule": "deepspeed", "min_capacity": 4, "capacity_multiple": 8}
     yield Case("at least 4, up to a multiple of 8", ("CapacityRule",), "plan", wanted, sizes(4, 2, dispatch=least))
+
+
+def _queues():
+    inputs = {
+        "topk_indices": ints([[0, 1], [1, 0], [0, 1], [1, 3], [0, 2], [-1, 0]]),
+        "topk_weights": f32([[0.6, 0.4], [0.75, 0.25], [0.7, 0.3], [0.5, 0.5], [0.75, 0.25], [0.0, 1.0]]),
+    }
+    scores = f32([[0.4, 0.3, 0.2, 0.1], [0.2, 0.6, 0.1, 0.1], [0.5, 0.2, 0.2, 0.1], [0.1, 0.4, 0.1, 0.4],
+                  [0.6, 0.1, 0.3, 0.0], [0.3, 0.3, 0.1, 0.7]])  # fmt: skip
+    lots = {"priority": f32([[0.5, 0.25], [0.5, 0.75], [0.125, 0.0], [0.25, 0.5], [0.5, 0.0], [0.0, 0.75]])}
+    safe = {"protected": ints([0, 0, 1, 0, 1, 1]).astype(bool)}
+    for capacity in (1, 2):
+        for comment, flag, more, dispatch in (
+            ("the largest score first", "BatchPriority", {"scores": scores}, {"slot_order": "batch_prioritized"}),
+            ("by lot, ties by the queue", "Lots", lots, {"drop_policy": "random"}),
+            ("one row a token, later choices stand in", "StandIn", {}, {"keep_at_most": 1}),
+            ("protected tokens", "Protected", safe, {"drop_policy": "probability"}),
+            ("two devices", "DeviceBudget", {}, {"capacity_devices": 2, "drop_policy": "probability"}),
+        ):
+            config = sizes(4, 2, dispatch={"capacity": capacity, **dispatch})
+            yield Case(f"capacity {capacity}: {comment}", (flag,), "plan", inputs | more, config)
+    coin = {"coin": f32([0.8, 0.5, 0.25, 0.0, above(0.5, -1), 0.0])}  # 0.8 and 0.5 are lost at equality
+    for capacity in (2, 9):
+        config = sizes(4, 2, routing={"second_expert": "random"}, dispatch={"capacity": capacity})
+        yield Case(f"a coin for the second expert, capacity {capacity}", ("Coin",), "plan", inputs | coin, config)

@@ -4,7 +4,7 @@ import numpy as np
 
 from ...config import MoEConfig
 from ...models import FAMILIES, load_preset
-from ...recipes import parameter_shapes
+from ...recipes import given_shapes, parameter_shapes
 from .form import Case, Recipe, f32, ints, sizes
 
 ABOUT = "Whole layers: outputs, losses, and every gradient split by source."
@@ -40,6 +40,7 @@ def cases():
             chosen(config),
         )
     yield from _combinations()
+    yield from _dropped()
 
 
 def _inputs(config, recipe="bell", tokens=TOKENS, **given):
@@ -54,7 +55,8 @@ def _inputs(config, recipe="bell", tokens=TOKENS, **given):
     balance = config.losses.balance
     if config.dispatch.capacity_scope == "sequence" or (balance is not None and balance.scope == "sequence"):
         made["sequence_ids"] = np.arange(tokens, dtype=np.int64) // 2
-    return made | given
+    drawn = {name: Recipe(name, shape, rule) for name, (shape, rule) in given_shapes(config, tokens).items()}
+    return made | drawn | given
 
 
 def chosen(config):
@@ -112,3 +114,11 @@ def _combinations():
         yield layer_case(
             f"chain, stored in {store}", ("Chain",), sizes(3, 2, 3, 2, **base, losses=every), "bf16", "chain", store
         )
+
+
+def _dropped():
+    for after in (False, True):
+        routing, dispatch = {"normalize": True, "second_expert": "random"}, {"normalize_after_drop": after}
+        coin = f32([0.25, 0.999, 0.0, 0.5])
+        config = sizes(3, 2, 3, 2, routing=routing, dispatch=dispatch)
+        yield layer_case(f"a coin, renormalised after it: {after}", ("DropRenorm",), config, coin=coin)
