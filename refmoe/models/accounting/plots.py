@@ -5,6 +5,7 @@ from pathlib import Path
 from ...refusals import require
 from .counts import PARTS, by_part, counted
 from .sweep import sweep_experts
+from .tensors import is_whole
 
 INK, TOTAL, ACTIVE, GREY, SOFT = "#1a1a2e", "#3566b8", "#d1495b", "#9aa0a6", "#5f6368"
 PART_COLOURS = dict(zip(PARTS, ("#6d597a", TOTAL, "#4fb0c6", "#86bbd8", "#f0a202", "#7a9e5f", GREY, "#c9ccd1")))
@@ -112,7 +113,8 @@ def draw_models(infos, path):
         total, active = fig.subplots(1, 2, sharey=True)
         _draw_bars(total, infos, "total", "stored (billions)")
         _draw_bars(active, infos, "active", "used by a token (billions)")
-        total.set_yticks(range(len(infos)), [info["name"] for info in infos])
+        labels = [info["name"] + ("" if is_whole(info) else ", MoE alone") for info in infos]
+        total.set_yticks(range(len(infos)), labels)
         total.set_ylim(len(infos) - 0.4, -0.6)  # the first model on top
         fig.legend(*total.get_legend_handles_labels(), loc="outside lower center", ncols=len(PARTS), frameon=False)
         save(fig, path)
