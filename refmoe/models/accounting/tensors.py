@@ -13,6 +13,11 @@ from .mixers import MIXERS
 
 _OF_EXPERTS = {"w_gate", "w_up", "w_down", "b_gate", "b_up", "b_down"}  # stacks with the experts in front
 
+_OF_ROUTER = {
+    "w_router", "router_bias", "selection_bias", "router_norm", "w_noise", "w_shared_router", "expert_scale",
+    "global_scale", "hash_table",
+}  # fmt: skip
+
 
 class Tensor(NamedTuple):
     """One shape: where it belongs, how many copies the model holds, how many of them a token reads."""
@@ -56,7 +61,8 @@ def hidden_size(info):
 def choices(info, experts=None):
     """(E, k): experts with weights in a layer, and how many of them a token uses, as integer or fraction."""
     if "full" in info:
-        return info["full"]["num_experts"], Fraction(info["full"]["top_k"] if experts is None else experts)
+        stated = (info["model"] or {}).get("mean_experts", info["full"]["top_k"])
+        return info["full"]["num_experts"], Fraction(stated if experts is None else experts)
     moe = info["model"]["moe"]
     return moe["num_experts"], Fraction(moe.get("mean_experts", moe["top_k"]) if experts is None else experts)
 
@@ -112,14 +118,19 @@ def _moe(info, n, experts):
 
 
 def _part(name):
-    return next((part for part in ("shared", "latent") if name.startswith(part + ".")), "router")
+    """Where a parameter belongs that is not one expert's: by what its name says."""
+    if name.startswith("shared."):
+        return "shared"
+    if "latent" in name or name == "post_expert_norm":
+        return "latent"
+    return "router" if name in _OF_ROUTER else "other"
 
 
 def _layer_shapes(info):
     if "full" in info:
         shapes = {name: shape for name, (shape, _) in parameter_shapes(MoEConfig.from_dict(info["full"])).items()}
-        shared = {name: shape[1:] for name, shape in shapes.items() if name.startswith("shared.") and len(shape) == 3}
-        return shapes | shared
+        stacks = {name: shape for name, shape in shapes.items() if name.startswith("shared.") and len(shape) == 3}
+        return shapes | {name: (n * rows, columns) for name, (n, rows, columns) in stacks.items()}
     return _stated_shapes(info["model"]["moe"])
 
 
