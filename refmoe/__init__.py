@@ -10,6 +10,8 @@ SPEC_VERSION = 1
 
 from .config import (  # noqa: E402  (the versions come first: other modules read them)
     BalanceLoss,
+    CommunicationLoss,
+    DeviceLoss,
     DispatchConfig,
     ExpertsConfig,
     ImportanceLoss,
@@ -52,6 +54,8 @@ def __dir__():
 __all__ = [
     "SPEC_VERSION",
     "BalanceLoss",
+    "CommunicationLoss",
+    "DeviceLoss",
     "DispatchConfig",
     "ExpertsConfig",
     "Given",

@@ -131,10 +131,8 @@ def _check_integers(argument, array, shape, kinds):
 
 
 def _check_sequences(given, config):
-    dispatch, loss = config.dispatch, config.losses.balance
-    needed = (dispatch.limited and dispatch.capacity_scope == "sequence") or (
-        loss is not None and loss.scope == "sequence"
-    )
+    dispatch = config.dispatch
+    needed = (dispatch.limited and dispatch.capacity_scope == "sequence") or config.losses.by_sequence
     fix = "pass them, or count by batch"
     ok = given.sequence_ids is not None or not needed
     require(ok, ValueError, "given.sequence_ids", "the sequence of each token", "None", fix)

@@ -57,11 +57,13 @@ class MoEGrads(NamedTuple):
     d_x_experts: object = None
     d_x_shared: object = None
     d_x_router: object = None
-    d_logits: object = None  # (T, E), the sum of the next four and of the d_logits given
+    d_logits: object = None  # (T, E), the sum of all d_logits_... and of the d_logits given
     d_logits_task: object = None
     d_logits_balance: object = None
     d_logits_z: object = None
     d_logits_importance: object = None
+    d_logits_device: object = None
+    d_logits_communication: object = None
     d_scores: object = None  # (T, E), where the weights' rule goes back through them
     d_topk_weights: object = None  # (T, K)
     router: RouterGrads = None

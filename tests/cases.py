@@ -5,6 +5,8 @@ import numpy as np
 import refmoe
 from refmoe import (
     BalanceLoss,
+    CommunicationLoss,
+    DeviceLoss,
     DispatchConfig,
     ExpertsConfig,
     Given,
@@ -33,11 +35,14 @@ def config_of(routing=None, dispatch=None, experts=None, losses=None, **sizes):
     return MoEConfig(**BASE | sizes, **sections, losses=losses or LossesConfig())
 
 
-def losses_of(balance=None, z=None, importance=None):
+def losses_of(balance=None, z=None, importance=None, **others):
+    """Sections as dictionaries of their fields; the coefficient of z stands alone."""
+    kinds = {"device": DeviceLoss, "communication": CommunicationLoss}
     return LossesConfig(
         balance=None if balance is None else BalanceLoss(coefficient=0.3, **balance),
         z=None if z is None else ZLoss(coefficient=z),
         importance=None if importance is None else ImportanceLoss(coefficient=0.5, **importance),
+        **{name: kinds[name](**{"coefficient": 0.4} | fields) for name, fields in others.items()},
     )
 
 
@@ -179,6 +184,23 @@ CASES = {
             "shared_gate": True,
         },
     ),
+    "devices": config_of(
+        losses=losses_of(
+            {"probs": "relu"},
+            None,
+            {"form": "deviation"},
+            device={"num_devices": 2, "scope": "sequence"},
+            communication={"num_devices": 3, "device_limit": 2, "probs": "normalized_sigmoid"},
+        ),
+    ),
+    "devices_sigmoid": config_of(
+        routing={"score_fn": "sigmoid"},
+        losses=losses_of(
+            device={"num_devices": 6, "probs": "sigmoid"},
+            communication={"num_devices": 2, "scope": "sequence", "probs": "sigmoid"},
+        ),
+    ),
+    "devices_normalized": config_of(losses=losses_of(device={"num_devices": 3, "probs": "normalized_sigmoid"})),
     "one_expert": config_of(num_experts=1, top_k=1, routing={"score_fn": "sigmoid"}, losses=losses_of({}, 0.2)),
 }
 

@@ -177,23 +177,41 @@ MUTANTS = {
         ('"d_w_shared_gate", d_logits, x,', '"d_w_shared_gate", d_gate, x,', "shared"),
         ("[rows.d_x_rows, d_x_gate]", "[rows.d_x_rows]", "shared"),
     ],
-    "losses.balance": [
+    "losses.products": [
         (
-            "_probs_backward(m, z, n, loss.probs) * scale * d / divisor",
-            "_probs_backward(m, z, n, loss.probs) * d / divisor",
+            "PROBS[probs][1](m, z, n) * scale * d / divisor",
+            "PROBS[probs][1](m, z, n) * d / divisor",
             "losses",
         ),
         (
-            "_probs_backward(m, z, n, loss.probs) * scale * d / divisor",
-            "_probs_backward(m, z, n, loss.probs) * scale * d",
+            "PROBS[probs][1](m, z, n) * scale * d / divisor",
+            "PROBS[probs][1](m, z, n) * scale * d",
             "losses",
         ),
         ("return p * m.centre(n, p, z)", "return p * n", "losses"),
-        ("return n * m.sigmoid_derivative(z)", "return m.sigmoid_derivative(z)", "sigmoid_loss"),
+        ("n * m.sigmoid_derivative(z)", "m.sigmoid_derivative(z)", "sigmoid_loss"),
+        ("n * m.step(z)", "n * m.relu(z)", "devices"),
         (
             "m.sigmoid_derivative(z) / m.sum(m.sigmoid(z), keepdims=True) * m.sigmoid_centre(n, z)",
             "m.sigmoid_derivative(z) * m.sigmoid_centre(n, z)",
             "normalized_sigmoid",
+        ),
+    ],
+    "losses.balance": [
+        (
+            'products_backward("d_logits_balance", d_loss, logits, counts, divisor',
+            'products_backward("d_logits_balance", d_loss, logits, counts, divisor * 2',
+            "losses",
+        ),
+        (
+            'products_backward("d_logits_device", d_loss, logits, counts, divisor',
+            'products_backward("d_logits_device", d_loss, logits, counts, divisor * 2',
+            "devices",
+        ),
+        (
+            "    tables = logits, counts, divisor, scopes, factors, loss.probs",
+            "    tables = logits, counts * counts, divisor, scopes, factors, loss.probs",
+            "devices",
         ),
     ],
     "losses.scopes": [
@@ -214,13 +232,14 @@ MUTANTS = {
     ],
     "losses.importance": [
         (
-            "m.centre(importance + gates * 0, gates, z) * 2 / (E",
-            "m.centre(importance + gates * 0, gates, z) / (E",
+            "m.centre(importance + gates * 0, gates, z) * 2 / _over",
+            "m.centre(importance + gates * 0, gates, z) / _over",
             "losses",
         ),
         ("slope = m.centre(importance + gates * 0, gates, z)", "slope = (importance + gates * 0)", "losses"),
         ("return gates * slope / scale", "return slope / scale", "losses"),
         ("return gates * slope / scale", "return gates * slope", "losses"),
+        ("* 2 / _over(loss, E)", "* 2 / (E - loss.ddof)", "devices"),
         ("scale * loss.coefficient * d", "scale * d", "losses"),
     ],
     "losses": [

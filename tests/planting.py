@@ -56,6 +56,16 @@ SMALL = {
     "on_input": config_of(**_TINY, experts={"weight_position": "input"}),
     "shared": config_of(**_TINY, experts={"shared_intermediate_size": 2, "shared_gate": True}),
     "losses": config_of(**_TINY, routing={"normalize": True}, losses=losses_of({}, 0.3, {"eps": 0.1})),
+    "devices": config_of(
+        **_TINY,
+        losses=losses_of(
+            {"probs": "relu"},
+            None,
+            {"form": "deviation"},
+            device={"num_devices": 2},
+            communication={"num_devices": 2, "device_limit": 2},
+        ),
+    ),
     "normalized_sigmoid": config_of(**_TINY, losses=losses_of({"probs": "normalized_sigmoid"})),
     "sigmoid_loss": config_of(**_TINY, losses=losses_of({"probs": "sigmoid", "scope": "sequence"})),
 }

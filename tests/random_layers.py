@@ -114,12 +114,17 @@ def _losses(rng, E):
         "coefficient": rng.choice([0.01, 0.5]),
         "counts": rng.choice(["all", "first"]),
         "divide_by_k": rng.random() < 0.5,
-        "probs": rng.choice(["softmax", "normalized_sigmoid", "sigmoid"]),
+        "probs": rng.choice(["softmax", "normalized_sigmoid", "sigmoid", "relu"]),
         "scope": rng.choice(["batch", "sequence", "global"]),
         "selection": rng.choice(["actual", "plain"]),
     }
     importance = {"coefficient": 0.3, "gates": rng.choice(["softmax", "topk"]), "ddof": rng.choice([0, 1]) * (E > 1)}
+    if rng.random() < 0.3:
+        importance |= {"form": "deviation", "ddof": 0}
     some = {"balance": balance, "z": {"coefficient": 0.1}, "importance": importance}
+    devices = rng.choice([n for n in range(1, E + 1) if E % n == 0])
+    some["device"] = {"coefficient": 0.2, "num_devices": devices, "probs": balance["probs"].replace("relu", "softmax")}
+    some["communication"] = some["device"] | {"device_limit": rng.randint(1, devices), "scope": "sequence"}
     return {name: loss for name, loss in some.items() if rng.random() < 0.5}
 
 

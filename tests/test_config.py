@@ -42,6 +42,8 @@ ALSO_NEUTRAL = {
     "losses.balance": [{"losses": {"balance": {}}}, {"losses": {"balance": {"coefficient": 0.0, "probs": "sigmoid"}}}],
     "losses.z": [{"losses": {"z": {}}}],
     "losses.importance": [{"losses": {"importance": {"gates": "topk", "eps": 0.5}}}],
+    "losses.device": [{"losses": {"device": {"num_devices": 3}}}],
+    "losses.communication": [{"losses": {"communication": {"num_devices": 2, "device_limit": 2}}}],
     "losses.bias_update_rate": [{"losses": {"bias_update_rate": 0.25}}],  # read by the controller, not by the layer
 }
 
@@ -273,6 +275,18 @@ REFUSALS = [
     ({"experts": {"shared_gate": True}}, "experts.shared_gate: expected False without a shared expert, got True"),
     ({"experts": {"limit": -7.0}}, "limit: expected at least 0.0, got -7.0"),
     ({"losses": {"balance": {"scope": "world"}}}, "scope: expected one of 'batch', 'sequence', 'global', got 'world'"),
+    (
+        {"losses": {"importance": {"form": "deviation", "ddof": 1}}},
+        "losses.importance.form: expected no ddof and no eps with 'deviation', got (1, 0.0)",
+    ),
+    (
+        {"losses": {"device": {"num_devices": 4}}},
+        "losses.device.num_devices: expected a divisor of num_experts = 6, got 4; give each device as many experts",
+    ),
+    (
+        {"losses": {"communication": {"num_devices": 2, "device_limit": 3}}},
+        "losses.communication.device_limit: expected at most num_devices = 2, got 3",
+    ),
     ({"losses": {"importance": {"ddof": 2}}}, "ddof: expected one of 0, 1, got 2"),
     ({"losses": {"importance": {"ddof": True}}}, "ddof: expected one of 0, 1, got True"),
     ({"num_expert": 6}, "config: expected known fields, got 'num_expert'; did you mean 'num_experts'?"),

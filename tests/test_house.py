@@ -14,6 +14,7 @@ import pytest
 
 from refmoe.dispatch import Plan
 from refmoe.layer import NON_DIFFERENTIABLE, MoEGrads, MoERecord
+from refmoe.losses import LOSSES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "refmoe"
@@ -247,7 +248,7 @@ def test_backward_stands_right_after_its_forward(unit):
 # Where the gradient of a stored tensor bears another name than d_<tensor>.
 NAMED_OTHERWISE = {
     "routed": "given as d_y", "y": "given as d_y", "shared": "given as d_y",
-    "balance": "given in d_losses", "z": "given in d_losses", "importance": "given in d_losses",
+    **dict.fromkeys(LOSSES, "given in d_losses"),
     "raw_topk_weights": "a copy of the kept scores: d_scores",
 }  # fmt: skip
 

@@ -8,7 +8,17 @@ import pytest
 from cases import config_of, make, same_bits
 
 import refmoe
-from refmoe import BalanceLoss, Given, ImportanceLoss, LossesConfig, Numerics, ZLoss, update_selection_bias
+from refmoe import (
+    BalanceLoss,
+    CommunicationLoss,
+    DeviceLoss,
+    Given,
+    ImportanceLoss,
+    LossesConfig,
+    Numerics,
+    ZLoss,
+    update_selection_bias,
+)
 from refmoe.formats import round_fraction
 
 EXACT = Numerics(backend="numpy")
@@ -40,6 +50,13 @@ NINE = [
     ("importance", ImportanceLoss(coefficient=1, gates="topk", ddof=1), 0.3975992246691078),
     ("z", ZLoss(coefficient=1), 3.404649313371019),
 ]
+# Six more numbers from the same table of logits, worked out in forty digits: experts 0, 1 and 2, 3 on two devices.
+MORE = [
+    ("device", DeviceLoss(coefficient=1, num_devices=2), 1.1215691961866252),
+    ("communication", CommunicationLoss(coefficient=1, num_devices=2, device_limit=2), 0.8107845980933126),
+    ("balance", BalanceLoss(coefficient=1, probs="relu"), 2.111111111111111),
+    ("importance", ImportanceLoss(coefficient=1, form="deviation"), 0.018275194772885504),
+]
 IDS = "A B C A-normalized-sigmoid A-sigmoid cv2-softmax cv2-topk cv2-topk-ddof1 z".split()
 
 
@@ -66,6 +83,12 @@ def value(kind, loss, logits, num=FLOAT64, given=None, **more):
 def test_the_nine_values_in_float64(kind, loss, want):
     got = value(kind, loss, LOGITS)
     assert abs(got - want) <= 4 * np.spacing(want), f"{(got - want) / np.spacing(want):+.1f} ulp"
+
+
+@pytest.mark.parametrize(("kind", "loss", "want"), MORE, ids=lambda v: v if isinstance(v, str) else "")
+def test_more_values_of_the_same_table(kind, loss, want):
+    assert abs(value(kind, loss, LOGITS) - want) <= 4 * np.spacing(abs(want))
+    assert value(kind, loss, LOGITS, EXACT) == pytest.approx(want, rel=2e-7)
 
 
 @pytest.mark.parametrize(("kind", "loss", "want"), NINE, ids=IDS)
@@ -156,6 +179,73 @@ def test_importance_of_equal_gates_is_zero_and_so_is_its_gradient():
     assert value("importance", eps, [[1, 0]], EXACT, top_k=1) == 0.25  # 1/4 / (1/4 + 3/4)
 
 
+# --- devices, positive parts, and forms that are the same number ------------------------------------------------------
+
+
+def test_one_device_has_nothing_to_balance():
+    """Its fraction is 1 and its probability is 1; with M = 1 every token reaches it."""
+    assert value("device", DeviceLoss(coefficient=3), LOGITS) == pytest.approx(3, rel=1e-15)
+    assert value("communication", CommunicationLoss(coefficient=3), LOGITS, EXACT) == 3
+    grads = record_of(LOGITS, EXACT, device=DeviceLoss(coefficient=3))[1]
+    assert same_bits(grads.d_logits_device, np.zeros((6, 4), np.float32))
+
+
+def test_a_device_for_each_expert_is_the_balance_loss():
+    for scope, given in (("batch", None), ("sequence", Given(sequence_ids=np.array([1, 1, 1, 1, 0, 0])))):
+        want, d_want = record_of(LOGITS, EXACT, given, balance=BalanceLoss(coefficient=0.3, scope=scope))
+        got, d_got = record_of(LOGITS, EXACT, given, device=DeviceLoss(coefficient=0.3, num_devices=4, scope=scope))
+        assert same_bits(got.losses.device, want.losses.balance)
+        assert same_bits(d_got.d_logits_device, d_want.d_logits_balance)
+
+
+def test_a_token_reaches_a_device_once():
+    """Both choices of the first token are on device 0, those of the second on both: sent 2, 1; chosen 3, 1."""
+    given = Given(topk_indices=np.array([[0, 1], [1, 2]]))
+    zeros = np.zeros((2, 4))
+    # P is 1/2 a device: 2 / (M T) (2 + 1) / 2, and 2 / (K T) (3 + 1) / 2
+    assert value("communication", CommunicationLoss(coefficient=1, num_devices=2), zeros, EXACT, given) == 1.5
+    assert value("device", DeviceLoss(coefficient=1, num_devices=2), zeros, EXACT, given) == 1
+    skewed = np.array([[0, 0, 0, 0], [1, 0, 0, 0]])
+    d = record_of(skewed, EXACT, given, device=DeviceLoss(coefficient=1, num_devices=2))[1].d_logits_device
+    assert d[0].tolist() == [0.0625, 0.0625, -0.0625, -0.0625]  # 2 / (K T^2) / 4 (n_j - mean n), n = 3, 3, 1, 1
+
+
+def test_positive_parts_by_hand():
+    """ReMoE's L1: E / (K T^2) sum_te n_e max(z_te, 0), and no gradient at or below zero."""
+    logits, given = [[2.0, -1.0, 0.0], [0.5, 1.0, -3.0]], Given(topk_indices=np.array([[0, -1], [0, 1]]))
+    record, grads = record_of(logits, EXACT, given, balance=BalanceLoss(coefficient=1, probs="relu"))
+    assert record.losses.balance_counts.tolist() == [[2, 1, 0]]
+    assert record.losses.balance == np.float32((2 * 2.5 + 1) * 3 / 8)
+    assert grads.d_logits_balance.tolist() == [[0.75, 0, 0], [0.75, 0.375, 0]]
+
+
+def test_the_sequence_wise_loss_of_deepseek_v3_is_a_choice_of_fields():
+    """mean over sequences of sum_i f_i P_i: f = E / (K S) times the plain top K of the sigmoids, P their row shares."""
+    loss = BalanceLoss(coefficient=1e-4, scope="sequence", selection="plain", probs="normalized_sigmoid")
+    ids, s = np.array([0, 0, 0, 1, 1, 1]), 1 / (1 + np.exp(-LOGITS))
+    config = config_of(
+        num_experts=4, top_k=2, routing={"score_fn": "sigmoid", "selection_bias": True},
+        losses=LossesConfig(balance=loss),
+    )  # fmt: skip
+    x, params, _ = make(config, FLOAT64, 6)
+    params = params._replace(selection_bias=np.array([0.0, 0, 0, 9]))  # the actual selection is another one
+    record = refmoe.moe_forward(x, params, config, FLOAT64, Given(logits=LOGITS, sequence_ids=ids))
+    parts = []
+    for one in (0, 1):
+        rows = s[ids == one]
+        f = np.bincount(np.argsort(-rows, axis=1, kind="stable")[:, :2].reshape(-1), minlength=4) * 4 / (2 * 3)
+        parts.append(1e-4 * (f * (rows / rows.sum(axis=1, keepdims=True)).mean(axis=0)).sum())
+    assert record.losses.balance == pytest.approx(np.mean(parts), rel=1e-14)
+
+
+def test_squared_deviations_are_the_squared_variation_over_the_number_of_experts():
+    for gates in ("softmax", "topk"):
+        of_cv2, d_cv2 = record_of(LOGITS, importance=ImportanceLoss(coefficient=1, gates=gates))
+        got, d_got = record_of(LOGITS, importance=ImportanceLoss(coefficient=1, gates=gates, form="deviation"))
+        assert got.losses.importance == pytest.approx(of_cv2.losses.importance / 4, rel=1e-14)
+        assert np.allclose(d_got.d_logits_importance, d_cv2.d_logits_importance / 4, rtol=1e-12, atol=1e-17)
+
+
 # --- scopes ----------------------------------------------------------------------------------------------------------
 
 
@@ -221,7 +311,7 @@ def test_plain_selection_counts_the_unbiased_scores():
 
 def test_masked_tokens_are_neither_counted_nor_averaged():
     mask = np.array([1, 1, 1, 1, 0, 1], bool)
-    for kind, loss, _ in NINE:
+    for kind, loss, _ in NINE + MORE:
         got = record_of(LOGITS, given=Given(token_mask=mask), **{kind: loss})
         want = record_of(LOGITS[mask], **{kind: loss})
         assert getattr(got[0].losses, kind) == getattr(want[0].losses, kind)

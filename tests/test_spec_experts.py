@@ -154,7 +154,7 @@ def test_nine_values(name, fields, value):
 
 BALANCES = [
     {"counts": counts, "divide_by_k": divide, "probs": probs, "scope": scope, "selection": selection}
-    for probs in ("softmax", "normalized_sigmoid", "sigmoid")
+    for probs in ("softmax", "normalized_sigmoid", "sigmoid", "relu")
     for counts, divide, scope, selection in (
         ("all", True, "batch", "actual"), ("all", False, "sequence", "plain"), ("first", True, "global", "actual"),
         ("all", True, "global", "plain"), ("first", True, "sequence", "plain"),
@@ -168,6 +168,12 @@ LOSS_CASES = [
         for g in ("softmax", "topk")
         for d in (0, 1)
         for e in (0.0, 1e-10)
+    ),
+    *(("importance", {"gates": g, "form": "deviation"}) for g in ("softmax", "topk")),
+    *(
+        (name, {"num_devices": n, "probs": probs, "scope": scope} | limit)
+        for name, limit in (("device", {}), ("communication", {"device_limit": 2}))
+        for n, probs, scope in ((2, "softmax", "batch"), (3, "normalized_sigmoid", "sequence"), (6, "sigmoid", "batch"))
     ),
 ]
 

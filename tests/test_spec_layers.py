@@ -79,6 +79,14 @@ EVERYTHING = {
     "importance": {"coefficient": 0.125, "gates": "topk"},
 }
 KITCHEN_SINK = {
+    "losses over devices": {
+        "losses": {
+            "balance": {"coefficient": 0.3, "probs": "relu"},
+            "importance": {"coefficient": 0.2, "form": "deviation"},
+            "device": {"coefficient": 0.5, "num_devices": 2, "scope": "sequence"},
+            "communication": {"coefficient": 0.7, "num_devices": 3, "device_limit": 2, "probs": "normalized_sigmoid"},
+        },
+    },
     "input weights, dropped by probability": {
         "routing": {"score_fn": "sigmoid", "router_bias": True, "scaling_factor": 1.3},
         "dispatch": {"capacity": 2, "drop_policy": "probability", "slot_order": "token_major"},
@@ -151,7 +159,7 @@ KITCHEN_SINK = {
 @pytest.mark.parametrize("name", KITCHEN_SINK)
 def test_every_other_choice(name, profile, store):
     config = config_of(**KITCHEN_SINK[name])
-    upstream = {"balance": 2.0, "z": -0.5, "importance": 3.0}
+    upstream = {"balance": 2.0, "z": -0.5, "importance": 3.0, "device": 0.3, "communication": -1.5}
     inputs = [tame(store, (T, config.hidden_size), seed) for seed in (3, 4)]
     d_logits = tame("float32", (T, config.num_experts), 9)
     given = SEQUENCES | init_given(config, T)

@@ -8,6 +8,14 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from .checks import COUNT, FLOAT, POSITIVE, WEIGHT, Section, check_together, one_of
+from .losses import (  # noqa: F401 (one door for every section)
+    BalanceLoss,
+    CommunicationLoss,
+    DeviceLoss,
+    ImportanceLoss,
+    LossesConfig,
+    ZLoss,
+)
 from .reading import build, load_json, with_house_names
 
 
@@ -97,45 +105,6 @@ class ExpertsConfig(Section):
         activation = self.shared_activation or self.activation
         own = {"limit": limit if self.shared_clamped else None, "activation": activation}
         return dataclasses.replace(self, **own, weight_position="output")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BalanceLoss(Section):
-    """coefficient * E * sum_e f_e P_e.   Spec 4.1"""
-
-    coefficient: float = field(default=0.0, metadata=FLOAT)  # times the loss
-    counts: str = field(default="all", metadata=one_of("all", "first"))  # all K choices, or only the first
-    divide_by_k: bool = True  # with all choices: is f a fraction that sums to 1, or to K
-    probs: str = field(default="softmax", metadata=one_of("softmax", "normalized_sigmoid", "sigmoid"))  # P
-    scope: str = field(default="batch", metadata=one_of("batch", "sequence", "global"))  # of f and P
-    selection: str = field(default="actual", metadata=one_of("actual", "plain"))  # plain: top K of the unbiased scores
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZLoss(Section):
-    """coefficient / T * sum_t logsumexp(logits_t)^2.   Spec 4.2"""
-
-    coefficient: float = field(default=0.0, metadata=FLOAT)  # times the loss
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportanceLoss(Section):
-    """coefficient * Var(I) / (mean(I)^2 + eps) of the importances I_e = sum_t g_te.   Spec 4.3"""
-
-    coefficient: float = field(default=0.0, metadata=FLOAT)  # times the loss
-    gates: str = field(default="softmax", metadata=one_of("softmax", "topk"))  # all experts, or softmax over the kept
-    ddof: int = field(default=0, metadata=one_of(0, 1))  # 1: the unbiased variance
-    eps: float = field(default=0.0, metadata=WEIGHT)  # added to the squared mean
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossesConfig(Section):
-    """The losses the router adds to the task's.   Spec 4"""
-
-    balance: BalanceLoss | None = field(default=None, metadata={"section": BalanceLoss})
-    z: ZLoss | None = field(default=None, metadata={"section": ZLoss})
-    importance: ImportanceLoss | None = field(default=None, metadata={"section": ImportanceLoss})
-    bias_update_rate: float = field(default=0.0, metadata=WEIGHT)  # step of the selection-bias controller
 
 
 @dataclass(frozen=True, kw_only=True)

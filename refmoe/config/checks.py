@@ -167,5 +167,20 @@ def _shared(x):
 
 def _losses(config):
     loss = config.losses.importance
-    ok = loss is None or loss.ddof < config.num_experts
-    yield ok, "losses.importance.ddof", "0 with one expert", loss and loss.ddof, "a variance of one number needs ddof=0"
+    if loss is not None:
+        fix = "a variance of one number needs ddof=0"
+        yield loss.ddof < config.num_experts, "losses.importance.ddof", "0 with one expert", loss.ddof, fix
+        got, fix = (loss.ddof, loss.eps), "it is divided by T^2: leave them out, or set form='cv2'"
+        ok = loss.form == "cv2" or got == (0, 0.0)
+        yield ok, "losses.importance.form", "no ddof and no eps with 'deviation'", got, fix
+    for name in ("device", "communication"):
+        loss = getattr(config.losses, name)
+        if loss is not None:
+            E, ok = config.num_experts, config.num_experts % loss.num_devices == 0
+            fix = "give each device as many experts"
+            yield ok, f"losses.{name}.num_devices", f"a divisor of num_experts = {E}", loss.num_devices, fix
+    loss = config.losses.communication
+    if loss is not None:
+        wanted, fix = f"at most num_devices = {loss.num_devices}", "lower it or add devices"
+        ok = loss.device_limit <= loss.num_devices
+        yield ok, "losses.communication.device_limit", wanted, loss.device_limit, fix

@@ -54,8 +54,7 @@ def recipe_rows(config, num, tokens, backward, seed):
 
 def needs_sequences(config):
     """Does a rule count within sequences? Then the batch is two of them unless the user says otherwise."""
-    balance = config.losses.balance
-    return config.dispatch.capacity_scope == "sequence" or (balance is not None and balance.scope == "sequence")
+    return config.dispatch.capacity_scope == "sequence" or config.losses.by_sequence
 
 
 def make_inputs(config, num, tokens, rows, stored, pool):

@@ -6,10 +6,17 @@ constants of the way back. Masked tokens are neither counted nor averaged.
 
 from typing import NamedTuple
 
-from .balance import balance_loss, balance_loss_backward
+from .balance import (
+    balance_loss,
+    balance_loss_backward,
+    communication_loss,
+    communication_loss_backward,
+    device_loss,
+    device_loss_backward,
+)
 from .controllers import update_selection_bias
 from .importance import importance_loss, importance_loss_backward
-from .scopes import Scopes, balance_counts, loss_scopes
+from .scopes import Scopes, balance_counts, communication_counts, device_counts, loss_scopes
 from .z import z_loss, z_loss_backward
 
 
@@ -20,12 +27,16 @@ class Losses(NamedTuple):
     z: object = None
     importance: object = None
     balance_counts: object = None  # (S, E) int64: the counts each scope's fractions were made of
+    device: object = None
+    communication: object = None
 
 
 LOSSES = {
     "balance": (balance_loss, balance_loss_backward),
     "z": (z_loss, z_loss_backward),
     "importance": (importance_loss, importance_loss_backward),
+    "device": (device_loss, device_loss_backward),
+    "communication": (communication_loss, communication_loss_backward),
 }
 
 # What a pair reads, in the order of its arguments: fields of the routing record, `counts` and `scopes`.
@@ -33,6 +44,8 @@ READS = {
     "balance": ("logits", "counts", "scopes"),
     "z": ("logits", "scopes"),
     "importance": ("logits", "topk_indices", "scopes"),
+    "device": ("logits", "counts", "scopes"),
+    "communication": ("logits", "counts", "scopes"),
 }
 
 # The gradients a backward returns, in order.
@@ -40,10 +53,12 @@ GIVES = {
     "balance": ("d_logits_balance",),
     "z": ("d_logits_z",),
     "importance": ("d_logits_importance",),
+    "device": ("d_logits_device",),
+    "communication": ("d_logits_communication",),
 }
 
 # Who was chosen how often, for the losses whose fractions count it.
-COUNTS = {"balance": balance_counts}
+COUNTS = {"balance": balance_counts, "device": device_counts, "communication": communication_counts}
 
 
 def loss_arguments(routing, config, given, counts=None):
@@ -96,6 +111,12 @@ __all__ = [
     "balance_counts",
     "balance_loss",
     "balance_loss_backward",
+    "communication_counts",
+    "communication_loss",
+    "communication_loss_backward",
+    "device_counts",
+    "device_loss",
+    "device_loss_backward",
     "importance_loss",
     "importance_loss_backward",
     "loss_arguments",

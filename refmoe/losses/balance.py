@@ -1,8 +1,6 @@
-"""The balance loss and its way back.   Spec 4.1, 5.8"""
+"""The balance loss, and its forms over devices: counts times probabilities.   Spec 4.1, 4.6, 5.8"""
 
-import numpy as np
-
-from .scopes import spread
+from .products import products, products_backward
 
 
 def balance_loss(logits, counts, scopes, config, num):
@@ -10,55 +8,67 @@ def balance_loss(logits, counts, scopes, config, num):
 
     logits (T, E), counts (S, E) -> scalar
     """
-    loss = config.losses.balance
-
-    def formula(m, z, n, divisor):
-        total = m.sum(n * _probs(m, z, loss.probs) / divisor, axis=(-2, -1))
-        return total * (m.constant(loss.coefficient) * config.num_choices)
-
-    return _over_tokens(num, "losses.balance", formula, logits, counts, scopes, config, core=2)
+    divisor, factors, probs = _balance(scopes, config)
+    return products("losses.balance", logits, counts, divisor, scopes, factors, probs, num)
 
 
 def balance_loss_backward(d_loss, logits, counts, scopes, config, num):
-    """d_logits_j = a p_j (n_j - sum_e n_e p_e) for softmax, alike for the sigmoids; +0 for masked tokens.   Spec 5.8
+    """d_logits_j = a p_j (n_j - sum_e n_e p_e) for softmax, alike for the others; +0 for masked tokens.   Spec 5.8
 
     d_loss scalar, logits (T, E), counts (S, E) -> d_logits_balance (T, E)
     """
-    loss = config.losses.balance
-
-    def formula(m, z, n, divisor, d):
-        # loss = scale sum_te n_e p_te / divisor_t,   scale = coefficient E
-        scale = m.constant(loss.coefficient) * config.num_choices
-        return _probs_backward(m, z, n, loss.probs) * scale * d / divisor
-
-    rows = _over_tokens(num, "d_logits_balance", formula, logits, counts, scopes, config, d_loss, core=1)
-    return spread(rows, scopes, logits)
+    divisor, factors, probs = _balance(scopes, config)
+    return products_backward("d_logits_balance", d_loss, logits, counts, divisor, scopes, factors, probs, num)
 
 
-def _probs(m, z, kind):
-    if kind == "softmax":
-        return m.softmax(z)
-    s = m.sigmoid(z)
-    return s / m.sum(s, keepdims=True) if kind == "normalized_sigmoid" else s
-
-
-def _probs_backward(m, z, n, kind):
-    """d_z of sum_e n_e p_e."""
-    if kind == "softmax":
-        p = m.softmax(z)
-        return p * m.centre(n, p, z)
-    if kind == "sigmoid":
-        return n * m.sigmoid_derivative(z)
-    return m.sigmoid_derivative(z) / m.sum(m.sigmoid(z), keepdims=True) * m.sigmoid_centre(n, z)
-
-
-def _over_tokens(num, name, formula, logits, counts, scopes, config, *scalars, core):
-    """Reads the formula over the unmasked tokens, with each token's counts and the integer its fractions are over."""
-    if not len(scopes.tokens):
-        return np.zeros((0, logits.shape[1]) if core == 1 else (), num.dtype)
+def _balance(scopes, config):
     loss = config.losses.balance
     norm = config.top_k if loss.counts == "all" and loss.divide_by_k else 1
     divisor = norm * scopes.tokens_counted * scopes.tokens_local * len(scopes.tokens_local)
-    table = counts[scopes.scope], divisor[scopes.scope][:, None]
-    extra = [np.broadcast_to(scalar, (len(scopes.tokens), 1)) for scalar in scalars]
-    return num.evaluate(name, formula, logits[scopes.tokens], *table, *extra, core=core)
+    return divisor, (loss.coefficient, config.num_choices), loss.probs
+
+
+def device_loss(logits, counts, scopes, config, num):
+    """coefficient sum_i f_i P_i over devices i: f_i = the mean of its experts' f, P_i = the sum of theirs.   Spec 4.6
+
+    logits (T, E), counts (S, E): the choices of e's whole device -> scalar. DeepSeek-V2
+    """
+    loss = config.losses.device
+    divisor, factors = _device(loss, config.top_k, scopes)
+    return products("losses.device", logits, counts, divisor, scopes, factors, loss.probs, num)
+
+
+def device_loss_backward(d_loss, logits, counts, scopes, config, num):
+    """The gradient of the balance loss, with the counts of e's device in place of n_e.   Spec 5.8
+
+    d_loss scalar, logits (T, E), counts (S, E) -> d_logits_device (T, E)
+    """
+    loss = config.losses.device
+    divisor, factors = _device(loss, config.top_k, scopes)
+    return products_backward("d_logits_device", d_loss, logits, counts, divisor, scopes, factors, loss.probs, num)
+
+
+def communication_loss(logits, counts, scopes, config, num):
+    """coefficient sum_i f_i P_i over devices i: f_i = devices / (M T) times the tokens sent to i.   Spec 4.6
+
+    logits (T, E), counts (S, E): the tokens sent to e's device -> scalar. DeepSeek-V2
+    """
+    loss = config.losses.communication
+    divisor, factors = _device(loss, loss.device_limit, scopes)
+    return products("losses.communication", logits, counts, divisor, scopes, factors, loss.probs, num)
+
+
+def communication_loss_backward(d_loss, logits, counts, scopes, config, num):
+    """The gradient of the balance loss, with the tokens sent to e's device in place of n_e.   Spec 5.8
+
+    d_loss scalar, logits (T, E), counts (S, E) -> d_logits_communication (T, E)
+    """
+    loss = config.losses.communication
+    divisor, factors = _device(loss, loss.device_limit, scopes)
+    tables = logits, counts, divisor, scopes, factors, loss.probs
+    return products_backward("d_logits_communication", d_loss, *tables, num)
+
+
+def _device(loss, choices, scopes):
+    local = scopes.tokens_local
+    return choices * local * local * len(local), (loss.coefficient, loss.num_devices)

@@ -6,9 +6,9 @@ from .scopes import spread
 
 
 def importance_loss(logits, topk_indices, scopes, config, num):
-    """coefficient Var(I) / (mean(I)^2 + eps),  I_e = sum_t g_te.   Spec 4.3; Shazeer et al. 2017
+    """coefficient Var(I) / (mean(I)^2 + eps),  I_e = sum_t g_te; or coefficient sum_e (I_e / T - 1 / E)^2.   Spec 4.3
 
-    logits (T, E), topk_indices (T, K) -> scalar
+    logits (T, E), topk_indices (T, K) -> scalar. Shazeer et al. 2017
     """
     if not len(scopes.tokens):
         return np.zeros((), num.dtype)
@@ -23,7 +23,7 @@ def importance_loss(logits, topk_indices, scopes, config, num):
 
 
 def importance_loss_backward(d_loss, logits, topk_indices, scopes, config, num):
-    """d_logits_tj = 2 coefficient / ((E - ddof) S) g_tj (I_j - sum_e g_te I_e).   Spec 5.8
+    """d_logits_tj = 2 coefficient / (n S) g_tj (I_j - sum_e g_te I_e), n = E - ddof or 1, S the divisor.   Spec 5.8
 
     d_loss scalar, logits (T, E), topk_indices (T, K) -> d_logits_importance (T, E)
     """
@@ -37,7 +37,7 @@ def importance_loss_backward(d_loss, logits, topk_indices, scopes, config, num):
         gates = m.masked_softmax(z, m.real(chosen) == 1)
         importance = m.sum(gates, axis=-2)
         _, scale = _moments(m, importance, loss, E)
-        slope = m.centre(importance + gates * 0, gates, z) * 2 / (E - loss.ddof)
+        slope = m.centre(importance + gates * 0, gates, z) * 2 / _over(loss, E)
         return gates * slope / scale * loss.coefficient * d
 
     inputs = _gate_inputs(logits, topk_indices, scopes, loss)
@@ -46,10 +46,16 @@ def importance_loss_backward(d_loss, logits, topk_indices, scopes, config, num):
 
 
 def _moments(m, importance, loss, num_experts):
-    mean = m.sum(importance, keepdims=True) / num_experts
+    """The spread of the importances and what it is divided by."""
+    total = m.sum(importance, keepdims=True)
+    mean = total / num_experts
     deviation = importance - mean
-    variance = m.sum(deviation * deviation, keepdims=True) / (num_experts - loss.ddof)
-    return m.last(variance), m.last(mean * mean + loss.eps)
+    spread_out = m.sum(deviation * deviation, keepdims=True) / _over(loss, num_experts)
+    return m.last(spread_out), m.last(total * total if loss.form == "deviation" else mean * mean + loss.eps)
+
+
+def _over(loss, num_experts):
+    return 1 if loss.form == "deviation" else num_experts - loss.ddof
 
 
 def _gate_inputs(logits, topk_indices, scopes, loss):

@@ -48,6 +48,44 @@ def balance_counts(scores, topk_indices, scopes, config, given):
     return counts
 
 
+def device_counts(scores, topk_indices, scopes, config, given):
+    """Choices of any expert of e's device, by scope; an id without weights is on no device and has 0.   Spec 4.6
+
+    topk_indices (T, K) -> (S, E) int64
+    """
+    devices = config.losses.device.num_devices
+    device, used = _devices(topk_indices[scopes.tokens], devices, config)
+    counts = np.zeros((len(scopes.tokens_local), devices), np.int64)
+    np.add.at(counts, (np.where(used, scopes.scope[:, None], 0), device), used)
+    return _by_id(counts, config)
+
+
+def communication_counts(scores, topk_indices, scopes, config, given):
+    """Tokens that chose at least one expert of e's device, by scope.   Spec 4.6
+
+    topk_indices (T, K) -> (S, E) int64
+    """
+    devices = config.losses.communication.num_devices
+    device, used = _devices(topk_indices[scopes.tokens], devices, config)
+    sent = np.zeros((len(device), devices + 1), np.int64)
+    np.put_along_axis(sent, np.where(used, device, devices), 1, axis=-1)  # an unused slot falls on the spare column
+    counts = np.zeros((len(scopes.tokens_local), devices), np.int64)
+    np.add.at(counts, scopes.scope, sent[:, :-1])
+    return _by_id(counts, config)
+
+
+def _devices(chosen, devices, config):
+    """The device of each slot's expert, and whether it has one: experts lie on devices in runs of equal length."""
+    used = (chosen >= 0) & (chosen < config.num_experts)
+    return np.where(used, chosen, 0) // (config.num_experts // devices), used
+
+
+def _by_id(counts, config):
+    """counts (S, devices) -> (S, E): an expert has its device's."""
+    by_expert = np.repeat(counts, config.num_experts // counts.shape[1], axis=1)
+    return np.pad(by_expert, ((0, 0), (0, config.num_choices - config.num_experts)))
+
+
 def spread(rows, scopes, like):
     """rows (V, E) at their tokens, +0 for the masked ones -> (T, E).   Spec 4.5"""
     out = np.zeros(like.shape, rows.dtype)

@@ -29,7 +29,8 @@ FLOAT32_STAGES = frozenset(
     """coin priority logits scores choice_scores group_scores raw_topk_weights topk_weights selection_bias lse margin
     losses.balance losses.z losses.importance d_losses
     d_logits d_logits_task d_logits_balance d_logits_importance d_logits_z d_scores d_topk_weights
-    unscaled_topk_weights d_unscaled_topk_weights""".split()
+    unscaled_topk_weights d_unscaled_topk_weights
+    losses.device losses.communication d_logits_device d_logits_communication""".split()
 )
 STORE_STAGES = frozenset(
     """x w_router router_bias w_gate w_up w_down b_gate b_up b_down w_shared_gate expert_scale global_scale

@@ -20,6 +20,8 @@ NOTES = {
     "OneStage": ("fractions or mean probabilities rounded on the way", "the last bits"),
     "LargeLogits": ("log-sum-exp without shift", "overflow"),
     "ZeroAtBalance": ("sign(0) taken as +-1", "biases that never rest"),
+    "DeviceCounts": ("choices counted where tokens are meant, or a token counted twice", "traffic balanced wrongly"),
+    "ReluWeights": ("softmax in place of the weights, or a gradient at zero", "experts that never switch off"),
     "ControllerSign": ("sign reversed, or load compared with a rounded mean", "collapse"),
 }
 
@@ -58,6 +60,7 @@ def cases():
     yield from _scopes()
     yield from _edges()
     yield from _controller()
+    yield from _devices()
 
 
 def _scopes():
@@ -95,6 +98,41 @@ def _scopes():
         losses = {"balance": {**ONE, "selection": selection, "probs": "normalized_sigmoid"}}
         config = sizes(4, 2, routing={"score_fn": "sigmoid", "selection_bias": True}, losses=losses)
         yield Case(f"biased selection, counts of the {selection} one", ("PlainSelection",), "loss", biased, config)
+
+
+def _devices():
+    logits = f32(FIXTURE)
+    for name, more in (("device", {}), ("communication", {"device_limit": 2})):
+        section = {name: {**ONE, "num_devices": 2, **more}}
+        yield Case(
+            f"the fixture on two devices: {name}",
+            ("DeviceCounts",),
+            "loss",
+            {"logits": logits},
+            sizes(4, 2, losses=section),
+        )
+    replayed = {
+        "logits": logits,
+        "topk_indices": ints([[0, 1], [2, -1], [3, 2], [-1, -1], [1, 3], [0, 2]]),
+        "sequence_ids": ints([0, 0, 0, 1, 1, 1]),
+    }
+    section = {"coefficient": 0.5, "num_devices": 2, "scope": "sequence"}
+    losses = {"device": section, "communication": {**section, "probs": "normalized_sigmoid", "device_limit": 2}}
+    yield Case(
+        "unused slots reach no device; by sequence",
+        ("DeviceCounts", "SequenceScope"),
+        "loss",
+        replayed,
+        sizes(4, 2, losses=losses),
+    )
+    relu = {"balance": {**ONE, "probs": "relu"}, "importance": {**ONE, "form": "deviation"}}
+    yield Case(
+        "positive parts in place of probabilities; squared deviations",
+        ("ReluWeights", "Variance"),
+        "loss",
+        {"logits": logits},
+        sizes(4, 2, losses=relu),
+    )
 
 
 def _edges():
