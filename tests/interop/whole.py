@@ -1,0 +1,110 @@
+"""Whole tiny models of transformers, one row a family: how to build one, and where its mixture-of-experts block is."""
+
+# ruff: noqa: C408  (dict(field=value) reads as the configuration it becomes)
+
+from typing import NamedTuple
+
+import torch
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+SIZES = dict(
+    vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+    intermediate_size=12, num_experts_per_tok=3, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+LOCAL = SIZES | dict(num_local_experts=8)
+WIDE = SIZES | dict(num_experts=8)
+NARROW = SIZES | dict(num_experts=8, moe_intermediate_size=12, intermediate_size=20)
+GATED = NARROW | dict(shared_expert_intermediate_size=20)
+ROUTED = SIZES | dict(n_routed_experts=8, moe_intermediate_size=12, intermediate_size=20)
+LATENT_ATTENTION = dict(
+    kv_lora_rank=8, q_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8, num_key_value_heads=4,
+)  # fmt: skip
+GROUPS = dict(n_group=4, topk_group=2, routed_scaling_factor=2.5, norm_topk_prob=True)
+V3 = ROUTED | GROUPS | dict(first_k_dense_replace=1, n_shared_experts=2)
+FULL = dict(layer_types=["full_attention"] * 2)
+SMALL_EYES = dict(depth=1, hidden_size=16, num_heads=2, intermediate_size=8, out_hidden_size=16)
+LLAMA_4 = LOCAL | dict(num_experts_per_tok=1, intermediate_size_mlp=20)
+
+
+class Model(NamedTuple):
+    """A model_type with tiny sizes. The block is the one module whose name ends with `block`."""
+
+    model_type: str
+    fields: dict
+    cls: str | None = None  # of the model; None: what AutoModelForCausalLM makes
+    block: str = "layers.1.mlp"
+    layer: int = 1
+    beside: str = ""  # a module beside the block whose output belongs to the layer
+    prepare: object = None  # (block) -> None, after the random values
+
+
+def build(row, seed=3):
+    """The model with random weights and buffers, O(1) and of both signs."""
+    torch.manual_seed(seed)
+    config = CONFIG_MAPPING[row.model_type](**row.fields)
+    if row.cls is None:
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    else:
+        model = getattr(transformers, row.cls)(config)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.randn_like(tensor) * 0.5)
+        if row.prepare is not None:
+            row.prepare(module_of(model, row.block))
+    return model.eval()
+
+
+def module_of(model, ending):
+    """The one module whose name ends so."""
+    found = [module for name, module in model.named_modules() if f".{name}".endswith(f".{ending}")]
+    assert len(found) == 1, f"{len(found)} modules named {ending}"
+    return found[0]
+
+
+MODELS = [
+    Model("mixtral", LOCAL),
+    Model("minimax", LOCAL | FULL),
+    Model("olmoe", {name: value for name, value in WIDE.items() if name != "head_dim"}),
+    Model("flex_olmo", WIDE),
+    Model("qwen2_moe", GATED),
+    Model("qwen3_moe", NARROW | dict(norm_topk_prob=True)),
+    Model("qwen3_next", GATED | FULL | dict(norm_topk_prob=True)),
+    Model("qwen3_5_moe_text", GATED | FULL),
+    Model("qwen3_5_moe", dict(text_config=GATED | FULL, vision_config=SMALL_EYES),
+          "Qwen3_5MoeForConditionalGeneration"),
+    Model("qwen3_vl_moe", dict(text_config=NARROW, vision_config=SMALL_EYES | dict(deepstack_visual_indexes=[0])),
+          "Qwen3VLMoeForConditionalGeneration"),
+    Model("jamba", SIZES | dict(num_experts=8, expert_layer_period=1, expert_layer_offset=0, attn_layer_period=1,
+                                attn_layer_offset=0, use_mamba_kernels=False), block="layers.1.feed_forward"),
+    Model("dbrx", dict(d_model=16, n_layers=2, n_heads=4, vocab_size=32,
+                       attn_config=dict(kv_n_heads=2, clip_qkv=8.0, rope_theta=1e4),
+                       ffn_config=dict(hidden_size=16, ffn_hidden_size=12, moe_num_experts=8, moe_top_k=3,
+                                       ffn_act_fn=dict(name="silu"))), block="blocks.1.ffn"),
+    Model("granitemoe", LOCAL, block="layers.1.block_sparse_moe"),
+    Model("granitemoeshared", LOCAL | dict(shared_intermediate_size=20), block="layers.1.block_sparse_moe",
+          beside="layers.1.shared_mlp"),
+    Model("gpt_oss", LOCAL | dict(layer_types=["sliding_attention"] * 2, swiglu_limit=1.0)),
+    Model("llama4_text", LLAMA_4, block="layers.1.feed_forward"),
+    Model("llama4", dict(text_config=LLAMA_4, vision_config=dict(
+              hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vision_output_dim=16,
+              projector_input_dim=16, projector_output_dim=16)),
+          "Llama4ForConditionalGeneration", block="language_model.model.layers.1.feed_forward"),
+    Model("ernie4_5_moe", SIZES | dict(moe_intermediate_size=12, moe_num_experts=8, moe_k=3, moe_num_shared_experts=2)),
+    Model("deepseek_v2", V3 | LATENT_ATTENTION | dict(topk_method="group_limited_greedy", norm_topk_prob=False)),
+    *[Model(name, V3 | LATENT_ATTENTION) for name in ("deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa")],
+    *[Model(name, V3) for name in ("glm4_moe", "solar_open", "dots1", "mimo_v2_flash")],
+    Model("minimax_m2", LOCAL),
+    Model("lfm2_moe", NARROW | FULL | dict(num_dense_layers=1, norm_topk_prob=True), block="layers.1.feed_forward"),
+    Model("afmoe", NARROW | dict(num_shared_experts=2, num_dense_layers=1)),
+    Model("hy_v3", NARROW | dict(num_shared_experts=2)),
+    Model("nemotron_h", ROUTED | GROUPS | dict(
+              moe_shared_expert_intermediate_size=20, layers_block_type=["attention", "moe"]), block="layers.1.mixer"),
+    *[Model("switch_transformers", dict(
+                d_model=16, d_ff=12, num_experts=8, num_layers=2, num_decoder_layers=2, num_sparse_encoder_layers=1,
+                num_sparse_decoder_layers=1, expert_capacity=2, vocab_size=32, d_kv=8, num_heads=2, dense_act_fn="relu",
+                pad_token_id=0, decoder_start_token_id=0),
+            "SwitchTransformersForConditionalGeneration", block, layer)
+      for block, layer in (("encoder.block.1.layer.1.mlp", 1), ("decoder.block.1.layer.2.mlp", 3))],
+]  # fmt: skip
