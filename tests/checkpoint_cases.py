@@ -180,6 +180,23 @@ def nemotron(experts, root):
     return tensors
 
 
+def aria(p):
+    inner = block(lambda root, p: {}, router="router.weight", beside="shared_experts.")
+    return inner(p) | {f"{MLP}experts.fc1.weight": turned(halves(p)), f"{MLP}experts.fc2.weight": turned(p["w_down"])}
+
+
+def privacy_filter(p):
+    biases = np.concatenate([p["b_gate"], p["b_up"]], axis=1)
+    return {**gpt_oss(p), f"{MLP}experts.gate_up_proj": turned(halves(p)), f"{MLP}experts.gate_up_proj_bias": biases}
+
+
+def minimax_m3(p):
+    """The names of transformers, with a shared expert that joins gate and up."""
+    inner = block(fused, bias="gate.e_score_correction_bias")
+    return inner(p) | {f"{MLP}shared_experts.gate_up_proj.weight": halves(p, "shared.")[0],
+                       f"{MLP}shared_experts.down_proj.weight": p["shared.w_down"][0]}  # fmt: skip
+
+
 def renamed(tensors, old, new):
     return lambda p: {name.replace(old, new, 1): array for name, array in tensors(p).items()}
 
@@ -215,6 +232,15 @@ NEMOTRON = {**but(V3, "hidden_act", "scoring_func", "topk_method"), "mlp_hidden_
 SWITCH = {"d_model": D, "d_ff": F, "num_experts": E, "expert_capacity": 8, "dense_act_fn": "relu", "num_layers": 2}
 DBRX = {"d_model": D, "ffn_config": {"ffn_hidden_size": F, "moe_num_experts": E, "moe_top_k": K}}
 
+RENAMED = {"hidden_size": D, "num_experts_per_token": K, "hidden_act": "silu", "moe_intermediate_size": F,
+           "num_experts": E, "num_expert_group": 2, "topk_group": 1, "moe_renormalize": True, "num_shared_experts": 1,
+           "routed_scaling_factor": 2.5, "moe_router_activation_func": "sigmoid"}  # fmt: skip
+EXAONE = {**QWEN, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5, "num_shared_experts": 1}
+ARIA = {"hidden_size": D, "moe_topk": K, "moe_num_experts": E, "intermediate_size": F, "moe_num_shared_experts": 2}
+FILTER = {**but(MIXTRAL, "hidden_act"), "swiglu_limit": 7.0, "swiglu_alpha": 1.702}
+M3 = {**MIXTRAL, "hidden_act": "swigluoai", "shared_intermediate_size": S, "routed_scaling_factor": 2.0,
+      "swiglu_limit": 7.0, "swiglu_alpha": 1.702}  # fmt: skip
+
 SOFTMAX0 = {"routing": {"normalize": True}}
 LOGITS0 = {"routing": {"normalize": True, "selection_base": "logits"}}
 SIGMOID = {"score_fn": "sigmoid", "selection_bias": True, "normalize": True}
@@ -232,6 +258,10 @@ LLAMA4_LAYER = {"top_k": 1, "routing": {"score_fn": "sigmoid", "selection_base":
                 "experts": {"weight_position": "input", **ONE_SHARED}}  # fmt: skip
 NEMOTRON_LAYER = {"routing": V3_ROUTING,
                   "experts": {"gated": False, "activation": "relu2", "shared_intermediate_size": S}}  # fmt: skip
+M3_LAYER = {"routing": {**SIGMOID, "scaling_factor": 2.0},
+            "experts": {"alpha": 1.702, "limit": 7.0, "linear_offset": 1.0, "shared_intermediate_size": S}}  # fmt: skip
+MISTRAL_ROUTING = {"normalize": True, "norm_eps": 1e-20, "num_groups": 2, "top_groups": 1, "group_mask": "zero",
+                   "scaling_factor": 2.5}  # fmt: skip
 SWITCH_LAYER = {"top_k": 1, "dispatch": {"capacity": 8, "capacity_scope": "sequence"},
                 "experts": {"gated": False, "activation": "relu"}}  # fmt: skip
 
@@ -287,6 +317,44 @@ CASES = {
                       block(each, bias="gate.e_score_correction_bias")),
     "minimax_m2": (typed("minimax_m2", {**MIXTRAL, "scoring_func": "sigmoid", "shared_intermediate_size": 0}),
                    {"routing": SIGMOID}, block(w123, SPARSE, bias="e_score_correction_bias")),
+    "minimax_m3_vl old": (inside(M3, "minimax_m3_vl_text", "minimax_m3_vl"), M3_LAYER,
+                          renamed(block(w123, SPARSE, bias="e_score_correction_bias", beside="shared_experts."),
+                                  "model.", "language_model.model.")),
+    "minimax_m3_vl new": (inside(M3, "minimax_m3_vl_text", "minimax_m3_vl"), M3_LAYER,
+                          renamed(minimax_m3, "model.", "model.language_model.")),
+    "kimi_linear old": (typed("kimi_linear", RENAMED), V3_LAYER,
+                        block(w123, SPARSE, bias="gate.e_score_correction_bias", beside="shared_experts.")),
+    "kimi_linear new": (typed("kimi_linear", RENAMED), V3_LAYER, deepseek(fused)),
+    "bailing_hybrid": (typed("bailing_hybrid", RENAMED), V3_LAYER,
+                       block(each, bias="gate.expert_bias", beside="shared_experts.")),
+    "exaone_moe": (typed("exaone_moe", EXAONE), V3_LAYER,
+                   block(each, bias="e_score_correction_bias", beside="shared_experts.")),
+    "glm4v_moe": (inside(V3, "glm4v_moe_text", "glm4v_moe"), V3_LAYER,
+                  renamed(deepseek(each), "model.", "model.language_model.")),
+    "axk2": (typed("axk2", V3), {**V3_LAYER, "routing": {**V3_ROUTING, "group_mask": "zero"}}, deepseek(each)),
+    "beam": (typed("beam", {**but(V3, "n_shared_experts"), "num_experts": E}), {"routing": V3_ROUTING},
+             block(fused, bias="gate.e_score_correction_bias")),
+    "mistral4": (typed("mistral4", but(V3, "scoring_func", "topk_method")),
+                 {"routing": MISTRAL_ROUTING, "experts": ONE_SHARED}, block(fused, beside="shared_experts.")),
+    "flint": (typed("flint", QWEN_SHARED), {"routing": {"score_fn": "sigmoid", "normalize": True},
+                                            "experts": {"shared_intermediate_size": S}},
+              block(each, beside="shared_expert.")),
+    "kolibri1": (typed("kolibri1", QWEN_SHARED), {"routing": {**SIGMOID, "selection_base": "logits"},
+                                                  "experts": {"shared_intermediate_size": S}},
+                 renamed(block(each, bias="@", beside="shared_experts."), "mlp.@", "moe.router.expert_bias")),
+    "mellum": (typed("mellum", QWEN), SOFTMAX0, block(each)),
+    "qwen3_omni_moe": ({"model_type": "qwen3_omni_moe",
+                        "thinker_config": inside(QWEN, "qwen3_omni_moe_text", "qwen3_omni_moe_thinker")}, SOFTMAX0,
+                       renamed(block(each), "model.", "thinker.model.")),
+    "hunyuan_v1_moe": (typed("hunyuan_v1_moe", {**but(MIXTRAL, "num_experts_per_tok"), "moe_topk": K}),
+                       {**SOFTMAX0, "experts": ONE_SHARED}, block(each, router="gate.wg.weight", beside="shared_mlp.")),
+    "aria": (inside(ARIA, "aria_text", "aria"), {**LOGITS0, "experts": {"shared_intermediate_size": 2 * F}},
+             renamed(aria, "model.", "language_model.model.")),
+    "openai_privacy_filter": (typed("openai_privacy_filter", FILTER), GPT_OSS_LAYER, privacy_filter),
+    "granitemoehybrid": (typed("granitemoehybrid", {**MIXTRAL, "shared_intermediate_size": S}),
+                         {**LOGITS0, "experts": {"shared_intermediate_size": S}}, granite_shared),
+    "granitemoe_swa": (typed("granitemoe_swa", {**MIXTRAL, "shared_intermediate_size": S}),
+                       {**LOGITS0, "experts": {"shared_intermediate_size": S}}, granite_shared),
     "lfm2_moe": (typed("lfm2_moe", LFM2), {"routing": {**SIGMOID, "norm_eps": 1e-6}},
                  block(w123, FEED, bias="expert_bias")),
     "lfm2_moe plain": (typed("lfm2_moe", {**LFM2, "norm_topk_prob": False, "use_expert_bias": False}),

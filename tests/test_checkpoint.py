@@ -42,7 +42,8 @@ def test_every_family_and_storage_reads_back(tmp_path, case, shards):
 
 def test_every_family_of_the_table_has_a_case():
     settings = [case[0] for case in CASES.values()]
-    assert set(FAMILIES) == {s.get("text_config", s)["model_type"] for s in settings}
+    inner = [s.get("thinker_config", s) for s in settings]
+    assert set(FAMILIES) == {s.get("text_config", s)["model_type"] for s in inner}
     assert not set(FAMILIES) & set(NOT_YET)
 
 

@@ -65,7 +65,7 @@ def test_a_config_without_end(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "match"), [
-    ({"model_type": "llama"}, r"expected a model_type with a declared layout \(afmoe, dbrx, .*\), got 'llama'"),
+    ({"model_type": "llama"}, r"expected a model_type with a declared layout \(afmoe, aria_text, .*\), got 'llama'"),
     ({"model_type": None}, "declared layout"),
     ({"model_type": ["qwen3_moe"]}, "declared layout"),
     ({"model_type": "phimoe"}, r"'phimoe' has selection by two masked arg-max passes .*no field of MoEConfig states"),

@@ -266,7 +266,7 @@ def nonsense(tmp_path):
     (long_header, [], f"claims {MAX_HEADER + 1} bytes, more than the {MAX_HEADER} that are read"),
     (missing_file, [], "names this file, and it is missing"),
     (nonsense, [], "not the JSON it must be"),
-    (lambda p: changed(p, model_type="llama"), [], "expected a model_type with a declared layout (afmoe, dbrx,"),
+    (lambda p: changed(p, model_type="llama"), [], "expected a model_type with a declared layout (afmoe, aria_text,"),
     (lambda p: changed(p, hidden_size=7), [], "expected shape (4, 7), which config.json and the family's layout give"),
     (without_a_tensor, [], "the first is model.layers.1.mlp.experts.3.up_proj.weight"),
     (sound, ["--layer", "5"], "layers with one: 1"),

@@ -29,17 +29,15 @@ def saved(request, tmp_path):
 
 
 def seen_and_made(model, row):
-    """What the block is called with when the model runs; what it makes of it, what a gradient of ones makes of x."""
-    block, calls = module_of(model, row.block), []
-    handle = block.register_forward_pre_hook(
-        lambda module, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
-    )
-    ids = torch.randint(3, 32, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(1))
-    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    with torch.no_grad():
-        model(ids, **more)
-    handle.remove()
-    (x, *args), kwargs = calls[0] if calls[0][0] else ((calls[0][1]["hidden_states"],), {})
+    """(x, y, d_x) of the block, a row a token: what it is called with when the model runs, what it makes of it, and the
+    gradient of the sum of that.
+    """
+    block, generator = module_of(model, row.block), torch.Generator().manual_seed(1)
+    if row.alone:
+        args, kwargs = (torch.randn(SEQUENCES, LENGTH, 16, generator=generator),), {}
+    else:
+        args, kwargs = seen(model, block, torch.randint(3, 32, (SEQUENCES, LENGTH), generator=generator))
+    x, *args = args if args else (kwargs.pop("hidden_states"),)
     x = x.detach().clone().requires_grad_()
     y = block(x, *args, **kwargs)
     y = (y[0] if isinstance(y, tuple) else y).reshape(x.shape)
@@ -47,6 +45,21 @@ def seen_and_made(model, row):
         y = y + module_of(model, row.beside)(x)
     y.sum().backward()
     return [t.detach().numpy().reshape(-1, x.shape[-1]) for t in (x, y, x.grad)]
+
+
+def seen(model, block, ids):
+    """The arguments of the block's first call when the model runs."""
+    calls = []
+
+    def note(module, args, kwargs):
+        calls.append((args, kwargs))
+
+    handle = block.register_forward_pre_hook(note, with_kwargs=True)
+    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        model(ids, **more)
+    handle.remove()
+    return calls[0]
 
 
 def refmoes(layer, x):
@@ -94,5 +107,9 @@ def test_the_command_line_makes_a_bundle_of_it(saved, tmp_path):
 def test_every_family_that_transformers_ships_is_saved():
     """kimi_k2 alone has no class of its own there: its files name DeepSeek-V3's."""
     compared = {row.model_type for row in MODELS}
-    inside = {"qwen3_vl_moe_text": "qwen3_vl_moe"}
+    inside = {
+        "qwen3_vl_moe_text": "qwen3_vl_moe",
+        "glm4v_moe_text": "glm4v_moe",
+        "qwen3_omni_moe_text": "qwen3_omni_moe_thinker",
+    }
     assert {name for name in FAMILIES if inside.get(name, name) not in compared} == {"kimi_k2"}

@@ -24,6 +24,7 @@ GROUPS = dict(n_group=4, topk_group=2, routed_scaling_factor=2.5, norm_topk_prob
 V3 = ROUTED | GROUPS | dict(first_k_dense_replace=1, n_shared_experts=2)
 FULL = dict(layer_types=["full_attention"] * 2)
 SMALL_EYES = dict(depth=1, hidden_size=16, num_heads=2, intermediate_size=8, out_hidden_size=16)
+DEEP = dict(deepstack_visual_indexes=[0])
 LLAMA_4 = LOCAL | dict(num_experts_per_tok=1, intermediate_size_mlp=20)
 
 
@@ -37,6 +38,7 @@ class Model(NamedTuple):
     layer: int = 1
     beside: str = ""  # a module beside the block whose output belongs to the layer
     prepare: object = None  # (block) -> None, after the random values
+    alone: bool = False  # the block is called on random tokens, since so small a model does not run as a whole
 
 
 def build(row, seed=3):
@@ -63,6 +65,11 @@ def module_of(model, ending):
     return found[0]
 
 
+def with_positive_bias(block):
+    """Where other groups are filled with 0.0, and torch breaks ties in an order of its own."""
+    block.gate.e_score_correction_bias.abs_()
+
+
 MODELS = [
     Model("mixtral", LOCAL),
     Model("minimax", LOCAL | FULL),
@@ -70,12 +77,21 @@ MODELS = [
     Model("flex_olmo", WIDE),
     Model("qwen2_moe", GATED),
     Model("qwen3_moe", NARROW | dict(norm_topk_prob=True)),
+    Model("qwen3_omni_moe_thinker", dict(
+              text_config=NARROW | dict(norm_topk_prob=True), vision_config=SMALL_EYES | DEEP, audio_config=dict(
+                  d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=8, output_dim=16,
+                  downsample_hidden_size=8)),
+          "Qwen3OmniMoeThinkerForConditionalGeneration", "language_model.layers.1.mlp", alone=True),
     Model("qwen3_next", GATED | FULL | dict(norm_topk_prob=True)),
     Model("qwen3_5_moe_text", GATED | FULL),
     Model("qwen3_5_moe", dict(text_config=GATED | FULL, vision_config=SMALL_EYES),
           "Qwen3_5MoeForConditionalGeneration"),
-    Model("qwen3_vl_moe", dict(text_config=NARROW, vision_config=SMALL_EYES | dict(deepstack_visual_indexes=[0])),
+    Model("qwen3_vl_moe", dict(text_config=NARROW, vision_config=SMALL_EYES | DEEP),
           "Qwen3VLMoeForConditionalGeneration"),
+    Model("mellum", NARROW | dict(norm_topk_prob=True)),
+    Model("hunyuan_v1_moe", WIDE | dict(moe_topk=3)),
+    Model("aria_text", SIZES | dict(moe_num_experts=8, moe_topk=3, moe_num_shared_experts=2)),
+    Model("openai_privacy_filter", LOCAL | dict(swiglu_limit=1.0), "OpenAIPrivacyFilterForTokenClassification"),
     Model("jamba", SIZES | dict(num_experts=8, expert_layer_period=1, expert_layer_offset=0, attn_layer_period=1,
                                 attn_layer_offset=0, use_mamba_kernels=False), block="layers.1.feed_forward"),
     Model("dbrx", dict(d_model=16, n_layers=2, n_heads=4, vocab_size=32,
@@ -84,6 +100,11 @@ MODELS = [
                                        ffn_act_fn=dict(name="silu"))), block="blocks.1.ffn"),
     Model("granitemoe", LOCAL, block="layers.1.block_sparse_moe"),
     Model("granitemoeshared", LOCAL | dict(shared_intermediate_size=20), block="layers.1.block_sparse_moe",
+          beside="layers.1.shared_mlp"),
+    Model("granitemoehybrid", LOCAL | dict(shared_intermediate_size=20, mamba_n_heads=4,
+                                           layer_types=["attention"] * 2),
+          block="layers.1.block_sparse_moe", beside="layers.1.shared_mlp"),
+    Model("granitemoe_swa", LOCAL | dict(shared_intermediate_size=20), block="layers.1.block_sparse_moe",
           beside="layers.1.shared_mlp"),
     Model("gpt_oss", LOCAL | dict(layer_types=["sliding_attention"] * 2, swiglu_limit=1.0)),
     Model("llama4_text", LLAMA_4, block="layers.1.feed_forward"),
@@ -95,7 +116,20 @@ MODELS = [
     Model("deepseek_v2", V3 | LATENT_ATTENTION | dict(topk_method="group_limited_greedy", norm_topk_prob=False)),
     *[Model(name, V3 | LATENT_ATTENTION) for name in ("deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa")],
     *[Model(name, V3) for name in ("glm4_moe", "solar_open", "dots1", "mimo_v2_flash")],
+    *[Model(name, V3 | LATENT_ATTENTION | FULL | dict(num_experts=8, num_experts_per_token=3, num_shared_experts=2,
+                                                     num_expert_group=4, moe_renormalize=True))
+      for name in ("kimi_linear", "bailing_hybrid")],
+    Model("glm4v_moe", dict(text_config=V3, vision_config=SMALL_EYES), "Glm4vMoeForConditionalGeneration",
+          "language_model.layers.1.mlp", alone=True),
+    Model("exaone_moe", NARROW | GROUPS | dict(num_shared_experts=2, mlp_layer_types=["dense", "sparse"])),
+    Model("beam", V3 | dict(num_experts=8, mlp_layer_types=["dense", "sparse"])),
+    Model("axk2", V3 | LATENT_ATTENTION, prepare=with_positive_bias),
+    Model("mistral4", V3 | LATENT_ATTENTION, "Mistral4ForCausalLM", alone=True),
     Model("minimax_m2", LOCAL),
+    Model("minimax_m3_vl_text", LOCAL | dict(shared_intermediate_size=20, swiglu_limit=1.0,
+                                             mlp_layer_types=["dense", "sparse"])),
+    Model("flint", GATED | dict(norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[])),
+    Model("kolibri1", GATED | dict(norm_topk_prob=True)),
     Model("lfm2_moe", NARROW | FULL | dict(num_dense_layers=1, norm_topk_prob=True), block="layers.1.feed_forward"),
     Model("afmoe", NARROW | dict(num_shared_experts=2, num_dense_layers=1)),
     Model("hy_v3", NARROW | dict(num_shared_experts=2)),

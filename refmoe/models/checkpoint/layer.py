@@ -10,8 +10,6 @@ from .places import carrier, expert_bias, expert_weights, tensor_names
 from .settings import find_family, layer_config
 from .shards import open_shards
 
-ROUTER = ("w_router", "router_bias", "selection_bias")
-
 
 class Layer(NamedTuple):
     """What `read_layer` gives. `title`: of which model; `notes`: sentences on what was read and left out."""
@@ -55,10 +53,11 @@ def _parameters(source, family, config):
     """name -> array or `Packed` of every parameter the configuration has."""
     shapes = {name: shape for name, (shape, _) in parameter_shapes(config).items()}
     arrays = {}
-    for name in [name for name in ROUTER if name in shapes]:
-        shape = shapes.pop(name)
-        stored = (1, *shape) if name in family.one_before else shape
-        arrays[name] = carrier(_first(source, family.router[name]), stored).reshape(shape)
+    for name, names in family.tensors.items():
+        if name in shapes:
+            shape = shapes.pop(name)
+            stored = (1, *shape) if name in family.one_before else shape
+            arrays[name] = carrier(_first(source, names), stored).reshape(shape)
     for prefix, variants in (("shared.", family.shared), ("", family.experts)):
         own = {name: shapes.pop(name) for name in list(shapes) if name.startswith(prefix)}
         own = {name.removeprefix(prefix): shape for name, shape in own.items()}
@@ -83,7 +82,7 @@ def _find_root(shards, family, settings, layer, where):
             )
         if layer >= encoder:
             roots, layer = (family.decoder_root,), layer - encoder
-    names = [(root, name) for root in roots for name in family.router["w_router"]]
+    names = [(root, name) for root in roots for name in family.tensors["w_router"]]
     for root, name in names:
         if root.format(layer=layer) + name in shards:
             return root.format(layer=layer)

@@ -14,7 +14,7 @@ def find_family(directory):
     """
     path = directory / "config.json"
     whole = read_json(path)
-    inner = whole.get("text_config")
+    inner = _inner(whole)
     nested = isinstance(inner, dict) and str(whole.get("model_type")) not in FAMILIES
     settings = {**inner, "transformers_version": whole.get("transformers_version")} if nested else whole
     model_type = settings.get("model_type")
@@ -27,6 +27,12 @@ def find_family(directory):
     quantization = whole.get("quantization_config") or settings.get("quantization_config") or {}
     family = _as_written(FAMILIES[model_type], settings, path)
     return model_type, family, settings, _checked_quantization(path, quantization)
+
+
+def _inner(whole):
+    """The fields of the text model inside a model with other parts; None where there is none."""
+    thinker = whole.get("thinker_config")
+    return thinker.get("text_config") if isinstance(thinker, dict) else whole.get("text_config")
 
 
 def _as_written(family, settings, path):
