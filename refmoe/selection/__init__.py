@@ -1,0 +1,50 @@
+"""Selection: what is ranked, what is masked, what is given. Integers out, no gradient.   Spec 1.3, 1.4, 1.8
+
+A rule takes an `Offer` and gives the experts of each token and the margin of that choice. One row of SELECTIONS a rule.
+"""
+
+from typing import NamedTuple
+
+from .hashed import hashed
+from .ranked import grouped, per_group, ranked, topk, topk_margin
+from .replay import given, require_distinct
+
+__all__ = ["SELECTIONS", "Offer", "Rule", "given", "grouped", "is_causal", "per_group", "ranked", "require_distinct"]
+__all__ += ["hashed", "topk", "topk_margin"]
+
+
+class Offer(NamedTuple):
+    """What a rule may choose by."""
+
+    logits: object  # (T, E)
+    scores: object  # (T, E)
+    choice_scores: object  # (T, E), what is ranked; None for a rule that ranks nothing
+    params: object  # MoEParams
+    given: object  # Given
+
+
+class Rule(NamedTuple):
+    """How experts are chosen."""
+
+    choose: object  # (offer, config, num) -> topk_indices (T, K), margin (T,) or None
+    causal: bool = True  # does a token's choice depend on itself and earlier tokens alone?
+    ranks: bool = True  # are there choice scores?
+
+
+SELECTIONS = {
+    "topk": Rule(topk),
+    "per_group": Rule(per_group),
+    "hash": Rule(hashed, ranks=False),
+}
+
+
+def is_causal(config):
+    """Does a token's output depend on itself and earlier tokens of its sequence alone?   Spec 1.9
+
+    Not where a rule, a score or a base of ranking looks across tokens, nor where a capacity lets later slots in first.
+    """
+    dispatch = config.dispatch
+    limited = dispatch.capacity is not None or dispatch.capacity_factor is not None
+    in_order = dispatch.slot_order == "token_major" or (dispatch.slot_order == "slot_major" and config.top_k == 1)
+    queue = dispatch.capacity_scope == "sequence" and dispatch.drop_policy == "position" and in_order
+    return SELECTIONS[config.routing.selection].causal and (queue or not limited)

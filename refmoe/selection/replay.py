@@ -1,0 +1,24 @@
+"""Replayed indices.   Spec 1.6"""
+
+import numpy as np
+
+from ..refusals import require
+
+
+def given(topk_indices, num_experts):
+    """Replayed indices, as they stand: their order is kept, -1 is an unused slot.   Spec 1.6
+
+    topk_indices (T, K) -> the same, int64. Raises ValueError for an id outside -1 .. E-1, or one a token names twice.
+    """
+    outside = topk_indices[(topk_indices < -1) | (topk_indices >= num_experts)]
+    wanted, fix = f"ids from -1 to {num_experts - 1}", "use -1 for an unused slot"
+    require(not outside.size, ValueError, "given.topk_indices", wanted, outside[:1], fix)
+    require_distinct("given.topk_indices", topk_indices, "each token to name an expert once", "replace the repeat by -1")
+    return topk_indices.astype(np.int64)
+
+
+def require_distinct(argument, indices, wanted, fix):
+    """Raises ValueError for the first row that names an id twice; -1 does not count.   Spec 1.6"""
+    ordered = np.sort(indices, axis=-1)
+    repeats = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=-1)
+    require(not repeats.any(), ValueError, argument, wanted, indices[repeats][:1].tolist(), fix)
