@@ -15,7 +15,7 @@ from .layer import forward, moe_backward, moe_forward
 from .losses import LOSSES
 from .numerics import Numerics
 from .numerics.arithmetic import Plain
-from .recipes import assemble_params, generate, init_given, init_params, name_params
+from .recipes import assemble_params, carried, generate, init_given, init_params, name_params
 from .routing import router_logits
 
 STEP = 1e-200  # the error of complex step is of order STEP^2: far below the last bit
@@ -145,7 +145,7 @@ class ComplexStep:
 def _make_case(config, seed, num_tokens):
     num = Numerics("float64", backend="numpy")
     params = assemble_params(
-        {name: array.astype(np.float64) for name, array in name_params(init_params(config, seed)).items()}
+        {name: carried(array, np.float64) for name, array in name_params(init_params(config, seed)).items()}
     )
     x, d_y = (generate(name, (num_tokens, config.hidden_size), seed).astype(np.float64) for name in ("x", "d_y"))
     given = make_given(config, num_tokens)
@@ -158,7 +158,7 @@ def make_given(config, num_tokens):
     loss = config.losses.balance
     earlier = np.full(config.num_choices, config.top_k) if loss is not None and loss.scope == "global" else None
     mask = np.arange(num_tokens) != num_tokens - 1
-    drawn = {name: array.astype(np.float64) for name, array in init_given(config, num_tokens).items()}
+    drawn = {name: carried(array, np.float64) for name, array in init_given(config, num_tokens).items()}
     return Given(token_mask=mask, sequence_ids=np.arange(num_tokens) // 3, counts_so_far=earlier, **drawn)
 
 

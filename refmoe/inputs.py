@@ -11,7 +11,16 @@ from . import selection
 from .config import MoEConfig
 from .losses import LOSSES, Losses
 from .numerics import Numerics
-from .recipes import DRAWN, MoEParams, SharedParams, given_shapes, name_params, parameter_shapes
+from .recipes import (
+    CONSTANT_PARAMS,
+    DRAWN,
+    INTEGER_PARAMS,
+    MoEParams,
+    SharedParams,
+    given_shapes,
+    name_params,
+    parameter_shapes,
+)
 from .refusals import require
 
 
@@ -20,7 +29,7 @@ class Given(NamedTuple):
 
     token_mask: object = None  # (T,) bool: False marks padding, which losses do not count
     sequence_ids: object = None  # (T,) int: for losses and capacities by sequence
-    token_ids: object = None  # (T,) int: reserved for routing by table
+    token_ids: object = None  # (T,) int: the word of each token, for selection by table
     topk_indices: object = None  # (T, K) int: replayed selection
     logits: object = None  # (T, E): in place of the router's
     noise: object = None  # reserved for noisy routing
@@ -59,7 +68,9 @@ def _check_params(params, config, num):
         fix = "the configuration needs it"
         require(name in named, ValueError, f"params.{name}", f"an array of shape {shape}", "None", fix)
         array = named.pop(name)
-        if callable(array):  # a source of expert weights: its experts are checked as they are read
+        if name in INTEGER_PARAMS:
+            _check_table(array, shape, config)
+        elif callable(array):  # a source of expert weights: its experts are checked as they are read
             got = tuple(array.shape)
             require(got == shape, ValueError, f"params.{name}", f"shape {shape}", got, "check the source")
         else:
@@ -73,9 +84,19 @@ def _check_params(params, config, num):
         require(ok, ValueError, f"params.{name}", "finite values", "infinities or NaN", "replace them")
 
 
+def _check_table(table, shape, config):
+    _check_integers("params.hash_table", table, shape, "iu")
+    E = config.num_choices
+    outside = table[(table < 0) | (table >= E)]
+    fix = "a table holds ids of experts"
+    require(not outside.size, ValueError, "params.hash_table", f"ids from 0 to {E - 1}", outside[:1], fix)
+    selection.require_distinct("params.hash_table", table, "each row to name an expert once", "replace the repeat")
+
+
 _GIVEN_SHAPES = {
     "token_mask": ("T",),
     "sequence_ids": ("T",),
+    "token_ids": ("T",),
     "topk_indices": ("T", "K"),
     "counts_so_far": ("E",),
     "protected": ("T",),
@@ -96,10 +117,11 @@ def _check_given(given, num_tokens, config, num):
         selection.given(given.topk_indices, config.num_choices)
     if given.logits is not None:
         num.check_stored("given.logits", given.logits, (num_tokens, config.num_choices))
-    for name in ("token_ids", "noise"):
+    for name in ("noise",):
         fix = "no rule of this version reads it: leave it out"
         require(getattr(given, name) is None, ValueError, f"given.{name}", "None", "an array", fix)
     _check_drawn(given, num_tokens, config, num)
+    _check_token_ids(given, config)
     _check_sequences(given, config)
     _check_counts(given.counts_so_far, config)
 
@@ -121,6 +143,19 @@ def _check_drawn(given, num_tokens, config, num):
         require(ok, ValueError, argument, wanted, "others", "draw it again")
     ok, fix = given.protected is None or config.dispatch.limited, "nothing is dropped without a capacity"
     require(ok, ValueError, "given.protected", "None without a capacity", "an array", fix)
+
+
+def _check_token_ids(given, config):
+    ids, V = given.token_ids, config.routing.hash_vocab_size
+    if not V:
+        fix = "only selection 'hash' reads it: leave it out"
+        require(ids is None, ValueError, "given.token_ids", "None", "an array", fix)
+        return
+    fix = "pass the id of each token in the vocabulary, or replay given.topk_indices"
+    ok = ids is not None or given.topk_indices is not None
+    require(ok, ValueError, "given.token_ids", f"ids from 0 to {V - 1}", "None", fix)
+    outside = [] if ids is None else ids[(ids < 0) | (ids >= V)]
+    require(len(outside) == 0, ValueError, "given.token_ids", f"ids from 0 to {V - 1}", outside[:1], "correct the ids")
 
 
 def _check_integers(argument, array, shape, kinds):
@@ -186,6 +221,6 @@ def _check_into(into, params, config, num):
     shapes = parameter_shapes(config)
     for name, place in name_params(into).items():
         fix = "only parameters of the configuration have gradients"
-        require(name in shapes and name != "selection_bias", ValueError, f"into.{name}", "None", "a place", fix)
+        require(name in shapes and name not in CONSTANT_PARAMS, ValueError, f"into.{name}", "None", "a place", fix)
         if not hasattr(place, "take") or isinstance(place, np.ndarray):
             num.check_stored(f"into.{name}", place, shapes[name][0])

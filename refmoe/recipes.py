@@ -18,6 +18,10 @@ _MIX_2 = 0x94D049BB133111EB
 _BLOCK = 1 << 16  # elements worked on at a time: the temporaries stay in cache
 
 
+INTEGER_PARAMS = ("hash_table",)  # ids, not numbers: without format, rounding or gradient
+CONSTANT_PARAMS = ("selection_bias", *INTEGER_PARAMS)  # parameters that nothing flows into
+
+
 class MoEParams(NamedTuple):
     """The layer's parameters, contracted axis last; None for what a configuration lacks. Also the type of gradients."""
 
@@ -33,6 +37,7 @@ class MoEParams(NamedTuple):
     shared: object = None  # SharedParams
     expert_scale: object = None  # (E,), of the weights
     global_scale: object = None  # (1,), of all weights
+    hash_table: object = None  # (V, K) int64, expert ids of each token id; carries no gradient
 
 
 class SharedParams(NamedTuple):
@@ -126,6 +131,18 @@ def generate(name, shape, seed, recipe="bell", exponent=0, start=0):
     return out.reshape(shape)
 
 
+def generate_ids(name, shape, seed, count, start=0):
+    """word_i mod count, as int64 of the given shape, from element `start` on.   Spec 7.2"""
+    size = prod(shape)
+    return (words(seed, name, start, size) % np.uint64(count)).astype(np.int64).reshape(shape)
+
+
+def generate_table(name, shape, seed, count):
+    """Row v: (word_v + j) mod count for column j: ids that differ within a row, as int64.   Spec 7.2"""
+    first = generate_ids(name, (shape[0], 1), seed, count)
+    return (first + np.arange(shape[1], dtype=np.int64)) % count
+
+
 def fan_in_exponent(fan_in):
     """The exponent s of the scale 2^s nearest below 1/sqrt(fan_in): -ceil(log2(fan_in) / 2), by integers."""
     return -(((fan_in - 1).bit_length() + 1) // 2)
@@ -144,6 +161,8 @@ def parameter_shapes(config):
         shapes["expert_scale"] = ((config.num_choices,), 0)
     if routing.global_scale:
         shapes["global_scale"] = ((1,), 0)
+    if routing.hash_vocab_size:
+        shapes["hash_table"] = ((routing.hash_vocab_size, config.top_k), 0)
     shapes |= _expert_shapes(experts, D, F, E)
     S = experts.shared_intermediate_size
     if S:
@@ -175,9 +194,15 @@ def given_shapes(config, num_tokens):
 
 
 def init_given(config, num_tokens, seed=0):
-    """The same as a dictionary of float32 arrays by integer recipe.   Spec 7.2"""
-    shapes = given_shapes(config, num_tokens)
-    return {name: generate(name, shape, seed, recipe) for name, (shape, recipe) in shapes.items()}
+    """The same as a dictionary of float32 arrays by integer recipe, and the words a table is asked for.   Spec 7.2"""
+    shapes, V = given_shapes(config, num_tokens), config.routing.hash_vocab_size
+    made = {name: generate(name, shape, seed, recipe) for name, (shape, recipe) in shapes.items()}
+    return made | ({"token_ids": generate_ids("token_ids", (num_tokens,), seed, V)} if V else {})
+
+
+def carried(array, dtype):
+    """The array in the type of a policy; ids, which are not numbers, as they are.   Spec 7.2"""
+    return array if array.dtype.kind in "iu" else array.astype(dtype)
 
 
 def init_params(config, seed=0, recipe="bell"):
@@ -186,8 +211,10 @@ def init_params(config, seed=0, recipe="bell"):
     Weights are scaled by a power of two near 1/sqrt(fan_in), biases by 2^-3. recipe "bf16" gives values that every
     store can hold.
     """
-    made = {n: generate(n, shape, seed, recipe, e) for n, (shape, e) in parameter_shapes(config).items()}
-    return assemble_params(made)
+    shapes = parameter_shapes(config).items()
+    made = {n: generate(n, shape, seed, recipe, e) for n, (shape, e) in shapes if n not in INTEGER_PARAMS}
+    tables = {n: generate_table(n, shape, seed, config.num_choices) for n, (shape, _) in shapes if n in INTEGER_PARAMS}
+    return assemble_params(made | tables)
 
 
 def assemble_params(arrays):

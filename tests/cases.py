@@ -1,6 +1,7 @@
 """What the tests of the layer share: configurations that between them use every field, inputs, runs, comparison."""
 
 import numpy as np
+import selection_cases
 
 import refmoe
 from refmoe import (
@@ -18,7 +19,7 @@ from refmoe import (
 )
 from refmoe.formats import round_to
 from refmoe.models import FAMILIES, load_preset
-from refmoe.recipes import assemble_params, generate, init_given, init_params, name_params
+from refmoe.recipes import INTEGER_PARAMS, assemble_params, generate, init_given, init_params, name_params
 
 PRESETS = FAMILIES
 BASE = {"hidden_size": 6, "intermediate_size": 5, "num_experts": 6, "top_k": 3}
@@ -204,13 +205,19 @@ CASES = {
     "one_expert": config_of(num_experts=1, top_k=1, routing={"score_fn": "sigmoid"}, losses=losses_of({}, 0.2)),
 }
 
+CASES |= {
+    name: config_of(**fields | {"losses": losses_of(**fields.get("losses", {}))})
+    for name, fields in selection_cases.FIELDS.items()
+}
+
 CONFIGS = {name: load_preset(name, scale="minimal") for name in PRESETS} | CASES
 
 
 def make(config, num, num_tokens=8, seed=0, recipe=None):
     """(x, params, d_y) in the carriers of `num`, with values its store can hold."""
     recipe = recipe or ("bell" if num.store in ("float32", "float64") else "bf16")
-    arrays = {name: carried(array, num) for name, array in name_params(init_params(config, seed, recipe)).items()}
+    named = name_params(init_params(config, seed, recipe)).items()
+    arrays = {n: a if n in INTEGER_PARAMS else carried(a, num) for n, a in named}
     x, d_y = (carried(generate(name, (num_tokens, config.hidden_size), seed, recipe), num) for name in ("x", "d_y"))
     return x, assemble_params(arrays), d_y
 
@@ -228,8 +235,8 @@ def with_sequences(num_tokens, length=3):
 
 def completed(given, config, num, num_tokens):
     """Given, and what the rules of the configuration would have drawn."""
-    drawn = {n: a.astype(num.dtype) for n, a in init_given(config, num_tokens).items() if getattr(given, n) is None}
-    return given._replace(**drawn)
+    missing = {n: a for n, a in init_given(config, num_tokens).items() if getattr(given, n) is None}
+    return given._replace(**{n: refmoe.recipes.carried(a, num.dtype) for n, a in missing.items()})
 
 
 def run(config, num, num_tokens=8, seed=0, given=None, recipe=None):

@@ -9,7 +9,7 @@ import numpy as np
 
 import refmoe
 from refmoe.formats import FORMATS, round_to
-from refmoe.recipes import assemble_params, generate, name_params
+from refmoe.recipes import CONSTANT_PARAMS, assemble_params, generate, name_params
 
 SPEC = Path(__file__).parent.parent / "spec"
 
@@ -138,7 +138,7 @@ def tame(store, shape, seed):
 def stored_params(params, store):
     """Every parameter as the store holds it; the selection bias stays float32."""
     named = name_params(params).items()
-    return assemble_params({n: a if n == "selection_bias" else round_to(a, store) for n, a in named})
+    return assemble_params({n: a if n in CONSTANT_PARAMS else round_to(a, store) for n, a in named})
 
 
 def law_params(params):

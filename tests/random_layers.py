@@ -15,7 +15,7 @@ import numpy as np
 
 from refmoe import Given, MoEConfig, Numerics, check_gradients, moe_backward, moe_forward
 from refmoe.config import CAPACITY_NAMES
-from refmoe.recipes import assemble_params, generate, init_given, init_params, name_params
+from refmoe.recipes import assemble_params, carried, generate, init_given, init_params, name_params
 
 
 def draw_config(rng):
@@ -28,7 +28,7 @@ def draw_config(rng):
         "intermediate_size": rng.randint(1, 6),
         "num_experts": E,
         "top_k": K,
-        "routing": _routing(rng, E) | coin,
+        "routing": _routing(rng, E) | coin | _selection(rng, E, K),
         "dispatch": _dispatch(rng),
         "experts": _experts(rng),
         "losses": _losses(rng, E),
@@ -54,6 +54,17 @@ def _routing(rng, E):
         "per_expert_scale": rng.random() < 0.2,
         "global_scale": rng.random() < 0.2,
     }
+
+
+def _selection(rng, E, K):
+    """Two layers in three choose by rank; the fields each other rule asks for, over those drawn before."""
+    plain = {"num_groups": 1, "top_groups": 1, "group_score_topn": 1}
+    shares = rng.choice([g for g in (1, 2, 3, 4) if E % g == 0 and K % g == 0])
+    rules = [
+        {"selection": "per_group", **plain, "num_groups": shares},
+        {"selection": "hash", **plain, "hash_vocab_size": rng.randint(1, 5), "selection_bias": False},
+    ]
+    return rng.choice(rules) if rng.random() < 1 / 3 else {}
 
 
 def _dispatch(rng):
@@ -179,7 +190,7 @@ def _moved(config, x, params, d_y, given, group):
     """The tensors that differ between the policies of a group."""
     runs = []
     for num in group:
-        p = assemble_params({name: array.astype(num.dtype) for name, array in name_params(params).items()})
+        p = assemble_params({name: carried(array, num.dtype) for name, array in name_params(params).items()})
         X, D, G = x.astype(num.dtype), d_y.astype(num.dtype), _carried(given, num)
         record = moe_forward(X, p, config, num, G)
         grads = moe_backward(D, X, p, record, config, num, G)

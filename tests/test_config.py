@@ -27,6 +27,7 @@ ALSO_NEUTRAL = {
     "routing.num_groups": [{"routing": {"num_groups": 2, "top_groups": 2}}],
     "routing.group_score_topn": [{"routing": {"group_score_topn": 1}}],
     "routing.group_mask": [{"routing": {"group_mask": "zero"}}],
+    "routing.selection": [{"routing": {"selection": "per_group"}}],  # of one group
     "routing.norm_eps_mode": [{"routing": {"norm_eps_mode": "clamp"}}],
     "dispatch.capacity": [{"dispatch": {"capacity": 10**6}}],
     "dispatch.capacity_factor": [{"dispatch": {"capacity_factor": 6.0}}],
@@ -174,6 +175,32 @@ def test_an_alias_beside_its_own_field_is_refused():
 # --- refusals -----------------------------------------------------------------------------------------------------
 
 REFUSALS = [
+    ({"routing": {"selection": "best"}}, "selection: expected one of 'topk'"),
+    (
+        {"routing": {"selection": "per_group", "num_groups": 4}},
+        "num_groups: expected a divisor of num_experts = 6, got 4",
+    ),
+    (
+        {"routing": {"selection": "per_group", "num_groups": 3}},
+        "top_k: expected a multiple of num_groups = 3 with selection 'per_group', got 2; every group gives",
+    ),
+    (
+        {"routing": {"selection": "per_group", "num_groups": 2, "top_groups": 2}},
+        "routing.top_groups: expected 1 with selection 'per_group', got 2; every group gives its share of top_k",
+    ),
+    ({"routing": {"selection": "hash"}}, "expected the size of the vocabulary with selection 'hash', got 0; the table"),
+    (
+        {"routing": {"hash_vocab_size": 9}},
+        "routing.hash_vocab_size: expected 0 with selection 'topk', got 9; set selection",
+    ),
+    (
+        {"routing": {"selection": "hash", "hash_vocab_size": 9, "selection_bias": True}},
+        "routing.selection_bias: expected False with selection 'hash', got True; a table ranks nothing",
+    ),
+    (
+        {"routing": {"selection": "hash", "hash_vocab_size": 9, "num_groups": 2}},
+        "routing.num_groups: expected 1 with selection 'hash', got 2; groups belong to",
+    ),
     ({"top_k": 7}, "top_k: expected at most num_experts = 6, got 7; lower top_k to 6 or add experts"),
     ({"top_k": 0}, "top_k: expected at least 1, got 0"),
     ({"hidden_size": -1}, "hidden_size: expected at least 1, got -1"),

@@ -120,6 +120,7 @@ CASES = {
     "no way back": {"backward": False},
     "no tokens": {"tokens": 0},
     "another seed": {"seed": 2**63 + 11},
+    "by table": {"config": tiny(routing={"selection": "hash", "hash_vocab_size": 9})},
 }
 
 

@@ -22,7 +22,7 @@ import refmoe
 from refmoe import Given, Losses, Numerics, kernels
 from refmoe.formats import is_representable
 from refmoe.numerics.contract import NumpyEngine
-from refmoe.recipes import generate
+from refmoe.recipes import generate, init_given
 
 KERNELS = [name for name, can_run, _ in kernels.available() if can_run]
 DROPLESS = {
@@ -91,12 +91,18 @@ def test_every_stored_tensor_has_the_format_of_its_name(name, profile, store):
 
 
 def forward(config, num, x, params, given=None):
-    return refmoe.moe_forward(x, params, config, num, given or Given(sequence_ids=np.zeros(len(x), np.int64)))
+    return refmoe.moe_forward(x, params, config, num, given or one_sequence(config, np.arange(len(x))))
+
+
+def one_sequence(config, tokens):
+    """Given of these tokens of a batch, as one sequence."""
+    words = init_given(config, max(tokens, default=0) + 1).get("token_ids")
+    return Given(sequence_ids=np.zeros(len(tokens), np.int64), token_ids=None if words is None else words[tokens])
 
 
 def without_ties(record):
     margin = record.routing.margin
-    return bool((margin > 0).all())
+    return margin is None or bool((margin > 0).all())
 
 
 @pytest.mark.parametrize("name", DROPLESS)
@@ -106,12 +112,11 @@ def test_a_token_alone_equals_the_token_in_a_batch(name, profile, store):
     x, params, d_y = make(config, num, 9)
     batch = forward(config, num, x, params)
     assert without_ties(batch)
-    given = Given(sequence_ids=np.zeros(9, np.int64))
-    d_x = refmoe.moe_backward(d_y, x, params, batch, config, num, given).d_x_experts
+    d_x = refmoe.moe_backward(d_y, x, params, batch, config, num, one_sequence(config, np.arange(9))).d_x_experts
     for t in range(9):
-        alone = forward(config, num, x[t : t + 1], params)
+        one = one_sequence(config, np.array([t]))
+        alone = forward(config, num, x[t : t + 1], params, one)
         assert same_bits(alone.y[0], batch.y[t]) and same_bits(alone.routing.logits[0], batch.routing.logits[t])
-        one = Given(sequence_ids=np.zeros(1, np.int64))
         assert same_bits(
             refmoe.moe_backward(d_y[t : t + 1], x[t : t + 1], params, alone, config, num, one).d_x_experts[0], d_x[t]
         )
@@ -123,12 +128,12 @@ def test_permuting_the_tokens_permutes_the_output(name, profile, store):
     config, num = CONFIGS[name], Numerics(profile, store)
     x, params, d_y = make(config, num, 9)
     order = np.array([4, 8, 0, 3, 7, 1, 6, 2, 5])
-    given = Given(sequence_ids=np.zeros(9, np.int64))
-    records = [forward(config, num, tokens, params) for tokens in (x, x[order])]
+    givens = one_sequence(config, np.arange(9)), one_sequence(config, order)
+    records = [forward(config, num, *each) for each in zip((x, x[order]), (params, params), givens, strict=True)]
     assert without_ties(records[0]) and same_bits(records[1].y, records[0].y[order])
     grads = [
         refmoe.moe_backward(d, tokens, params, record, config, num, given)
-        for d, tokens, record in zip((d_y, d_y[order]), (x, x[order]), records, strict=True)
+        for d, tokens, record, given in zip((d_y, d_y[order]), (x, x[order]), records, givens, strict=True)
     ]
     assert same_bits(grads[1].d_x_experts, grads[0].d_x_experts[order])
     if profile == "exact":  # sums over tokens do not depend on their order either
@@ -146,13 +151,10 @@ def relabelling(config):
 
 def relabelled(params, order):
     """Expert i of the result is expert order[i] of params."""
-    return params._replace(
-        **{
-            field: getattr(params, field)[order]
-            for field in params._fields
-            if field not in ("shared", "global_scale") and getattr(params, field) is not None
-        }
-    )
+    apart = ("shared", "global_scale", "hash_table")  # these have no row an expert
+    fields = [f for f in params._fields if f not in apart and getattr(params, f) is not None]
+    table = None if params.hash_table is None else np.argsort(order)[params.hash_table]
+    return params._replace(**{field: getattr(params, field)[order] for field in fields}, hash_table=table)
 
 
 @pytest.mark.parametrize("name", DROPLESS)
@@ -160,7 +162,7 @@ def relabelled(params, order):
 def test_relabelling_the_experts_changes_no_bit_in_exact(name, store):
     config, num = CONFIGS[name], Numerics("exact", store)
     x, params, d_y = make(config, num, 9)
-    order, given = relabelling(config), Given(sequence_ids=np.zeros(9, np.int64))
+    order, given = relabelling(config), one_sequence(config, np.arange(9))
     want, got = forward(config, num, x, params), forward(config, num, x, relabelled(params, order))
     assert without_ties(want)
     assert same_bits(order[got.routing.topk_indices], want.routing.topk_indices)
@@ -342,7 +344,8 @@ def test_padding_is_computed_but_neither_counted_nor_averaged(name):
         masked.plan.assigned_per_expert.tolist()
         == np.bincount(chosen.reshape(-1), minlength=config.num_experts).tolist()
     )
-    real = Given(sequence_ids=ids[keep], topk_indices=chosen if config.losses.balance is None else None)
+    real = Given(sequence_ids=ids[keep], token_ids=None if plain.token_ids is None else plain.token_ids[keep],
+                 topk_indices=chosen if config.losses.balance is None else None)  # fmt: skip
     compact = refmoe.moe_forward(x[keep], params, config, EXACT, completed(real, config, EXACT, 6))
     assert not differing(masked.losses, compact.losses)  # as if the padding were not there
     grads = refmoe.moe_backward(d_y, x, params, masked, config, EXACT, given)

@@ -8,11 +8,14 @@ from cases import CASES, CONFIGS, config_of, same_bits
 
 from refmoe.formats import is_representable
 from refmoe.recipes import (
+    INTEGER_PARAMS,
     RECIPES,
     MoEParams,
     assemble_params,
     fan_in_exponent,
     generate,
+    generate_ids,
+    generate_table,
     init_params,
     mix64,
     name_params,
@@ -148,7 +151,8 @@ def test_parameters_are_those_the_configuration_has(name):
     named = name_params(params)
     assert {n: a.shape for n, a in named.items()} == {n: shape for n, (shape, _) in parameter_shapes(config).items()}
     for n, (shape, exponent) in parameter_shapes(config).items():
-        assert same_bits(named[n], generate(n, shape, 5, exponent=exponent))
+        made = generate_table(n, shape, 5, config.num_choices) if n in INTEGER_PARAMS else None
+        assert same_bits(named[n], generate(n, shape, 5, exponent=exponent) if made is None else made)
     assert all(same_bits(a, name_params(assemble_params(named))[n]) for n, a in named.items())
 
 
@@ -168,3 +172,12 @@ def test_the_names_and_scales_of_every_parameter():
 def test_parameters_for_narrow_stores():
     for array in name_params(init_params(CASES["weight_on_input"], recipe="bf16")).values():
         assert is_representable(array, "bf16") and is_representable(array, "fp16")
+
+
+def test_ids_and_tables_are_words_modulo_a_count():
+    assert generate_ids("token_ids", (4,), 9, 5).tolist() == [int(w) % 5 for w in words(9, "token_ids", 0, 4)]
+    table = generate_table("hash_table", (3, 4), 2, 5)
+    assert table.dtype == np.int64
+    first = [int(w) % 5 for w in words(2, "hash_table", 0, 3)]
+    assert table.tolist() == [[(w + j) % 5 for j in range(4)] for w in first]
+    assert all(len(set(row)) == 4 for row in table.tolist())

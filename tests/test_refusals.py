@@ -70,6 +70,14 @@ DROPS = config_of(dispatch={"capacity": 2, "capacity_scope": "sequence"})
 COIN = config_of(top_k=2, routing={"second_expert": "random"})
 LOTS = config_of(dispatch={"capacity": 2, "drop_policy": "random"})
 ZEROS = np.zeros((8, 6), np.float32)
+HASH = config_of(routing={"selection": "hash", "hash_vocab_size": 5})
+TABLE = np.arange(5)[:, None] % 4 + np.arange(3)
+
+
+def with_table(table):
+    return lambda a: {"config": HASH, "params": refmoe.init_params(HASH)._replace(hash_table=table)}
+
+
 INDICES = np.tile(np.arange(3), (8, 1))
 
 # what is wrong: (name, the change, the error, its whole message)
@@ -154,7 +162,23 @@ REFUSALS = [
     ("logits-dtype", given(logits=ZEROS.astype(np.float64)), TypeError,
      "given.logits: expected native float32 in profile 'exact', got <f8; use .astype(numpy.float32)"),
     ("token-ids", given(token_ids=np.zeros(8, np.int64)), ValueError,
-     "given.token_ids: expected None, got an array; no rule of this version reads it: leave it out"),
+     "given.token_ids: expected None, got an array; only selection 'hash' reads it: leave it out"),
+    ("token-ids-missing", plain(HASH), ValueError,
+     "given.token_ids: expected ids from 0 to 4, got None; "
+     "pass the id of each token in the vocabulary, or replay given.topk_indices"),
+    ("token-ids-outside", plain(HASH, given=Given(token_ids=np.arange(8))), ValueError,
+     "given.token_ids: expected ids from 0 to 4, got [5]; correct the ids"),
+    ("token-ids-float", plain(HASH, given=Given(token_ids=np.zeros(8))), TypeError,
+     "given.token_ids: expected a NumPy array of integers, got float64; convert it with .astype"),
+    ("table-replayed", plain(HASH, given=Given(topk_indices=INDICES)), None, ""),
+    ("table-repeat", with_table(at((2, 0), 4)(TABLE)), ValueError,
+     "params.hash_table: expected each row to name an expert once, got [[4, 3, 4]]; replace the repeat"),
+    ("table-outside", with_table(at((2, 0), -1)(TABLE)), ValueError,
+     "params.hash_table: expected ids from 0 to 5, got [-1]; a table holds ids of experts"),
+    ("table-float", with_table(TABLE.astype(np.float32)), TypeError,
+     "params.hash_table: expected a NumPy array of integers, got float32; convert it with .astype"),
+    ("table-missing", with_table(None), ValueError,
+     "params.hash_table: expected an array of shape (5, 3), got None; the configuration needs it"),
     ("noise", given(noise=ZEROS), ValueError,
      "given.noise: expected None, got an array; no rule of this version reads it: leave it out"),
     ("counts-unread", given(counts_so_far=np.zeros(6, np.int64)), ValueError,

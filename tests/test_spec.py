@@ -24,7 +24,7 @@ from law_bridge import (
 )
 
 import refmoe
-from refmoe import activations, dispatch, losses, routing, scores
+from refmoe import activations, dispatch, losses, routing, scores, selection
 from refmoe.formats import FORMATS, round_fraction, round_to
 from refmoe.numerics import FORMAT_OF
 
@@ -73,6 +73,7 @@ PAIRED = [
     *(f for pair in scores.SCORE_FNS.values() for f in pair),
     *(f for pair in losses.LOSSES.values() for f in pair),
     *dispatch.DROP_POLICIES.values(),
+    *(rule.choose for rule in selection.SELECTIONS.values()), selection.is_causal,
     *(getattr(activations, name) for name in ("gated", "gated_backward", "plain", "plain_backward")),
     *(getattr(dispatch, name) for name in ("permute", "permute_backward", "combine", "combine_backward", "make_plan")),
     *(getattr(routing, name) for name in ("router_logits", "router_logits_backward", "choice_scores", "select_topk")),

@@ -113,6 +113,23 @@ KITCHEN_SINK = {
         "experts": {"activation": "gelu_tanh", "gated": False, "biases": True, "shared_intermediate_size": 2},
         "losses": EVERYTHING,
     },
+    "the best of each group": {
+        "top_k": 4,
+        "routing": {"selection": "per_group", "num_groups": 2, "score_fn": "sigmoid", "selection_bias": True},
+        "losses": EVERYTHING,
+    },
+    "experts by table": {
+        "top_k": 3,
+        "routing": {
+            "selection": "hash",
+            "hash_vocab_size": 5,
+            "score_fn": "sqrt_softplus",
+            "normalize": True,
+            "norm_eps": 1e-20,
+            "scaling_factor": 1.5,
+        },
+        "losses": EVERYTHING,
+    },
     "one expert a token": {
         "top_k": 1,
         "routing": {"normalize": True},

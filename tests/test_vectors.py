@@ -134,7 +134,7 @@ def test_invalid_cases_are_refused_by_name(chapter):
         num = refmoe.Numerics(profile=row["profile"], store=row["store"], backend="numpy")
         with pytest.raises((ValueError, TypeError), match=row["expected"]["error"]):
             run(from_file(row), num, from_file(row).inputs)
-    assert len(rows) == (8 if chapter == "routing" else 0)
+    assert len(rows) >= (8 if chapter == "routing" else 0)
 
 
 def nine(name, profile):

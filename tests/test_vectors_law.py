@@ -11,7 +11,10 @@ import refmoe
 from refmoe.golden.digests import sha256
 from refmoe.safetensors import DTYPES, element_bytes
 
-GIVEN = ("token_mask", "sequence_ids", "topk_indices", "logits", "counts_so_far", "coin", "priority", "protected")
+GIVEN = (
+    *("token_mask", "sequence_ids", "token_ids", "topk_indices", "logits", "counts_so_far"),
+    *("coin", "priority", "protected"),
+)
 
 
 def law_of(row):
@@ -28,7 +31,7 @@ def given_of(scalars):
 
 def route(row, x):
     config, law = config_of(row), law_of(row)
-    params = {name: x[name] for name in ("w_router", "router_bias", "selection_bias") if name in x}
+    params = {name: x[name] for name in ("w_router", "router_bias", "selection_bias", "hash_table") if name in x}
     tokens = x.get("x") or [None] * len(x["logits"])
     made = LAW.route(tokens, params, config, law, given_of(x))
     if "d_topk_weights" in x:

@@ -29,6 +29,8 @@ class RoutingConfig(Section):
     router_bias: bool = False  # a bias that is part of the logits
     selection_base: str = field(default="scores", metadata=one_of("scores", "logits"))  # what is ranked
     selection_bias: bool = False  # added to what is ranked, never to the weights
+    selection: str = field(default="topk", metadata=one_of("topk", "per_group", "hash"))  # the rule that chooses
+    hash_vocab_size: int = field(default=0, metadata=COUNT)  # rows of the table of selection "hash"
     num_groups: int = field(default=1, metadata=POSITIVE)  # equal groups of neighbouring experts
     top_groups: int = field(default=1, metadata=POSITIVE)  # groups whose experts may be chosen
     group_score_topn: int = field(default=2, metadata=POSITIVE)  # a group's score is the sum of its best n

@@ -75,9 +75,17 @@ def check_together(config):
 
 
 def _selection(config):
-    E, K, r = config.num_experts, config.top_k, config.routing
+    E, K, r = config.num_choices, config.top_k, config.routing
     G, kept, best = r.num_groups, r.top_groups, r.group_score_topn
     yield K <= E, "top_k", f"at most num_experts = {E}", K, f"lower top_k to {E} or add experts"
+    yield from _rules(config)
+    if r.selection == "per_group":
+        yield E % G == 0, "routing.num_groups", f"a divisor of num_experts = {E}", G, "divide the experts evenly"
+        fix = "every group gives the same share"
+        yield K % G == 0, "top_k", f"a multiple of num_groups = {G} with selection 'per_group'", K, fix
+        fix = "every group gives its share of top_k: leave it at 1"
+        yield kept == 1, "routing.top_groups", "1 with selection 'per_group'", kept, fix
+        return
     yield kept <= G, "routing.top_groups", f"at most num_groups = {G}", kept, f"set top_groups to {G} or less"
     if G == 1:
         return
@@ -91,6 +99,21 @@ def _selection(config):
         f"set {size} or less",
     )
     yield K <= kept * size, "top_k", f"at most {kept * size}, the experts of kept groups", K, "keep more groups"
+
+
+def _rules(config):
+    """Fields that only some rules of selection read."""
+    r = config.routing
+    grouped = r.selection in ("topk", "per_group")
+    fix = "groups belong to selection 'topk' and 'per_group'"
+    yield grouped or r.num_groups == 1, "routing.num_groups", f"1 with selection {r.selection!r}", r.num_groups, fix
+    hashed, V = r.selection == "hash", r.hash_vocab_size
+    fix = "the table has a row for each token id: set hash_vocab_size"
+    yield V > 0 or not hashed, "routing.hash_vocab_size", "the size of the vocabulary with selection 'hash'", V, fix
+    yield hashed or V == 0, "routing.hash_vocab_size", f"0 with selection {r.selection!r}", V, "set selection='hash'"
+    fix = "a table ranks nothing that a bias could move"
+    ok = not (hashed and r.selection_bias)
+    yield ok, "routing.selection_bias", "False with selection 'hash'", r.selection_bias, fix
 
 
 def _weights(config):

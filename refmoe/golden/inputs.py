@@ -1,7 +1,8 @@
 """What a case reads: tokens, upstream gradient, parameters, given arrays, and a row for each: where it comes from.
 
-Spec 7.2. A row is {"source": "recipe", "name", "recipe", "seed", "exponent"}, {"source": "blocks", "length"},
-{"source": "stored"} for a user's own array, or {"source": "packed", "format", "block"} for weights of a checkpoint.
+Spec 7.2. A row is {"source": "recipe", "name", "recipe", "seed", "exponent"}, {"source": "ids" or "table", "name",
+"seed", "count"}, {"source": "blocks", "length"}, {"source": "stored"} for a user's own array, or {"source": "packed",
+"format", "block"} for weights of a checkpoint.
 """
 
 from math import prod
@@ -10,13 +11,21 @@ from typing import NamedTuple
 import numpy as np
 
 from ..formats import FORMATS, Packed
-from ..recipes import assemble_params, generate, given_shapes, parameter_shapes
+from ..recipes import (
+    INTEGER_PARAMS,
+    assemble_params,
+    generate,
+    generate_ids,
+    generate_table,
+    given_shapes,
+    parameter_shapes,
+)
 from .packed import SOURCE, packed_row
 from .weights import RecipeWeights
 
 EXPERT_LEAVES = ("w_gate", "w_up", "w_down", "b_gate", "b_up", "b_down")  # their first axis is the expert axis
 GIVEN = (
-    *("token_mask", "sequence_ids", "topk_indices", "logits", "counts_so_far"),
+    *("token_mask", "sequence_ids", "token_ids", "topk_indices", "logits", "counts_so_far"),
     *("coin", "priority", "protected"),
 )
 LAZY_BYTES = 8 << 20  # expert weights above this are made one expert at a time
@@ -41,12 +50,18 @@ def recipe_rows(config, num, tokens, backward, seed):
     """The rows of a case that is made by recipe alone. Narrow stores take the 8-bit recipe, which each can hold."""
     recipe = "bf16" if num.store in ("bf16", "fp16") else "bell"
     exponents = {"x": 0, "d_y": 0} if backward else {"x": 0}
-    exponents |= {f"params.{name}": exponent for name, (_, exponent) in parameter_shapes(config).items()}
+    shapes = parameter_shapes(config)
+    exponents |= {f"params.{name}": e for name, (_, e) in shapes.items() if name not in INTEGER_PARAMS}
     rows = {n: {"source": "recipe", "name": n.removeprefix("params."), "recipe": recipe, "seed": seed, "exponent": e}
             for n, e in exponents.items()}  # fmt: skip
     drawn = {name: rule for name, (_, rule) in given_shapes(config, tokens).items()}
     rows |= {f"given.{n}": {"source": "recipe", "name": n, "recipe": rule, "seed": seed, "exponent": 0}
              for n, rule in drawn.items()}  # fmt: skip
+    for name in shapes.keys() & set(INTEGER_PARAMS):
+        rows[f"params.{name}"] = {"source": "table", "name": name, "seed": seed, "count": config.num_choices}
+    if config.routing.hash_vocab_size:
+        count = config.routing.hash_vocab_size
+        rows["given.token_ids"] = {"source": "ids", "name": "token_ids", "seed": seed, "count": count}
     if needs_sequences(config):
         rows["given.sequence_ids"] = {"source": "blocks", "length": max(1, -(-tokens // 2))}
     return rows
@@ -79,9 +94,14 @@ def _make(name, row, shape, tokens, num, stored, pool):
     if row["source"] == SOURCE:
         return _require_packed(name, stored[name], shape)
     if row["source"] == "stored":
-        return stored[name] if name.startswith("given.") else num.check_stored(name, stored[name], shape)
+        of_integers = name.startswith("given.") or _is_table(name)
+        return stored[name] if of_integers else num.check_stored(name, stored[name], shape)
     if row["source"] == "blocks":
         return np.arange(tokens, dtype=np.int64) // row["length"]
+    if row["source"] == "ids":
+        return generate_ids(row["name"], (tokens,), row["seed"], row["count"])
+    if row["source"] == "table":
+        return generate_table(row["name"], shape, row["seed"], row["count"])
     if is_expert_tensor(name) and prod(shape) * 4 > LAZY_BYTES:
         return RecipeWeights(row, shape, num.dtype, file_dtype(name, num), pool)
     return generate(row["name"], shape, row["seed"], row["recipe"], row["exponent"]).astype(num.dtype, copy=False)
@@ -93,8 +113,14 @@ def _require_packed(name, packed, shape):
     return packed
 
 
+def _is_table(name):
+    return name.removeprefix("params.") in INTEGER_PARAMS
+
+
 def file_dtype(name, num):
-    """The safetensors type of the float tensor `name` under a policy."""
+    """The safetensors type of the tensor `name` under a policy."""
+    if _is_table(name):
+        return "I64"
     return FORMATS[num.format_of(stage_name(name))].safetensors
 
 

@@ -133,7 +133,7 @@ def _parameter(name, array, row, num):
         return
     codes = to_codes(array, dtype)
     digest = tensor_digest(codes, is_expert_tensor(name))
-    by_recipe = row["source"] == "recipe"
+    by_recipe = row["source"] in ("recipe", "table")
     yield Made(
         name, "parameter", dtype, codes.shape, digest, "recipe" if by_recipe else "stored", None if by_recipe else codes
     )

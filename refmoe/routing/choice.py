@@ -1,6 +1,4 @@
-"""What is ranked, and what is chosen. No gradient.   Spec 1.3, 1.4, 1.7"""
-
-import numpy as np
+"""What is ranked, and the plain rule of choosing. No gradient.   Spec 1.3, 1.4"""
 
 from .. import selection
 
@@ -13,7 +11,8 @@ def choice_scores(logits, scores, selection_bias, routing, num):
     ranked = logits if routing.selection_base == "logits" else scores
     if selection_bias is not None:
         ranked = num.sum("choice_scores", [ranked, selection_bias[None]])
-    return selection.grouped(ranked, routing, num) if routing.num_groups > 1 else (ranked, None)
+    masked = routing.selection == "topk" and routing.num_groups > 1
+    return selection.grouped(ranked, routing, num) if masked else (ranked, None)
 
 
 def select_topk(choice_scores, top_k):
@@ -22,17 +21,3 @@ def select_topk(choice_scores, top_k):
     choice_scores (T, E) -> topk_indices (T, K)
     """
     return selection.ranked(choice_scores, top_k)
-
-
-def margin(choice_scores, top_k, num):
-    """K-th minus (K+1)-th choice score of each token; infinite where the next is masked, or there is none.   Spec 1.7
-
-    choice_scores (T, E) -> margin (T,)
-    """
-    ordered = -np.sort(-choice_scores, axis=-1)
-    if ordered.shape[-1] == top_k:
-        return np.full(len(ordered), np.inf, num.dtype)
-    last, following = ordered[:, top_k - 1], ordered[:, top_k]
-    masked = np.isneginf(following)
-    difference = num.sum("margin", [last, -np.where(masked, last, following)])
-    return np.where(masked, num.dtype(np.inf), difference)

@@ -5,7 +5,7 @@ import numpy as np
 from .. import selection
 from ..refusals import require
 from ..scores import SCORE_FNS
-from .choice import choice_scores, margin, select_topk
+from .choice import choice_scores
 from .logits import router_logits
 from .record import RouterGrads, RoutingRecord
 from .scales import scale_weights, scale_weights_backward
@@ -24,8 +24,10 @@ def route(x, params, config, num, given):
     if given.topk_indices is not None:
         indices = selection.given(given.topk_indices, config.num_choices)
         return RoutingRecord(logits=logits, scores=scores, topk_indices=indices, lse=lse)
-    ranked, group_scores = choice_scores(logits, scores, params.selection_bias, config.routing, num)
-    indices = select_topk(ranked, config.top_k)
+    rule, ranked, group_scores = selection.SELECTIONS[config.routing.selection], None, None
+    if rule.ranks:
+        ranked, group_scores = choice_scores(logits, scores, params.selection_bias, config.routing, num)
+    indices, margin = rule.choose(selection.Offer(logits, scores, ranked, params, given), config, num)
     return RoutingRecord(
         logits=logits,
         scores=scores,
@@ -33,7 +35,7 @@ def route(x, params, config, num, given):
         group_scores=group_scores,
         topk_indices=indices,
         lse=lse,
-        margin=margin(ranked, config.top_k, num),
+        margin=margin,
     )
 
 

@@ -44,7 +44,6 @@ def is_causal(config):
     Not where a rule, a score or a base of ranking looks across tokens, nor where a capacity lets later slots in first.
     """
     dispatch = config.dispatch
-    limited = dispatch.capacity is not None or dispatch.capacity_factor is not None
     in_order = dispatch.slot_order == "token_major" or (dispatch.slot_order == "slot_major" and config.top_k == 1)
     queue = dispatch.capacity_scope == "sequence" and dispatch.drop_policy == "position" and in_order
-    return SELECTIONS[config.routing.selection].causal and (queue or not limited)
+    return SELECTIONS[config.routing.selection].causal and (queue or not dispatch.limited)

@@ -1,4 +1,4 @@
-"""The best by rank: the rule of most layers, alone and group by group; and what of other groups is masked.   Spec 1.3, 1.4"""
+"""The best by rank, alone and group by group; and the mask of other groups.   Spec 1.3, 1.4, 1.8"""
 
 import numpy as np
 
@@ -54,10 +54,10 @@ def per_group(offer, config, num):
     choice_scores (T, E) -> topk_indices (T, K), margin (T,): the smallest of the groups' margins
     """
     choice, groups = offer.choice_scores, config.routing.num_groups
-    by_group = choice.reshape(len(choice), groups, -1)
-    share, size = config.top_k // groups, by_group.shape[-1]
+    share, size = config.top_k // groups, choice.shape[1] // groups
+    by_group = choice.reshape(len(choice), groups, size)
     best = np.argsort(-by_group, axis=-1, kind="stable")[..., :share] + size * np.arange(groups)[:, None]
     taken = np.zeros(choice.shape, bool)
-    np.put_along_axis(taken, best.reshape(len(choice), -1), True, axis=-1)
+    np.put_along_axis(taken, best.reshape(len(choice), config.top_k), True, axis=-1)
     kept = np.where(taken, choice, choice.dtype.type(-np.inf))
     return ranked(kept, config.top_k), np.min(topk_margin(by_group, share, num), axis=-1)

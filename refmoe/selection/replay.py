@@ -13,7 +13,8 @@ def given(topk_indices, num_experts):
     outside = topk_indices[(topk_indices < -1) | (topk_indices >= num_experts)]
     wanted, fix = f"ids from -1 to {num_experts - 1}", "use -1 for an unused slot"
     require(not outside.size, ValueError, "given.topk_indices", wanted, outside[:1], fix)
-    require_distinct("given.topk_indices", topk_indices, "each token to name an expert once", "replace the repeat by -1")
+    wanted, fix = "each token to name an expert once", "replace the repeat by -1"
+    require_distinct("given.topk_indices", topk_indices, wanted, fix)
     return topk_indices.astype(np.int64)
 
 

@@ -14,6 +14,7 @@ import transformers
 from harness import FORWARD_BAR, GRADIENT_BAR, LENGTH, NUM, SEQUENCES, D, E, F, K
 
 import refmoe
+from refmoe.recipes import assemble_params, name_params
 
 TOKENS = SEQUENCES * LENGTH
 HOME = Path(transformers.__file__).parent / "models"
@@ -34,8 +35,8 @@ def refmoe_losses(losses, logits, top_k, **given):
     """The record's losses, and d_logits from them alone."""
     config = refmoe.MoEConfig(hidden_size=D, intermediate_size=F, num_experts=E, top_k=top_k, losses=losses)
     params = refmoe.init_params(config)
-    widened = [None if p is None else p.astype(np.float64) for p in params[:-1]]
-    params = refmoe.MoEParams(*widened, shared=None)
+    widened = {name: array.astype(np.float64) for name, array in name_params(params).items()}
+    params = assemble_params(widened)
     x = np.ones((TOKENS, D))
     given = refmoe.Given(logits=logits.detach().numpy().astype(np.float64), **given)
     record = refmoe.moe_forward(x, params, config, NUM, given)

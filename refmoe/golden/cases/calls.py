@@ -10,8 +10,9 @@ from ...layer import moe_backward, moe_forward
 from ...losses import Losses
 from ...recipes import assemble_params
 
+ROUTER_PARAMS = ("w_router", "router_bias", "selection_bias", "hash_table")
 LAYER_GIVEN = (
-    *("token_mask", "sequence_ids", "topk_indices", "logits", "counts_so_far"),
+    *("token_mask", "sequence_ids", "token_ids", "topk_indices", "logits", "counts_so_far"),
     *("coin", "priority", "protected"),
 )
 ROUTER_STAGES = ("unscaled_topk_weights",)  # stages of the router that only some configurations have
@@ -34,7 +35,7 @@ def _named(record, *names):
 
 def route(config, num, arrays):
     """Logits (or x and w_router) to weights; with d_topk_weights also the way back."""
-    params = assemble_params({n: arrays[n] for n in ("w_router", "router_bias", "selection_bias") if n in arrays})
+    params = assemble_params({n: arrays[n] for n in ROUTER_PARAMS if n in arrays})
     record = routing.route(arrays.get("x"), params, config, num, _given(arrays))
     used = record.topk_indices >= 0
     saved = record.logits, record.scores, record.topk_indices

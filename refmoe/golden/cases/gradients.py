@@ -4,7 +4,7 @@ import numpy as np
 
 from ...config import MoEConfig
 from ...models import FAMILIES, load_preset
-from ...recipes import given_shapes, parameter_shapes
+from ...recipes import generate_ids, generate_table, given_shapes, parameter_shapes
 from .form import Case, Recipe, f32, ints, sizes
 
 ABOUT = "Whole layers: outputs, losses, and every gradient split by source."
@@ -56,6 +56,10 @@ def _inputs(config, recipe="bell", tokens=TOKENS, **given):
     if config.dispatch.capacity_scope == "sequence" or (balance is not None and balance.scope == "sequence"):
         made["sequence_ids"] = np.arange(tokens, dtype=np.int64) // 2
     drawn = {name: Recipe(name, shape, rule) for name, (shape, rule) in given_shapes(config, tokens).items()}
+    V = config.routing.hash_vocab_size
+    if V:
+        made["params.hash_table"] = generate_table("hash_table", (V, config.top_k), 0, config.num_choices)
+        made["token_ids"] = generate_ids("token_ids", (tokens,), 0, V)
     return made | drawn | given
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from . import router
+from . import router, selection
 from .form import Case, above, f32, ints, sizes
 
 ABOUT = "From the router's logits to the experts of a token and their weights, and back."
@@ -37,7 +37,7 @@ NOTES = {
     "ReluScore": ("relu scores with a slope of 1 at 0, or a softmax of them", "an expert at the edge never leaves it"),
     "EdgeSizes": ("E = 1 or K = E not handled", "out of bounds, or a partition that fails"),
     "Refused": ("bad input accepted", "silent nonsense"),
-} | router.NOTES
+} | router.NOTES | selection.NOTES
 
 
 def cases():
@@ -50,6 +50,7 @@ def cases():
     yield from _refused()
     yield from _relu()
     yield from router.cases()
+    yield from selection.cases()
 
 
 def _relu():

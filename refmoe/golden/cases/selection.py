@@ -1,0 +1,27 @@
+"""Cases of chapter 1, the rules of selection other than the plain one."""
+
+from .form import Case, f32, ints, sizes
+
+NOTES = {
+    "GroupShare": ("the best K of all groups taken where each group gives its share", "groups without a choice"),
+    "HashTable": ("a table's ids sorted, or its weights not from the live scores", "slots and weights do not match"),
+}
+
+def cases():
+    """Every case of these rules."""
+    logits = f32([[0.0, 2.0, 1.0, 5.0, 4.0, 3.0], [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]])
+    inputs = {"logits": logits, "d_topk_weights": f32([[1.0, -0.5], [0.25, 2.0]])}
+    routing = {"selection": "per_group", "num_groups": 2}
+    yield Case("the best of each of two groups, ties by id", ("GroupShare", "TieLowestId"), "route", inputs,
+               sizes(6, 2, routing=routing))  # fmt: skip
+    biased = {"logits": logits, "selection_bias": f32([3.0, 0.0, 0.0, 0.0, 0.0, -0.5])}
+    routing |= {"score_fn": "sigmoid", "selection_bias": True, "num_groups": 3, "normalize": True}
+    yield Case("the best of each of three groups, biased", ("GroupShare", "BiasInWeights"), "route", biased,
+               sizes(6, 3, routing=routing))  # fmt: skip
+    table = {"hash_table": ints([[3, 0], [1, 5], [4, 2]]), "token_ids": ints([2, 0])}
+    routing = {"selection": "hash", "hash_vocab_size": 3, "score_fn": "sqrt_softplus", "normalize": True,
+               "norm_eps": 1e-20, "scaling_factor": 1.5}  # fmt: skip
+    yield Case("experts by table, weights by live scores", ("HashTable",), "route", inputs | table,
+               sizes(6, 2, routing=routing))  # fmt: skip
+    yield Case("a table with a selection bias", ("Refused", "HashTable"), "route", inputs | table,
+               sizes(6, 2, routing=routing | {"selection_bias": True}), refused="selection_bias")  # fmt: skip

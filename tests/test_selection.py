@@ -1,0 +1,154 @@
+"""Rules of selection by hand, against the law, and who may know of whom."""
+
+import numpy as np
+import pytest
+from cases import CONFIGS, config_of, make, same_bits
+from law_bridge import LAW, agree, hard_logits, law_params, policy, to_law
+
+import refmoe
+from refmoe import Given, Numerics, selection
+from refmoe.recipes import init_given
+from refmoe.routing import route
+
+EXACT = Numerics(backend="numpy")
+SIZES = {"num_experts": 6, "top_k": 2}
+
+
+def f32(values):
+    return np.array(values, np.float32)
+
+
+def chosen(logits, routing, params=None, given=None, dispatch=None, **sizes):
+    """The record of a route from these logits."""
+    config = config_of(routing=routing, dispatch=dispatch, **SIZES | sizes)
+    given = (given or Given())._replace(logits=f32(logits))
+    return route(None, params or refmoe.MoEParams(), config, EXACT, given)
+
+
+# --- per group -------------------------------------------------------------------------------------------------------
+
+PER_GROUP = {"selection": "per_group", "selection_base": "logits"}
+
+
+def test_each_group_gives_its_share():
+    # groups (3, 2), (1, 9), (0, 0): one of each, by rank; the tie of the last group goes to the lowest id
+    record = chosen([[3, 2, 1, 9, 0, 0]], {**PER_GROUP, "num_groups": 3}, top_k=3)
+    assert record.topk_indices.tolist() == [[3, 0, 4]]
+    assert record.margin.tolist() == [0] and record.group_scores is None
+    # groups (3, 2, 1), (9, 0, -5): two of each, though 1 is more than 0
+    record = chosen([[3, 2, 1, 9, 0, -5]], {**PER_GROUP, "num_groups": 2}, top_k=4)
+    assert record.topk_indices.tolist() == [[3, 0, 1, 4]] and record.margin.tolist() == [1]
+
+
+def test_ties_between_groups_are_listed_by_id_and_full_groups_have_no_margin():
+    record = chosen([[1, 0, 1, 0, 1, 0]], {**PER_GROUP, "num_groups": 3}, top_k=3)
+    assert record.topk_indices.tolist() == [[0, 2, 4]]
+    record = chosen([[1, 0, 1, 0, 1, 0]], {**PER_GROUP, "num_groups": 3}, top_k=6)
+    assert record.topk_indices.tolist() == [[0, 2, 4, 1, 3, 5]] and np.isposinf(record.margin).all()
+
+
+# --- hash ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_chooses_and_live_scores_weigh():
+    table = np.array([[4, 1], [0, 5], [2, 3]])
+    routing = {"selection": "hash", "hash_vocab_size": 3, "score_fn": "sigmoid"}
+    given = Given(token_ids=np.array([2, 0]))
+    record = chosen([[9, 9, 0, 9, 9, 9], [1] * 6], routing, refmoe.MoEParams(hash_table=table), given)
+    assert record.topk_indices.tolist() == [[2, 3], [4, 1]]
+    assert record.choice_scores is None and record.margin is None
+    config = config_of(routing=routing, **SIZES)
+    weights = refmoe.routing.topk_weights(record.logits, record.scores, record.topk_indices,
+                                          record.topk_indices >= 0, config, EXACT)  # fmt: skip
+    assert weights[0].tolist() == [0.5, record.scores[0, 3]]
+
+
+# --- the law ---------------------------------------------------------------------------------------------------------
+
+RULES = {
+    "per_group, one of each": {"routing": {"selection": "per_group", "num_groups": 3}, "top_k": 3},
+    "per_group, two of each": {
+        "routing": {"selection": "per_group", "num_groups": 2, "selection_base": "logits", "selection_bias": True},
+        "top_k": 4,
+    },
+    "hash": {"routing": {"selection": "hash", "hash_vocab_size": 4}},
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_is_the_laws(name):
+    config = refmoe.MoEConfig.from_dict({"hidden_size": 5, "intermediate_size": 3, **SIZES} | RULES[name])
+    num, cfg, z = policy(), config.to_dict(), hard_logits(11)
+    params = refmoe.init_params(config)
+    given = {"logits": z, "sequence_ids": np.arange(24) // 9}
+    given |= init_given(config, 24)
+    record = route(None, params, config, num, Given(**given))
+    made = LAW.route(
+        [None] * 24, law_params(params), cfg, LAW.Law("exact", "float32"), {n: to_law(a) for n, a in given.items()}
+    )
+    for field in ("scores", "choice_scores", "group_scores", "topk_indices", "margin"):
+        agree(made[field], getattr(record, field), field)
+
+
+# --- who may know of whom --------------------------------------------------------------------------------------------
+
+CAUSAL = {
+    "topk": {},
+    "per_group": {"routing": {"selection": "per_group", "num_groups": 3}, "top_k": 3},
+    "hash": {"routing": {"selection": "hash", "hash_vocab_size": 4}},
+    "capacity of the batch": {"dispatch": {"capacity": 2, "slot_order": "token_major"}},
+    "capacity of a sequence, slot-major": {"dispatch": {"capacity": 2, "capacity_scope": "sequence"}},
+    "capacity of a sequence, slot-major, one choice": {
+        "dispatch": {"capacity": 1, "capacity_scope": "sequence"},
+        "top_k": 1,
+    },
+    "capacity of a sequence, token-major": {
+        "dispatch": {"capacity": 2, "capacity_scope": "sequence", "slot_order": "token_major"}
+    },
+    "capacity of a sequence, by weight": {
+        "dispatch": {
+            "capacity": 2,
+            "capacity_scope": "sequence",
+            "slot_order": "token_major",
+            "drop_policy": "probability",
+        }
+    },
+}
+
+
+def reached(config, seed):
+    """Does a change of a later token, or of one of another sequence, change a token's output?"""
+    T, ids = 8, np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    x, params, _ = make(config, EXACT, T, seed)
+    other = make(config, EXACT, T, seed + 100)[0]
+    given = Given(sequence_ids=ids, **init_given(config, T))
+    before = refmoe.moe_forward(x, params, config, EXACT, given, keep="y").y
+    for u in range(T):
+        moved = x.copy()
+        moved[u] = other[u]
+        after = refmoe.moe_forward(moved, params, config, EXACT, given, keep="y").y
+        blind = [t for t in range(T) if ids[t] != ids[u] or t < u]
+        if not same_bits(after[blind], before[blind]):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_later_tokens_are_seen_exactly_where_the_table_says(name):
+    config = config_of(**SIZES | CAUSAL[name])
+    assert any(reached(config, seed) for seed in range(3)) is not selection.is_causal(config)
+    assert LAW.is_causal(config.to_dict()) is selection.is_causal(config)
+
+
+def test_every_rule_is_among_them():
+    rules = {config_of(**SIZES | fields).routing.selection for fields in CAUSAL.values()}
+    assert rules == set(selection.SELECTIONS) == set(LAW.SELECTIONS)
+    assert {name for name, rule in selection.SELECTIONS.items() if rule.causal} == LAW.CAUSAL_RULES
+
+
+def test_published_layers_without_capacity_are_causal():
+    assert {name for name, config in CONFIGS.items() if not selection.is_causal(config)} >= {
+        "after_drop",
+        "before_drop",
+    }
+    assert selection.is_causal(refmoe.load_preset("deepseek-v3", scale="minimal"))
