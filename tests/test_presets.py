@@ -82,8 +82,8 @@ FAMILIES = {
     "DBRX": "dbrx",
     "Grok-1": "grok-1",
     "Arctic": "arctic",
-    "Granite x4": "granite-3.1-1b-a400m granite-3.1-3b-a800m granite-moe-7b-1b-active-shared-experts granite-4.0-h "
-    "granite-swash-3b-a600m",
+    "Granite x4": "granite-3.1-1b-a400m granite-3.1-3b-a800m granite-moe-7b-1b-active-shared-experts "
+    "granite-4.0-h-small granite-swash-3b-a600m",
     "Aria": "aria",
     "GPT-OSS, privacy filter": "gpt-oss-20b gpt-oss-120b privacy-filter",
     "ERNIE 4.5": "ernie-4.5-21b-a3b ernie-4.5-300b-a47b",
@@ -100,6 +100,7 @@ FAMILIES = {
     "HY-V3, AFMoE": "hy3-preview trinity-mini",
     "MiniMax-M2": "minimax-m2",
     "MiniMax-M3": "minimax-m3",
+    "Cohere2-MoE": "north-mini-code",
     "Flint": "flint",
     "Laguna": "laguna-xs.2",
     "LFM2-MoE": "lfm2-8b-a1b",
@@ -112,7 +113,7 @@ FAMILIES = {
 }
 # Families whose rules the configuration cannot state yet.
 COMING = (
-    "A.X K1", "Cohere2-MoE", "Gemma-4, DiffusionGemma", "HY-V4", "Inkling", "Inkling2", "JetMoE", "Kimi-K3",
+    "A.X K1", "Gemma-4, DiffusionGemma", "HY-V4", "Inkling", "Inkling2", "JetMoE", "Kimi-K3",
     "LongCat-Flash", "MoE++", "Muse Spark", "Pangu Pro", "PhiMoE", "ReMoE", "Step-3.7", "ZAYA",
 )  # fmt: skip
 NAMES = tuple(sorted(name for row in FAMILIES.values() for name in row.split()))
