@@ -5,6 +5,7 @@ refmoe/ and does nothing when it is newer than every source; `--force` compiles 
 """
 
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -13,13 +14,16 @@ from pathlib import Path
 
 from cffi import FFI
 
-SOURCES = ("grouped_matmul.c", "cut.c", "pack.c", "unit.c", "rounding.c", "kernel_table.c",
-           "tile_portable.c", "tile_avx2.c", "tile_avx512.c")
-# Bits depend on these: no fused multiply-add that is not written, no reordering, no excess precision.
-ARITHMETIC = ["-std=c11", "-ffp-contract=off", "-fno-fast-math", "-fexcess-precision=standard"]
-OTHER = ["-O3", "-Wall", "-Wextra", "-fvisibility=hidden"]
-
 HERE = Path(__file__).resolve().parent if "__file__" in globals() else Path("csrc").resolve()
+
+
+def shared_list(name):
+    """The words of a list of flags.mk."""
+    text = (HERE / "flags.mk").read_text(encoding="utf-8").replace("\\\n", " ")
+    return re.search(rf"^{name} := (.*)$", text, re.M)[1].split()
+
+
+SOURCES, ARITHMETIC, OTHER = map(shared_list, ("SOURCES", "ARITHMETIC", "OTHER"))
 
 
 def declarations():
@@ -74,7 +78,7 @@ def _headers():
 
 
 def _is_current(target):
-    inputs = [*HERE.glob("*.c"), *HERE.glob("*.h"), Path(__file__)]
+    inputs = [*HERE.glob("*.c"), *HERE.glob("*.h"), HERE / "flags.mk", Path(__file__)]
     return target.exists() and target.stat().st_mtime >= max(path.stat().st_mtime for path in inputs)
 
 

@@ -9,27 +9,9 @@
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
-#if defined(__SSE2__)
-#include <xmmintrin.h>
-#endif
 
+#include "environment.h"
 #include "product.h"
-
-/* ---- the floating-point environment of a thread ---- */
-
-#if defined(__SSE2__)
-/* All exceptions masked, round to nearest, no flush to zero, denormals are numbers. */
-static unsigned enter_environment(void)
-{
-    unsigned found = _mm_getcsr();
-    _mm_setcsr(0x1F80);
-    return found;
-}
-
-static void leave_environment(unsigned found) { _mm_setcsr(found); }
-#else
-#error "refmoe must set each thread's floating-point environment; this processor's way is still to be written"
-#endif
 
 /* ---- fork ---- */
 
@@ -94,7 +76,7 @@ static int check(const refmoe_how *how, size_t item, int64_t e, int64_t n, int64
 /* Units are numbered through all experts; a thread takes the next free number until none is left. */
 static void work(const struct product *p, const struct cut *cut, atomic_llong *next, struct scratch *scratch)
 {
-    unsigned found = enter_environment();
+    environment found = enter_environment();
     int64_t e = 0, begin = 0;
     for (;;) {
         int64_t number = atomic_fetch_add(next, 1);
@@ -113,7 +95,7 @@ static void work(const struct product *p, const struct cut *cut, atomic_llong *n
 static void *take(int64_t count, int64_t size)
 {
     int64_t bytes;
-    if (__builtin_mul_overflow(count, size, &bytes) || bytes > INT64_C(1) << 46)
+    if (__builtin_mul_overflow(count, size, &bytes) || bytes > lower(INT64_C(1) << 46, PTRDIFF_MAX - 64))
         return NULL;
     return aligned_alloc(64, (size_t)whole_tiles(bytes + 1, 64));
 }

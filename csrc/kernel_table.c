@@ -8,6 +8,9 @@ static const struct kernel *const table[] = {
     &refmoe_avx2,
     &refmoe_avx512,
 #endif
+#if defined(__aarch64__)
+    &refmoe_neon,
+#endif
 };
 
 int refmoe_kernel_count(void) { return (int)(sizeof table / sizeof *table); }

@@ -4,7 +4,6 @@
 
 enum {
     PACK_RUN = 64, /* k of one run of a transposition */
-    RUN_UNIT = 32, /* bytes; every tile's columns fill a multiple */
     AHEAD = 8,     /* k fetched before they are copied */
     FEW = 32       /* k that no cache conflict can hurt */
 };

@@ -3,23 +3,31 @@
 #ifndef REFMOE_TILE_H
 #define REFMOE_TILE_H
 
-#include <float.h>
-#include <stdint.h>
-#include <string.h>
-
-#include "refmoe_kernels.h"
-
 #if defined(__FAST_MATH__)
 #error "refmoe promises bits: compile without -ffast-math and without -Ofast"
-#endif
-#if FLT_EVAL_METHOD != 0
-#error "refmoe needs float and double arithmetic in their own formats (FLT_EVAL_METHOD 0)"
 #endif
 #if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "refmoe supports little-endian processors"
 #endif
 
+#include <float.h>
+#include <stdint.h>
+#include <string.h>
+
+#if FLT_EVAL_METHOD != 0
+#error "refmoe needs float and double arithmetic in their own formats (FLT_EVAL_METHOD 0)"
+#endif
+
+#include "refmoe_kernels.h"
+
 enum { MAX_TILE_ROWS = 8, MAX_TILE_COLS = 32, NUM_PROFILES = 3, NUM_STORES = 3, MAX_PAIRS = 2 };
+
+/* Bytes that a tile's row of columns fills a multiple of: panels are copied in such runs. */
+#if defined(__aarch64__)
+enum { RUN_UNIT = 16 };
+#else
+enum { RUN_UNIT = 32 };
+#endif
 
 /* A tile adds a product to a block of accumulators:  acc[i,j] += sum_k a[k,i] b[k,j],  k ascending.
      a    (length, rows), dense; double for exact and float64, float for chain
@@ -54,6 +62,9 @@ struct kernel {
 extern const struct kernel refmoe_portable;
 #if defined(__x86_64__)
 extern const struct kernel refmoe_avx2, refmoe_avx512;
+#endif
+#if defined(__aarch64__)
+extern const struct kernel refmoe_neon;
 #endif
 /* A kernel for another processor is one more declaration here, one more row in kernel_table.c, one more stub. */
 

@@ -3,6 +3,7 @@
 #include "tile.h"
 
 enum { ROWS = 4, COLS = 8 };
+_Static_assert(COLS * sizeof(float) % RUN_UNIT == 0, "columns are whole runs");
 
 /* Products of two float32 are exact in float64. */
 static void multiply_exact(int rows, int64_t length, const void *a_, const void *b_, int64_t ldb, void *acc_)

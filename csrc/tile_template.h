@@ -12,6 +12,8 @@
 
 #include "tile.h"
 
+_Static_assert(2 * LANES * sizeof(float) % RUN_UNIT == 0, "the narrowest columns, of exact, are whole runs");
+
 typedef double vd __attribute__((vector_size(8 * LANES)));
 typedef int64_t vi __attribute__((vector_size(8 * LANES)));
 typedef float vf __attribute__((vector_size(8 * LANES)));

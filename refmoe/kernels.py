@@ -14,7 +14,7 @@ MODULE = "refmoe._kernels"
 REMEDY = "install a C compiler and Python's headers, and install refmoe again; REFMOE_REQUIRE_C=1 shows what fails"
 WORK_OF_A_THREAD = 1 << 18  # multiplications; below this a second thread is slower than none
 TIERS = ("rounding_test", "grid", "compensated", "exact")
-KNOWN = ("portable", "avx2", "avx512")  # slowest first, as in csrc/kernel_table.c
+KNOWN = ("portable", "neon", "avx2", "avx512")  # slowest first on each processor, as in csrc/kernel_table.c
 _PROFILES = {"exact": "REFMOE_EXACT", "chain": "REFMOE_CHAIN", "float64": "REFMOE_UNFUSED"}
 _FORMATS = {"float32": "REFMOE_FLOAT32", "bf16": "REFMOE_BF16", "fp16": "REFMOE_FP16", "float64": "REFMOE_FLOAT64"}
 _FORCES = {None: "REFMOE_FORCE_NOTHING", "compensated": "REFMOE_FORCE_COMPENSATED", "exact": "REFMOE_FORCE_EXACT"}

@@ -1,4 +1,4 @@
-"""Ways to call the kernels: operands for all three products, and calls with every buffer under guard."""
+"""Calls of the kernels through C with every buffer under guard."""
 
 import numpy as np
 from kernel_oracle import dtype
@@ -9,67 +9,7 @@ ffi, lib = _kernels.ffi, _kernels.lib
 CODES = {"exact": lib.REFMOE_EXACT, "chain": lib.REFMOE_CHAIN, "float64": lib.REFMOE_UNFUSED,
          "float32": lib.REFMOE_FLOAT32, "bf16": lib.REFMOE_BF16, "fp16": lib.REFMOE_FP16}
 FORCES = {None: lib.REFMOE_FORCE_NOTHING, "compensated": lib.REFMOE_FORCE_COMPENSATED, "exact": lib.REFMOE_FORCE_EXACT}
-PRODUCTS = ("grouped_matmul", "grouped_matmul_backward_x", "grouped_matmul_backward_w")
 GUARD = 29  # items on each side; odd, so that no buffer is aligned to a vector
-
-
-# ---- operands ----
-
-def wide(rng, shape, kind=np.float32):
-    """Full significands over 40 binades: sums that must be rounded."""
-    return (rng.standard_normal(shape) * 2.0 ** rng.integers(-20, 20, shape)).astype(kind)
-
-
-def coarse(rng, shape, kind=np.float32):
-    """Eight-bit significands near 1: short sums of their products often are midpoints."""
-    return (rng.integers(-255, 256, shape) * 2.0 ** rng.integers(-9, -6, shape)).astype(kind)
-
-
-def tiny(rng, shape, kind=np.float32):
-    """Products and sums round the least numbers of every format."""
-    least = {np.float32: -149, np.float64: -1074}[kind]
-    scale = 2.0 ** rng.choice([least, least + 20, least // 2, least // 2 + 3, -12], shape)
-    return (rng.integers(-9, 10, shape) * scale).astype(kind)
-
-
-def special(rng, shape, kind=np.float32):
-    """Mostly ordinary; now and then a signed zero, a subnormal, the largest number, an infinity or NaN."""
-    info = np.finfo(kind)
-    least, largest = info.smallest_subnormal, info.max
-    rare = np.array([0.0, -0.0, least, -info.tiny, largest, -largest, np.inf, -np.inf, np.nan], kind)
-    return np.where(rng.random(shape) < 0.12, rng.choice(rare, shape), coarse(rng, shape, kind)).astype(kind)
-
-
-def signed_zeros(rng, shape, kind=np.float32):
-    """Zeros of both signs and opposite ones: exact cancellation."""
-    return rng.choice(np.array([0.0, -0.0, 1.0, -1.0], kind), shape)
-
-
-MAKERS = (wide, coarse, tiny, special, signed_zeros)
-
-
-class Case:
-    """Operands of all three products over one plan."""
-
-    def __init__(self, make, rule, counts, M, K, M2=3, seed=0):
-        rng, kind = np.random.default_rng(seed), dtype(rule)
-        self.offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        E, N = len(counts), int(self.offsets[-1])
-        shapes = {"x": (N, K), "w": (E, M, K), "d": (N, M), "d2": (N, M2), "w2": (E, M2, K), "bias": (E, M)}
-        shapes |= {"acc_rows": (N, M), "acc_x": (N, K), "acc_w": (E, M, K)}
-        for name, shape in shapes.items():
-            setattr(self, name, make(rng, shape, kind))
-
-    def outputs(self, engine, rule):
-        """Every product, bare and with all it may be given."""
-        forward, back_x, back_w = (getattr(engine, name) for name in PRODUCTS)
-        yield forward(rule, self.x, self.w, self.offsets)
-        yield forward(rule, self.x, self.w, self.offsets, bias=self.bias)
-        yield forward(rule, self.x, self.w, self.offsets, bias=self.bias, acc=self.acc_rows)
-        yield back_x(rule, [(self.d, self.w)], self.offsets)
-        yield back_x(rule, [(self.d, self.w), (self.d2, self.w2)], self.offsets, acc=self.acc_x)
-        yield back_w(rule, self.d, self.x, self.offsets)
-        yield back_w(rule, self.d, self.x, self.offsets, acc=self.acc_w)
 
 
 # ---- calls under guard ----

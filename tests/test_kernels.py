@@ -9,14 +9,28 @@ if kernels.build_error() is not None:
     pytest.skip(f"no compiled module: {kernels.build_error()}", allow_module_level=True)
 
 import kernel_oracle as oracle
-from kernel_calls import CODES, MAKERS, PRODUCTS, Case, Guarded, assert_same, coarse, differing_bits, lib, special, wide
+from kernel_calls import CODES, Guarded, assert_same, differing_bits, lib
+from kernel_cases import (
+    MAKERS,
+    PRODUCTS,
+    RULES,
+    Case,
+    coarse,
+    diagonal,
+    grid_edges,
+    hard_triples,
+    midpoint_terms,
+    overflow_edges,
+    sizes_round_a_tile,
+    special,
+    subnormal_midpoints,
+    wide,
+)
 from kernel_oracle import Rule
 
 from refmoe.numerics.contract import NumpyEngine
 
 KERNELS = [name for name, can_run, _ in kernels.available() if can_run]
-RULES = [Rule(profile, form) for profile in ("exact", "chain") for form in ("float32", "bf16", "fp16")]
-RULES.append(Rule("float64", "float64"))
 
 each_kernel = pytest.mark.parametrize("kernel", KERNELS)
 each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.profile}-{rule.format}")
@@ -55,23 +69,8 @@ def test_forced_tiers_equal_rational_arithmetic(form, make, force):
 # ---- bits against NumPy, over sizes ----
 
 def sizes(kernel, rule):
-    """(rows of each expert, M, K): each for a reason."""
     index, profile = KERNELS.index(kernel), CODES[rule.profile]
-    rows, cols = lib.refmoe_tile_rows(index, profile), lib.refmoe_tile_cols(index, profile)
-    yield (1,), 1, 1  # the least
-    yield (0, 0), 5, 3  # no rows at all
-    yield (), 5, 3  # no experts
-    yield (3, 0, 2), 0, 4  # no columns
-    yield (3, 0, 2), 4, 0  # sums over nothing
-    yield (rows - 1, rows, rows + 1), cols - 1, cols + 1  # round a tile, one side each
-    yield (2 * rows + 1, 0, rows), cols, cols
-    yield (1, 0, 2 * rows - 1), cols + 1, cols - 1
-    yield (7, 13, 1), 37, 67  # primes; 67 is past one run of the transposition
-    yield (33, 31), 2 * cols, 2 * cols + 3  # sums over rows next to where short sums end
-    yield (2,), 3, 259  # more columns than a unit has, going back
-    yield (2,), 259, 3  # and forward, under a bias
-    yield (520, 1), 2, 3  # more rows than a unit has
-    yield (1,) * 9, 5, 6  # more units than threads
+    return sizes_round_a_tile(lib.refmoe_tile_rows(index, profile), lib.refmoe_tile_cols(index, profile))
 
 
 @each_rule
@@ -91,61 +90,6 @@ def test_a_long_sum_fills_many_packed_runs(kernel):
 
 
 # ---- midpoints ----
-
-def midpoint_terms(form, rng):
-    """Sums (a, b) that are a midpoint of the format, or a midpoint plus or minus something far smaller.
-
-    m 2^q + 2^(q-1) + rest, where m has the format's precision; the last kind hides 2^-140 behind 2^-60 - 2^-60, so that
-    two float64 lose it and only the integer accumulator can tell.
-    """
-    precision = oracle.FORMATS[form][0]
-    rest = [[], [(2.0**-30, 2.0**-30)], [(-(2.0**-30), 2.0**-30)], [(2.0**-70, 2.0**-70)], [(2.0**-70, -(2.0**-70))],
-            [(1.0, 2.0**-60), (2.0**-70, 2.0**-70), (-1.0, 2.0**-60)],
-            [(1.0, 2.0**-60), (-(2.0**-70), 2.0**-70), (-1.0, 2.0**-60)]]
-    for m in (2 ** (precision - 1), 2 ** (precision - 1) + 1, 2**precision - 2, 2**precision - 1):
-        for q in (-8, 3 - precision, 0):
-            for sign in (1.0, -1.0):
-                for more in rest:
-                    terms = [(sign * m, 2.0**q), (sign, 2.0 ** (q - 1)), *more]
-                    yield terms, [terms[i] for i in rng.permutation(len(terms))]
-
-
-def subnormal_midpoints(form):
-    """Sums round the midpoints of the format's subnormals, down to half the least number."""
-    precision, least, _ = oracle.FORMATS[form]
-    half = 2.0 ** ((least - precision) // 2 - 30), 2.0 ** (least - precision - ((least - precision) // 2 - 30))
-    tail = (2.0**-140, 2.0**-140)
-    for m in (1, 3, 5, 2**precision - 1):
-        for sign in (1.0, -1.0):
-            for more in ([], [tail], [(-tail[0], tail[1])]):
-                yield [(sign * m * half[0], half[1]), *more]
-
-
-def overflow_edges(form):
-    """Sums at the midpoint between the largest finite number and the first power of two beyond it."""
-    precision, _, beyond = oracle.FORMATS[form]
-    for sign in (1.0, -1.0):
-        for rest in (0.0, 2.0**-149, -(2.0**-149)):
-            quantum = 2.0 ** (beyond - precision - 1)  # half of the last place of the largest number
-            yield [(sign * 2.0 ** (precision + 1), quantum), (-sign, quantum), (rest, 2.0**-100)]
-            yield [(sign * 2.0**120, 2.0**120), (rest, 1.0)]
-
-
-def grid_edges(form):
-    """A midpoint plus half a unit of float64: a grid test that allows one bit too many takes it for the midpoint."""
-    half = 2.0 ** (25 - oracle.FORMATS[form][0])
-    for sign in (1.0, -1.0):
-        yield [(sign * 2.0**12, 2.0**13), (sign * half, 1.0), (sign * 2.0**-14, 2.0**-14)]
-
-
-def diagonal(sums):
-    """x (n, L), w (n, L) whose diagonal of x w^T are the sums (padded with zeros, which add nothing in exact)."""
-    length = max(map(len, sums))
-    exact = np.array([[*terms, *[(0.0, 0.0)] * (length - len(terms))] for terms in sums])
-    padded = exact.astype(np.float32)
-    assert (padded == exact).all()  # else the oracle would see other numbers than the kernel
-    return np.ascontiguousarray(padded[..., 0]), np.ascontiguousarray(padded[..., 1])
-
 
 @pytest.mark.parametrize("force", (None, "compensated", "exact"))
 @pytest.mark.parametrize("form", ("float32", "bf16", "fp16"))
@@ -191,18 +135,6 @@ def test_zeros_of_both_signs_over_no_and_one_product(kernel, rule):
         for addends in ({}, {"acc": acc}, {"bias": bias}, {"acc": acc, "bias": bias}):
             want = oracle.grouped_matmul(rule, x, w, offsets, **addends)
             assert differing_bits(engine.grouped_matmul(rule, x, w, offsets, **addends), want) == 0
-
-
-def hard_triples():
-    """a b + c that float64 takes for a float32 midpoint though it lies 2^-36 of the product beside one."""
-    above, below = (1 + 2.0**-12, 1 - 2.0**-12 + 2.0**-24), (1 + 2.0**-18, 1 - 2.0**-18)  # products 1 +- 2^-36
-    for a, b in (above, below):
-        for n in (1, 2, 3, 2**23 - 1, 2**23, 2**23 + 1, 2**24 - 1):
-            for last in (-149, -140, -126, -23, 0, 100):  # exponent of the last place of c
-                for sign in (1.0, -1.0):
-                    half = 2.0 ** ((last - 1) // 2), 2.0 ** (last - 1 - (last - 1) // 2)
-                    yield a * half[0], sign * b * half[1], n * 2.0**last
-                    yield a * half[0], sign * b * half[1], -n * 2.0**last
 
 
 @each_kernel

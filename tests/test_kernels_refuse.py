@@ -14,12 +14,11 @@ from refmoe import kernels
 if kernels.build_error() is not None:
     pytest.skip(f"no compiled module: {kernels.build_error()}", allow_module_level=True)
 
-from kernel_calls import Buffer, Case, differing_bits, ffi, lib, tiny, wide
+from kernel_calls import Buffer, differing_bits, ffi, lib
+from kernel_cases import RULES, Case, tiny, wide
 from kernel_oracle import Rule
 
 KERNELS = [name for name, can_run, _ in kernels.available() if can_run]
-RULES = [Rule(profile, form) for profile in ("exact", "chain") for form in ("float32", "bf16", "fp16")]
-RULES.append(Rule("float64", "float64"))
 
 each_kernel = pytest.mark.parametrize("kernel", KERNELS)
 each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.profile}-{rule.format}")
@@ -242,7 +241,7 @@ def test_float64_asks_for_float64():
 
 def test_kernels_are_listed_slowest_first_with_reasons():
     rows = kernels.available()
-    assert [row[0] for row in rows][:3] == ["portable", "avx2", "avx512"]
+    assert [row[0] for row in rows] == ["portable", "neon", "avx2", "avx512"]
     assert rows[0][1:] == (True, None)
     for _, can_run, reason in rows:
         assert can_run is (reason is None)
@@ -275,6 +274,6 @@ def test_a_thread_count_that_is_none_is_refused(count):
 def test_a_missing_module_is_explained(monkeypatch):
     monkeypatch.setattr(kernels, "MODULE", "refmoe._nowhere")
     assert "refmoe._nowhere" in kernels.build_error()
-    assert [row[1] for row in kernels.available()] == [False] * 3
+    assert [row[1] for row in kernels.available()] == [False] * len(kernels.KNOWN)
     with pytest.raises(ImportError, match="REFMOE_REQUIRE_C=1"):
         kernels.load()

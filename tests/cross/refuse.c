@@ -1,0 +1,175 @@
+/* refuse.c: the C functions called badly, and in a forked child; what a caller without Python relies on. */
+
+#define _POSIX_C_SOURCE 200809L
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "refmoe_kernels.h"
+
+enum { E = 2, N = 3, M = 4, K = 5 };
+
+static int failures;
+
+static void expect(const char *what, int want, int got)
+{
+    if (want != got) {
+        printf("FAIL %s: expected status %d, got %d\n", what, want, got);
+        failures++;
+    }
+}
+
+/* ---- refusals: each is one change to a good call; `out` must keep its bytes ---- */
+
+static const int64_t good_offsets[E + 1] = {0, 2, 3}, late[E + 1] = {1, 2, 3}, falling[E + 1] = {0, 4, 3},
+                     beyond[E + 1] = {0, 2, 4}, negative[E + 1] = {0, -1, 3};
+static float x[N * K], w[E * M * K], d[N * M], out[E * M * K];
+
+struct call {
+    const char *name;
+    int status;
+    refmoe_how how;
+    int64_t e, n, m, k;
+    const int64_t *offsets;
+    const float *x, *w;
+    float *out;
+};
+
+#define HOW(kernel, threads, profile, format, force) {kernel, threads, profile, format, force}
+#define SIZES(e_, n_, m_, k_) .e = e_, .n = n_, .m = m_, .k = k_
+#define ARRAYS(offsets_, x_, w_, out_) .offsets = offsets_, .x = x_, .w = w_, .out = out_
+#define WITH_HOW(status_, ...) {#__VA_ARGS__, status_, HOW(__VA_ARGS__), SIZES(E, N, M, K), ARRAYS(good_offsets, x, w, out)}
+#define WITH_SIZES(status_, ...)                                                                                      \
+    {"sizes " #__VA_ARGS__, status_, HOW(0, 2, REFMOE_EXACT, REFMOE_FLOAT32, 0), SIZES(__VA_ARGS__),                  \
+     ARRAYS(good_offsets, x, w, out)}
+#define WITH_ARRAYS(status_, ...)                                                                                     \
+    {"arrays " #__VA_ARGS__, status_, HOW(0, 2, REFMOE_EXACT, REFMOE_FLOAT32, 0), SIZES(E, N, M, K),                  \
+     ARRAYS(__VA_ARGS__)}
+
+static const struct call calls[] = {
+    WITH_HOW(REFMOE_BAD_KERNEL, -1, 1, REFMOE_EXACT, REFMOE_FLOAT32, 0),
+    WITH_HOW(REFMOE_BAD_KERNEL, 99, 1, REFMOE_EXACT, REFMOE_FLOAT32, 0),
+    WITH_HOW(REFMOE_BAD_THREADS, 0, 0, REFMOE_EXACT, REFMOE_FLOAT32, 0),
+    WITH_HOW(REFMOE_BAD_THREADS, 0, INT32_MIN, REFMOE_EXACT, REFMOE_FLOAT32, 0),
+    WITH_HOW(REFMOE_BAD_PROFILE, 0, 1, REFMOE_UNFUSED, REFMOE_FLOAT32, 0),
+    WITH_HOW(REFMOE_BAD_PROFILE, 0, 1, -1, REFMOE_FLOAT32, 0),
+    WITH_HOW(REFMOE_BAD_FORMAT, 0, 1, REFMOE_EXACT, REFMOE_FLOAT64, 0),
+    WITH_HOW(REFMOE_BAD_FORMAT, 0, 1, REFMOE_EXACT, -1, 0),
+    WITH_HOW(REFMOE_BAD_FORCE, 0, 1, REFMOE_EXACT, REFMOE_FLOAT32, 3),
+    WITH_HOW(REFMOE_BAD_FORCE, 0, 1, REFMOE_EXACT, REFMOE_FLOAT32, -1),
+    WITH_HOW(REFMOE_BAD_FORCE, 0, 1, REFMOE_CHAIN, REFMOE_FLOAT32, 1),
+    WITH_SIZES(REFMOE_BAD_SIZE, -1, N, M, K),
+    WITH_SIZES(REFMOE_BAD_SIZE, E, -1, M, K),
+    WITH_SIZES(REFMOE_BAD_SIZE, E, N, -1, K),
+    WITH_SIZES(REFMOE_BAD_SIZE, E, N, M, -1),
+    WITH_SIZES(REFMOE_BAD_SIZE, E, N, INT64_MAX, K),
+    WITH_SIZES(REFMOE_BAD_SIZE, E, N, INT64_C(1) << 40, INT64_C(1) << 40),
+    WITH_SIZES(REFMOE_NO_MEMORY, E, N, M, INT64_C(1) << 50),
+#if UINTPTR_MAX == UINT32_MAX
+    WITH_SIZES(REFMOE_NO_MEMORY, E, N, M, (INT64_C(1) << 32) + 5), /* bytes that size_t would cut to a few */
+#endif
+    WITH_SIZES(REFMOE_BAD_OFFSETS, E, N + 1, M, K),
+    WITH_ARRAYS(REFMOE_BAD_OFFSETS, late, x, w, out),
+    WITH_ARRAYS(REFMOE_BAD_OFFSETS, falling, x, w, out),
+    WITH_ARRAYS(REFMOE_BAD_OFFSETS, beyond, x, w, out),
+    WITH_ARRAYS(REFMOE_BAD_OFFSETS, negative, x, w, out),
+    WITH_ARRAYS(REFMOE_BAD_POINTER, NULL, x, w, out),
+    WITH_ARRAYS(REFMOE_BAD_POINTER, good_offsets, NULL, w, out),
+    WITH_ARRAYS(REFMOE_BAD_POINTER, good_offsets, x, NULL, out),
+    WITH_ARRAYS(REFMOE_BAD_POINTER, good_offsets, x, w, NULL),
+};
+
+static int is_untouched(void)
+{
+    const unsigned char *byte = (const unsigned char *)out;
+    for (size_t i = 0; i < sizeof out; i++)
+        if (byte[i] != 0xA5)
+            return 0;
+    return 1;
+}
+
+/* The three products take the same checks; d stands for the operand that the forward product does not have. */
+static void check_refusal(const struct call *c)
+{
+    const refmoe_pair_f32 pair = {c->x ? d : NULL, c->w, c->m};
+    memset(out, 0xA5, sizeof out);
+    expect(c->name, c->status, refmoe_grouped_matmul_f32(&c->how, c->e, c->n, c->m, c->k, c->offsets, c->x, c->w,
+                                                         NULL, NULL, c->out, NULL));
+    if (c->status == REFMOE_NO_MEMORY) /* only where K is what is summed over */
+        return;
+    expect(c->name, c->status, refmoe_grouped_matmul_backward_x_f32(&c->how, c->e, c->n, c->k, c->offsets, 1, &pair,
+                                                                    NULL, c->out, NULL));
+    if (c->w)
+        expect(c->name, c->status, refmoe_grouped_matmul_backward_w_f32(&c->how, c->e, c->n, c->m, c->k, c->offsets, d,
+                                                                        c->x, NULL, c->out, NULL));
+}
+
+static void check_pairs(void)
+{
+    const refmoe_how how = HOW(0, 1, REFMOE_EXACT, REFMOE_FLOAT32, 0);
+    const refmoe_pair_f32 pair[3] = {{d, w, M}, {d, w, M}, {d, w, M}};
+    const int32_t count[] = {0, -1, 3, INT32_MAX};
+    for (int i = 0; i < 4; i++)
+        expect("a number of pairs", REFMOE_BAD_SIZE,
+               refmoe_grouped_matmul_backward_x_f32(&how, E, N, K, good_offsets, count[i], pair, NULL, out, NULL));
+}
+
+static void check_table(void)
+{
+    const int wrong[] = {-1, refmoe_kernel_count(), INT32_MAX, INT32_MIN};
+    for (int i = 0; i < 4; i++) {
+        expect("the name of no kernel", 1, refmoe_kernel_name(wrong[i]) == NULL);
+        expect("the needs of no kernel", 1, refmoe_kernel_needs(wrong[i]) == NULL);
+        expect("no kernel runs", 0, refmoe_kernel_runs_here(wrong[i]));
+        expect("the tile of no kernel", 0, refmoe_tile_rows(wrong[i], 0) + refmoe_tile_cols(wrong[i], 0));
+    }
+    expect("the tile of no profile", 0, refmoe_tile_rows(0, 3) + refmoe_tile_cols(0, -1));
+}
+
+/* ---- a child made by fork after a parallel call ---- */
+
+enum { ROWS = 64, SIDE = 64 };
+
+static int multiply(float *to)
+{
+    static float a[ROWS * SIDE], b[SIDE * SIDE];
+    const int64_t offsets[2] = {0, ROWS};
+    const refmoe_how how = HOW(0, 2, REFMOE_CHAIN, REFMOE_FLOAT32, 0);
+    for (int i = 0; i < ROWS * SIDE; i++)
+        a[i] = (float)(i % 7) - 3, b[i] = (float)(i % 5) / 3;
+    return refmoe_grouped_matmul_f32(&how, 1, ROWS, SIDE, SIDE, offsets, a, b, NULL, NULL, to, NULL);
+}
+
+static void check_fork(void)
+{
+    static float parent[ROWS * SIDE], child[ROWS * SIDE];
+    int status = -1;
+    expect("before the fork", REFMOE_OK, multiply(parent));
+    fflush(stdout);
+    pid_t made = fork();
+    if (made == 0) {
+        alarm(60);
+        int wrong = multiply(child) != REFMOE_OK || memcmp(parent, child, sizeof parent) != 0;
+        _exit(wrong);
+    }
+    expect("waiting for the child", 1, waitpid(made, &status, 0) == made);
+    expect("the child's bits", 0, status);
+    expect("the parent after the fork", REFMOE_OK, multiply(child));
+    expect("the parent's bits", 0, memcmp(parent, child, sizeof parent));
+}
+
+int main(void)
+{
+    int count = (int)(sizeof calls / sizeof *calls);
+    for (int i = 0; i < count; i++)
+        check_refusal(&calls[i]), expect(calls[i].name, 1, is_untouched());
+    check_pairs();
+    check_table();
+    check_fork();
+    if (failures == 0)
+        printf("ok   %d bad calls refused, the table's ends, a forked child\n", count);
+    return failures != 0;
+}
