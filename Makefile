@@ -10,7 +10,10 @@ LINTER := $(VENV)/.linter
 GOLDEN := out/qwen3-30b-a3b
 INTEROP := .venv-interop
 PEERS  := torch==2.13.0 transformers==5.23.0
-NATIVE := $(wildcard csrc/*.c csrc/*.h csrc/*.py)
+NATIVE := $(wildcard csrc/*.c csrc/*.h csrc/*.py csrc/*.mk)
+LIB    := out/lib
+OPENMP := -fopenmp
+CROSS  :=
 
 # A C module that does not compile is an error here, not a quiet fall back to NumPy or to an older one.
 export REFMOE_REQUIRE_C ?= 1
@@ -18,7 +21,7 @@ export REFMOE_REQUIRE_C ?= 1
 export OPENBLAS_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help build golden test smoke kernels vectors lint interop fuzz exhaustive digests size clean
+.PHONY: help build golden test smoke kernels vectors lint interop fuzz exhaustive digests cross lib example size clean
 
 help:
 	@echo "make golden      build, then write and verify $(GOLDEN): a full-size layer, forward and backward"
@@ -31,6 +34,9 @@ help:
 	@echo "make fuzz        five minutes of layers drawn at random: every reading must agree"
 	@echo "make exhaustive  every float32 input of the functions of one variable: hours"
 	@echo "make digests     the full-size bundle under every kernel and thread count: one digest, minutes"
+	@echo "make cross       the kernels against NumPy's bits: native, sanitized, and emulated aarch64 and 32-bit ARM"
+	@echo "make lib         $(LIB): the kernels as a C library, static and shared, without Python"
+	@echo "make example     compile csrc/example.c against it through pkg-config, both ways, and run it"
 	@echo "make size        lines of each part of the house"
 	@echo "make build       set up $(VENV) with the C module and what the tests need"
 	@echo "make clean       remove what these commands made, $(VENV) included"
@@ -96,9 +102,54 @@ fuzz: $(READY)
 exhaustive: $(READY)
 	$(BIN)/python tests/exhaustive/elementary.py
 
+cross: $(BUILT)
+	$(BIN)/python tests/cross/cross.py $(CROSS)
+
+# --- the C library: a C compiler and make are enough. OPENMP= builds it serial, LIB= elsewhere. ---
+
+include csrc/flags.mk
+LIBRARY := $(LIB)/lib/librefmoe_kernels
+PC      := $(LIB)/lib/pkgconfig/refmoe_kernels.pc
+OBJECTS := $(SOURCES:%.c=$(LIB)/obj/%.o)
+
+lib: $(LIBRARY).a $(LIBRARY).so $(LIB)/include/refmoe_kernels.h $(PC)
+
+$(LIB)/obj/%.o: csrc/%.c $(NATIVE)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(ARITHMETIC) $(OTHER) $(OPENMP) -fPIC -DREFMOE_EXPORT -c $< -o $@
+
+$(LIBRARY).a: $(OBJECTS)
+	@mkdir -p $(@D)
+	rm -f $@
+	$(AR) rcs $@ $^
+
+# No library of mathematics is linked, and nothing may be left undefined: a libm symbol is an error here.
+$(LIBRARY).so: $(OBJECTS)
+	@mkdir -p $(@D)
+	$(CC) -shared -Wl,-z,defs -Wl,-soname,$(@F) $(OPENMP) -pthread $^ -o $@
+
+$(LIB)/include/refmoe_kernels.h: csrc/refmoe_kernels.h
+	@mkdir -p $(@D)
+	cp $< $@
+
+$(PC): csrc/refmoe_kernels.pc.in refmoe/__init__.py
+	@mkdir -p $(@D)
+	sed -e "s/@VERSION@/$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' refmoe/__init__.py)/" -e 's/@OPENMP@/$(OPENMP)/' $< > $@
+
+# The static library is named as a file, since -l prefers the shared one beside it.
+example: lib
+	command -v pkg-config >/dev/null || { echo "make example needs pkg-config (on Debian: pkgconf)" >&2; exit 1; }
+	export PKG_CONFIG_PATH=$(abspath $(LIB))/lib/pkgconfig; set -e; \
+	  $(CC) -std=c11 -Wall -Wextra csrc/example.c $$(pkg-config --cflags --libs refmoe_kernels) -o $(LIB)/example; \
+	  $(CC) -std=c11 -Wall -Wextra csrc/example.c $$(pkg-config --cflags refmoe_kernels) $(LIBRARY).a \
+	    $$(pkg-config --static --libs-only-other refmoe_kernels) -o $(LIB)/example-static
+	LD_LIBRARY_PATH=$(LIB)/lib $(LIB)/example > $(LIB)/example.txt
+	$(LIB)/example-static | diff - $(LIB)/example.txt
+	cat $(LIB)/example.txt
+
 size:
 	@for part in 'refmoe/*.py refmoe/numerics/*.py' 'refmoe/golden/*.py refmoe/golden/*/*.py refmoe/models/*.py' \
-	             'csrc/*.[ch] csrc/*.py' 'spec/*.md' 'tests/*.py tests/*/*.py'; do \
+	             'csrc/*' 'spec/*.md' 'tests/*.py tests/*/*.py tests/*/*.c'; do \
 	  printf '%7d lines  %s\n' "$$(cat $$part 2>/dev/null | wc -l)" "$$part"; done
 
 clean:

@@ -74,7 +74,7 @@ def make_builder(folder):
 
 
 def _headers():
-    return sorted(path.name for path in HERE.glob("*.h"))
+    return [*sorted(path.name for path in HERE.glob("*.h")), "flags.mk"]
 
 
 def _is_current(target):

@@ -36,6 +36,13 @@
 
 #include <stdint.h>
 
+#if defined(__cplusplus)
+extern "C" {
+#endif
+#if defined(REFMOE_EXPORT) /* while the shared library is made: these names leave it, and no others */
+#pragma GCC visibility push(default)
+#endif
+
 /* cffi: begin */
 
 enum refmoe_status {
@@ -124,5 +131,12 @@ const char *refmoe_compiler(void);
 int refmoe_openmp(void);
 
 /* cffi: end */
+
+#if defined(REFMOE_EXPORT)
+#pragma GCC visibility pop
+#endif
+#if defined(__cplusplus)
+}
+#endif
 
 #endif

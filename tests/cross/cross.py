@@ -8,6 +8,7 @@ A target whose compiler or emulator is missing is an error, or with `--able` lef
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT / "csrc"))
 
 from build import ARITHMETIC, OTHER, SOURCES  # noqa: E402
+from replay import TILES  # noqa: E402
 
 BIG_ENDIAN = ("-U__BYTE_ORDER__", "-D__BYTE_ORDER__=__ORDER_BIG_ENDIAN__")
 
@@ -83,13 +85,24 @@ def assert_refused(target, folder):
         print(f"ok   {' '.join(flags)} is refused: {reason}", flush=True)
 
 
+def assert_tiles_are_listed(command):
+    """Sizes next to the tiles of every kernel must be in the file: replay.TILES has to know them."""
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for name, *tiles in re.findall(r"^kernel (\w+): tiles (\d+x\d+) (\d+x\d+) (\d+x\d+)", listing, re.M):
+        for (profile, listed), tile in zip(TILES.items(), tiles, strict=True):
+            if tuple(map(int, tile.split("x"))) not in listed:
+                raise SystemExit(f"cross: tiles {tile} of {name} ({profile}) are not among TILES of replay.py")
+
+
 def run(name, target, replay, folder):
     """Build and run a target's drivers; the first failure ends everything with its status."""
     print(f"--- {name}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     assert_refused(target, folder)
-    for driver, arguments in zip(build(target, folder), ([str(replay)], []), strict=True):
-        done = subprocess.run([*target.emulator, str(driver), *arguments], check=False)
+    drivers = build(target, folder)
+    assert_tiles_are_listed([*target.emulator, drivers[0]])
+    for driver, arguments in zip(drivers, ([replay], []), strict=True):
+        done = subprocess.run([*target.emulator, driver, *arguments], check=False)
         if done.returncode:
             raise SystemExit(f"cross: {driver.name} on {name} ended with status {done.returncode}")
 
