@@ -2,6 +2,7 @@
 
 import textwrap
 
+from ..selection import is_causal
 from .presets import load_preset, names, preset_info
 
 
@@ -14,7 +15,7 @@ def unverified(info):
 
 
 def overview():
-    """A line a preset, and under it the fields that nobody could verify."""
+    """A line a preset, whether later tokens reach earlier ones, and under it the fields that nobody could verify."""
     width = max(map(len, names()))
     return "\n".join(_entry(name, width) for name in names())
 
@@ -24,13 +25,16 @@ def _entry(name, width):
     sizes = f"E {config.num_experts}, top {config.top_k}, D {config.hidden_size}, F {config.intermediate_size}"
     line = f"{name:<{width}}  {sizes:<34}  {info['description']}"
     doubtful = unverified(info)
+    line += "" if is_causal(config) else " Not causal."
     return line + (f"\n{'':<{width}}  unverified: {', '.join(doubtful)}" if doubtful else "")
 
 
 def details(name):
     """One preset: the fields it sets under the source each was read in, then the notes."""
     info = preset_info(name)
-    lines = [f"{name}: {info['description']}"]
+    causal = "a token's output depends on earlier tokens of its sequence alone"
+    reach = causal if is_causal(load_preset(name)) else "not causal: a token's output may depend on later ones"
+    lines = [f"{name}: {info['description']}", reach]
     for source, verified in dict.fromkeys((row["source"], row["verified"]) for row in info["sources"].values()):
         lines += ["", _wrapped(("" if verified else "UNVERIFIED: ") + source)]
         fields = [field for field, row in info["sources"].items() if row == {"source": source, "verified": verified}]
