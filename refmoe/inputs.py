@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import selection
-from .config import MoEConfig
+from .config import VARIABLE_SELECTIONS, MoEConfig
 from .losses import LOSSES, Losses
 from .numerics import Numerics
 from .recipes import (
@@ -108,7 +108,7 @@ _BOOLEAN = ("token_mask", "protected")
 def _check_given(given, num_tokens, config, num):
     got = type(given).__name__
     require(isinstance(given, Given), TypeError, "given", "Given", got, "build it with refmoe.Given(...)")
-    sizes = {"T": num_tokens, "K": config.top_k, "E": config.num_choices}
+    sizes = {"T": num_tokens, "K": _slots(given.topk_indices, config), "E": config.num_choices}
     for name, axes in _GIVEN_SHAPES.items():
         array = getattr(given, name)
         if array is not None:
@@ -124,6 +124,12 @@ def _check_given(given, num_tokens, config, num):
     _check_token_ids(given, config)
     _check_sequences(given, config)
     _check_counts(given.counts_so_far, config)
+
+
+def _slots(topk_indices, config):
+    """K; for a rule that gives a token any number of experts, what a replayed selection has."""
+    fixed = config.routing.selection not in VARIABLE_SELECTIONS
+    return config.top_k if fixed or np.ndim(topk_indices) != 2 else topk_indices.shape[1]
 
 
 def _check_drawn(given, num_tokens, config, num):

@@ -62,6 +62,8 @@ def _selection(rng, E, K):
     shares = rng.choice([g for g in (1, 2, 3, 4) if E % g == 0 and K % g == 0])
     rules = [
         {"selection": "per_group", **plain, "num_groups": shares},
+        {"selection": "threshold", **plain, "threshold": rng.choice([0.0, 0.25, 0.5])},
+        {"selection": "top_p", **plain, "top_p": rng.choice([0.1, 0.5, 0.9, 1.0, 2.5])},
         {"selection": "hash", **plain, "hash_vocab_size": rng.randint(1, 5), "selection_bias": False},
     ]
     return rng.choice(rules) if rng.random() < 1 / 3 else {}

@@ -16,4 +16,20 @@ FIELDS = {
             "scaling_factor": 1.5,
         }
     },
+    "threshold": {
+        "routing": {"score_fn": "sigmoid", "selection": "threshold", "threshold": 0.5, "normalize": True},
+        "losses": {"balance": {"probs": "sigmoid"}},
+        "top_k": 2,
+    },
+    "threshold_relu": {
+        "routing": {"score_fn": "relu", "selection": "threshold", "scaling_factor": 1.5},
+        "dispatch": {"capacity_factor": 1.0, "capacity_scope": "sequence"},
+        "top_k": 2,
+    },
+    "top_p": {
+        "routing": {"selection": "top_p", "top_p": 0.4, "normalize": True},
+        "losses": {"balance": {}, "importance": {"gates": "topk"}},
+        "top_k": 2,
+    },
+    "top_p_softmax": {"routing": {"selection": "top_p", "top_p": 0.7, "selection_bias": True}, "top_k": 2},
 }

@@ -188,6 +188,21 @@ REFUSALS = [
         {"routing": {"selection": "per_group", "num_groups": 2, "top_groups": 2}},
         "routing.top_groups: expected 1 with selection 'per_group', got 2; every group gives its share of top_k",
     ),
+    ({"routing": {"threshold": 0.5}}, "routing.threshold: expected 0.0 with selection 'topk', got 0.5; set selection="),
+    ({"routing": {"top_p": 0.5}}, "routing.top_p: expected 1.0 with selection 'topk', got 0.5; set selection='top_p'"),
+    ({"routing": {"selection": "top_p", "top_p": 0.0}}, "routing.top_p: expected a positive sum, got 0.0; every set"),
+    (
+        {"routing": {"selection": "threshold"}, "losses": {"balance": {"scope": "global"}}},
+        "losses.balance.scope: expected 'batch' or 'sequence' for all choices, got 'global'; selection 'threshold'",
+    ),
+    (
+        {"routing": {"selection": "top_p"}, "dispatch": {"drop_policy": "random", "capacity": 1}},
+        "dispatch.drop_policy: expected 'position' or 'probability', got 'random'; selection 'top_p' gives a token any",
+    ),
+    (
+        {"routing": {"selection": "threshold", "second_expert": "random"}},
+        "routing.second_expert: expected 'all' or 'sampled', got 'random'; selection 'threshold' gives a token any",
+    ),
     ({"routing": {"selection": "hash"}}, "expected the size of the vocabulary with selection 'hash', got 0; the table"),
     (
         {"routing": {"hash_vocab_size": 9}},

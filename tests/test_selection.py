@@ -7,6 +7,7 @@ from law_bridge import LAW, agree, hard_logits, law_params, policy, to_law
 
 import refmoe
 from refmoe import Given, Numerics, selection
+from refmoe.config.checks import SELECTIONS, VARIABLE_SELECTIONS
 from refmoe.recipes import init_given
 from refmoe.routing import route
 
@@ -63,6 +64,59 @@ def test_a_table_chooses_and_live_scores_weigh():
     assert weights[0].tolist() == [0.5, record.scores[0, 3]]
 
 
+# --- threshold and top-p ---------------------------------------------------------------------------------------------
+
+
+def test_every_expert_above_the_threshold_and_none_at_it():
+    routing = {"selection": "threshold", "score_fn": "relu"}
+    record = chosen([[0, 2, -1, 0.5, 2, 3], [-1, 0, -0.0, -2, -3, -4]], routing)
+    assert record.topk_indices.tolist() == [[5, 1, 4, 3], [-1, -1, -1, -1]]
+    assert record.margin.tolist() == [0, 0]
+    record = chosen([[0, 0, 0, 0, 0, 0]], routing)
+    assert record.topk_indices.tolist() == [[-1]]
+
+
+def test_the_threshold_is_a_binary64_number():
+    """0.1 lies between two float32 values; the nearer one, above it, exceeds it."""
+    routing = {"selection": "threshold", "selection_base": "logits", "threshold": 0.1}
+    assert np.float64(np.float32(0.1)) > 0.1
+    record = chosen([[np.float32(0.1), np.nextafter(np.float32(0.1), np.float32(0)), 0, 0, 0, 0]], routing)
+    assert record.topk_indices.tolist() == [[0]]
+    assert record.margin[0] == np.float32(np.float64(np.float32(0.1)) - 0.1)
+
+
+def test_replayed_selections_may_have_any_number_of_slots():
+    config = config_of(routing={"selection": "threshold"}, **SIZES)
+    x, params, _ = make(config, EXACT, 3)
+    given = Given(topk_indices=np.array([[5, -1, 0], [1, 2, 3], [-1, -1, -1]]))
+    record = refmoe.moe_forward(x, params, config, EXACT, given)
+    assert record.routing.topk_weights.shape == (3, 3) and (record.routed[2] == 0).all()
+
+
+def test_top_p_takes_the_fewest_that_reach_p():
+    quarters = [[0, 0, 0, 0, -1000, -1000]]  # four scores of exactly 1/4
+    for p, want in [(0.25, [0]), (0.26, [0, 1]), (0.5, [0, 1]), (0.75, [0, 1, 2]), (1.0, [0, 1, 2, 3])]:
+        record = chosen(quarters, {"selection": "top_p", "top_p": p})
+        assert record.topk_indices.tolist() == [want]
+    assert chosen(quarters, {"selection": "top_p", "top_p": 1.5}).topk_indices.tolist() == [[0, 1, 2, 3, 4, 5]]
+    above = float(np.nextafter(0.5, 1))  # by less than any float32 near it
+    assert chosen(quarters, {"selection": "top_p", "top_p": above}).topk_indices.tolist() == [[0, 1, 2]]
+
+
+def test_top_p_margins():
+    logits = [[0, 0, 0, 0, -1000, -1000]]
+    margin = lambda p: chosen(logits, {"selection": "top_p", "top_p": p}).margin.tolist()  # noqa: E731
+    assert margin(0.25) == [0]  # reached exactly, and the next expert has the same score
+    assert margin(0.875) == [0.125]  # 1 is 1/8 beyond, 3/4 lacked 1/8, and the gap is 1/4
+    assert margin(1.5) == [0.5]  # all taken: the five before the last lacked 1/2
+    assert chosen([[1.0]], {"selection": "top_p"}, num_experts=1, top_k=1).margin.tolist() == [np.inf]
+
+
+def test_rules_without_a_fixed_number_are_those_the_configuration_knows():
+    variable = {name for name, rule in selection.SELECTIONS.items() if not rule.fixed}
+    assert variable == set(VARIABLE_SELECTIONS) and tuple(selection.SELECTIONS) == SELECTIONS
+
+
 # --- the law ---------------------------------------------------------------------------------------------------------
 
 RULES = {
@@ -72,6 +126,11 @@ RULES = {
         "top_k": 4,
     },
     "hash": {"routing": {"selection": "hash", "hash_vocab_size": 4}},
+    "threshold": {"routing": {"selection": "threshold", "threshold": 0.1, "score_fn": "relu", "selection_bias": True}},
+    "threshold on logits": {"routing": {"selection": "threshold", "threshold": 1.5, "selection_base": "logits"}},
+    "top_p": {"routing": {"selection": "top_p", "top_p": 0.75}},
+    "top_p of one half": {"routing": {"selection": "top_p", "top_p": 0.5, "selection_bias": True}},
+    "top_p never reached": {"routing": {"selection": "top_p", "top_p": 9.0}},
 }
 
 
@@ -96,6 +155,13 @@ CAUSAL = {
     "topk": {},
     "per_group": {"routing": {"selection": "per_group", "num_groups": 3}, "top_k": 3},
     "hash": {"routing": {"selection": "hash", "hash_vocab_size": 4}},
+    "threshold": {"routing": {"selection": "threshold", "score_fn": "relu"}},
+    "top_p": {"routing": {"selection": "top_p", "top_p": 0.5}},
+    "threshold, capacity of a sequence, slot-major": {
+        "routing": {"selection": "threshold", "score_fn": "relu"},
+        "dispatch": {"capacity": 1, "capacity_scope": "sequence"},
+        "top_k": 1,
+    },
     "capacity of the batch": {"dispatch": {"capacity": 2, "slot_order": "token_major"}},
     "capacity of a sequence, slot-major": {"dispatch": {"capacity": 2, "capacity_scope": "sequence"}},
     "capacity of a sequence, slot-major, one choice": {

@@ -118,6 +118,17 @@ KITCHEN_SINK = {
         "routing": {"selection": "per_group", "num_groups": 2, "score_fn": "sigmoid", "selection_bias": True},
         "losses": EVERYTHING,
     },
+    "experts above a threshold": {
+        "routing": {"selection": "threshold", "score_fn": "relu", "scaling_factor": 2.5},
+        "dispatch": {"capacity": 3, "normalize_after_drop": False},
+        "losses": EVERYTHING,
+    },
+    "experts that make up p, normalised after the drop": {
+        "routing": {"selection": "top_p", "top_p": 0.5, "normalize": True},
+        "dispatch": {"capacity": 4, "normalize_after_drop": True},
+        "experts": {"shared_intermediate_size": 2},
+        "losses": EVERYTHING,
+    },
     "experts by table": {
         "top_k": 3,
         "routing": {

@@ -7,7 +7,17 @@ The four sections bear the names of the chapters that define them: routing, disp
 import dataclasses
 from dataclasses import dataclass, field
 
-from .checks import COUNT, FLOAT, POSITIVE, WEIGHT, Section, check_together, one_of
+from .checks import (
+    COUNT,
+    FLOAT,
+    POSITIVE,
+    SELECTIONS,
+    VARIABLE_SELECTIONS,  # noqa: F401 (rules that give a token any number of experts)
+    WEIGHT,
+    Section,
+    check_together,
+    one_of,
+)
 from .losses import (  # noqa: F401 (one door for every section)
     BalanceLoss,
     CommunicationLoss,
@@ -29,8 +39,10 @@ class RoutingConfig(Section):
     router_bias: bool = False  # a bias that is part of the logits
     selection_base: str = field(default="scores", metadata=one_of("scores", "logits"))  # what is ranked
     selection_bias: bool = False  # added to what is ranked, never to the weights
-    selection: str = field(default="topk", metadata=one_of("topk", "per_group", "hash"))  # the rule that chooses
+    selection: str = field(default="topk", metadata=one_of(*SELECTIONS))  # the rule that chooses
     hash_vocab_size: int = field(default=0, metadata=COUNT)  # rows of the table of selection "hash"
+    threshold: float = field(default=0.0, metadata=FLOAT)  # what selection "threshold" asks a choice score to exceed
+    top_p: float = field(default=1.0, metadata=WEIGHT)  # the sum of scores that selection "top_p" asks for
     num_groups: int = field(default=1, metadata=POSITIVE)  # equal groups of neighbouring experts
     top_groups: int = field(default=1, metadata=POSITIVE)  # groups whose experts may be chosen
     group_score_topn: int = field(default=2, metadata=POSITIVE)  # a group's score is the sum of its best n

@@ -5,6 +5,9 @@ import math
 
 from ..refusals import require
 
+SELECTIONS = ("topk", "per_group", "hash", "threshold", "top_p")
+VARIABLE_SELECTIONS = ("threshold", "top_p")  # a token has any number of experts; K is the largest count
+
 POSITIVE = {"minimum": 1}
 COUNT = {"minimum": 0}
 FLOAT = {"kind": float}
@@ -104,6 +107,12 @@ def _selection(config):
 def _rules(config):
     """Fields that only some rules of selection read."""
     r = config.routing
+    yield from _variable(config)
+    for name, neutral in (("threshold", 0.0), ("top_p", 1.0)):
+        value = getattr(r, name)
+        ok, fix = r.selection == name or value == neutral, f"set selection={name!r}"
+        yield ok, f"routing.{name}", f"{neutral} with selection {r.selection!r}", value, fix
+    yield r.top_p > 0, "routing.top_p", "a positive sum", r.top_p, "every set reaches 0: raise it"
     grouped = r.selection in ("topk", "per_group")
     fix = "groups belong to selection 'topk' and 'per_group'"
     yield grouped or r.num_groups == 1, "routing.num_groups", f"1 with selection {r.selection!r}", r.num_groups, fix
@@ -114,6 +123,19 @@ def _rules(config):
     fix = "a table ranks nothing that a bias could move"
     ok = not (hashed and r.selection_bias)
     yield ok, "routing.selection_bias", "False with selection 'hash'", r.selection_bias, fix
+
+
+def _variable(config):
+    """What needs to know how many experts a token has."""
+    rule = config.routing.selection
+    if rule not in VARIABLE_SELECTIONS:
+        return
+    r, drop, loss = config.routing, config.dispatch.drop_policy, config.losses.balance
+    fix = f"selection {rule!r} gives a token any number of experts"
+    yield r.second_expert != "random", "routing.second_expert", "'all' or 'sampled'", r.second_expert, fix
+    yield drop != "random", "dispatch.drop_policy", "'position' or 'probability'", drop, fix
+    ok = loss is None or loss.scope != "global" or loss.counts == "first"
+    yield ok, "losses.balance.scope", "'batch' or 'sequence' for all choices", loss and loss.scope, fix
 
 
 def _weights(config):

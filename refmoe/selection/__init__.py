@@ -6,11 +6,13 @@ A rule takes an `Offer` and gives the experts of each token and the margin of th
 from typing import NamedTuple
 
 from .hashed import hashed
-from .ranked import grouped, per_group, ranked, topk, topk_margin
+from .ranked import grouped, listed, per_group, ranked, topk, topk_margin
 from .replay import given, require_distinct
+from .threshold import threshold
+from .top_p import top_p
 
 __all__ = ["SELECTIONS", "Offer", "Rule", "given", "grouped", "is_causal", "per_group", "ranked", "require_distinct"]
-__all__ += ["hashed", "topk", "topk_margin"]
+__all__ += ["hashed", "listed", "threshold", "top_p", "topk", "topk_margin"]
 
 
 class Offer(NamedTuple):
@@ -29,12 +31,15 @@ class Rule(NamedTuple):
     choose: object  # (offer, config, num) -> topk_indices (T, K), margin (T,) or None
     causal: bool = True  # does a token's choice depend on itself and earlier tokens alone?
     ranks: bool = True  # are there choice scores?
+    fixed: bool = True  # does a token have top_k experts? If not, K is the largest count, and top_k a nominal number
 
 
 SELECTIONS = {
     "topk": Rule(topk),
     "per_group": Rule(per_group),
     "hash": Rule(hashed, ranks=False),
+    "threshold": Rule(threshold, fixed=False),
+    "top_p": Rule(top_p, fixed=False),
 }
 
 
@@ -43,7 +48,8 @@ def is_causal(config):
 
     Not where a rule, a score or a base of ranking looks across tokens, nor where a capacity lets later slots in first.
     """
-    dispatch = config.dispatch
-    in_order = dispatch.slot_order == "token_major" or (dispatch.slot_order == "slot_major" and config.top_k == 1)
+    dispatch, rule = config.dispatch, SELECTIONS[config.routing.selection]
+    one = config.top_k == 1 and rule.fixed  # slot-major lets a later token's first choice in before a second one
+    in_order = dispatch.slot_order == "token_major" or (dispatch.slot_order == "slot_major" and one)
     queue = dispatch.capacity_scope == "sequence" and dispatch.drop_policy == "position" and in_order
-    return SELECTIONS[config.routing.selection].causal and (queue or not dispatch.limited)
+    return rule.causal and (queue or not dispatch.limited)

@@ -11,6 +11,16 @@ def ranked(choice_scores, top_k):
     return np.argsort(-choice_scores, axis=-1, kind="stable")[:, :top_k].astype(np.int64)
 
 
+def listed(choice_scores, taken):
+    """The ids taken, best first, with -1 behind them: as many slots as the largest count, and at least 1.   Spec 1.8
+
+    choice_scores (T, E), taken (T, E) bool -> topk_indices (T, K) int64
+    """
+    counts = np.count_nonzero(taken, axis=-1)
+    order = ranked(np.where(taken, choice_scores, choice_scores.dtype.type(-np.inf)), counts.max(initial=1))
+    return np.where(np.arange(order.shape[1]) < counts[:, None], order, -1)
+
+
 def grouped(choice_scores, routing, num):
     """Entries outside the best groups become -inf or 0; a group's score is the sum of its best n entries.   Spec 1.3
 

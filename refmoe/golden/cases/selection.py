@@ -5,7 +5,11 @@ from .form import Case, f32, ints, sizes
 NOTES = {
     "GroupShare": ("the best K of all groups taken where each group gives its share", "groups without a choice"),
     "HashTable": ("a table's ids sorted, or its weights not from the live scores", "slots and weights do not match"),
+    "VariableCount": ("slots beyond a token's count filled with other experts, or read as one", "phantom experts"),
+    "ThresholdExact": ("a threshold rounded to float32, or met by what equals it", "an expert too many or too few"),
+    "TopPExact": ("a cumulative sum rounded before it is compared with p", "an expert too many or too few"),
 }
+
 
 def cases():
     """Every case of these rules."""
@@ -25,3 +29,23 @@ def cases():
                sizes(6, 2, routing=routing))  # fmt: skip
     yield Case("a table with a selection bias", ("Refused", "HashTable"), "route", inputs | table,
                sizes(6, 2, routing=routing | {"selection_bias": True}), refused="selection_bias")  # fmt: skip
+    yield from _variable()
+
+
+def _variable():
+    logits = f32(
+        [[0.0, 2.0, -1.0, 0.5, 2.0, 3.0], [-1.0, 0.0, -0.0, -2.0, -3.0, -4.0], [0.1, 0.25, 0.0, 0.0, 0.0, 0.0]]
+    )
+    relu = {"selection": "threshold", "score_fn": "relu"}
+    inputs = {"logits": logits, "d_topk_weights": f32([[1.0, -0.5, 0.25, 2.0]] * 3)}
+    comment = "every positive logit, as in ReMoE; a token without experts"
+    yield Case(comment, ("VariableCount", "ThresholdExact"), "route", inputs,
+               sizes(6, 2, routing=relu))  # fmt: skip
+    exact = {"selection": "threshold", "selection_base": "logits", "threshold": 0.1}
+    yield Case("the float32 next to 0.1 exceeds 0.1", ("ThresholdExact",), "route", {"logits": logits},
+               sizes(6, 2, routing=exact))  # fmt: skip
+    quarters = {"logits": f32([[0.0, 0.0, 0.0, 0.0, -1000.0, -1000.0], [3.0, 1.0, 2.0, 0.0, 0.0, 0.0]])}
+    for p in (0.5, 0.5000001, 1.0):
+        routing = {"selection": "top_p", "top_p": p, "normalize": True}
+        yield Case(f"scores that make up {p}", ("TopPExact", "VariableCount"), "route", quarters,
+                   sizes(6, 2, routing=routing))  # fmt: skip
