@@ -115,11 +115,12 @@ FAMILIES = {
     "Llama 4": "llama-4-scout llama-4-maverick",
     "Switch": "switch-base-8 switch-base-128",
     "NLLB": "nllb-moe-54b",
+    "ReMoE": "remoe",
 }
 # Families whose rules the configuration cannot state yet.
 COMING = (
     "A.X K1", "Gemma-4, DiffusionGemma", "Inkling", "JetMoE", "Kimi-K3",
-    "LongCat-Flash", "MoE++", "Muse Spark", "PhiMoE", "ReMoE", "ZAYA",
+    "LongCat-Flash", "MoE++", "Muse Spark", "PhiMoE", "ZAYA",
 )  # fmt: skip
 NAMES = tuple(sorted(name for row in FAMILIES.values() for name in row.split()))
 

@@ -79,9 +79,9 @@ def test_generated_files_are_written_only_when_stale(tmp_path, monkeypatch):
     monkeypatch.setattr(generated, "spec_folder", lambda: tmp_path / "spec")
     monkeypatch.setattr(generated, "presets_folder", lambda: tmp_path / "presets")
     (tmp_path / "spec").mkdir()
-    (tmp_path / "README.md").write_text(f"a\n{generated.BEGIN}\nold\n{generated.END}\nb\n")
+    (tmp_path / "README.md").write_text(f"a\n{generated.BEGIN}\nwhat was there\n{generated.END}\nb\n")
     (tmp_path / "presets/schema.json").write_text('{"$defs": {}}')
     written = generated.write()
     assert [path.name for path in written] == ["README.md", "fields.md", "schema.json"] and generated.write() == []
     text = (tmp_path / "README.md").read_text()
-    assert text.startswith("a\n") and text.endswith("b\n") and "old" not in text and "`score_fn`" in text
+    assert text.startswith("a\n") and text.endswith("b\n") and "what was there" not in text and "`score_fn`" in text
