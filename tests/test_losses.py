@@ -6,6 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 from cases import config_of, make, same_bits
+from law_bridge import LAW, agree, to_law
 
 import refmoe
 from refmoe import (
@@ -20,6 +21,7 @@ from refmoe import (
     update_selection_bias,
 )
 from refmoe.formats import round_fraction
+from refmoe.losses import pooled_balance_loss, pooled_balance_loss_backward
 
 EXACT = Numerics(backend="numpy")
 FLOAT64 = Numerics("float64", backend="numpy")
@@ -244,6 +246,68 @@ def test_squared_deviations_are_the_squared_variation_over_the_number_of_experts
         got, d_got = record_of(LOGITS, importance=ImportanceLoss(coefficient=1, gates=gates, form="deviation"))
         assert got.losses.importance == pytest.approx(of_cv2.losses.importance / 4, rel=1e-14)
         assert np.allclose(d_got.d_logits_importance, d_cv2.d_logits_importance / 4, rtol=1e-12, atol=1e-17)
+
+
+# --- pooled over layers ----------------------------------------------------------------------------------------------
+
+
+def pooled_config(num_experts, top_k=1, **fields):
+    loss = BalanceLoss(**{"coefficient": 1, "divide_by_k": False, "selection": "plain"} | fields)
+    return config_of(num_experts=num_experts, top_k=top_k, losses=LossesConfig(balance=loss))
+
+
+def test_two_collapsed_layers_look_perfect_when_pooled():
+    """Each layer on another one of two experts: 2 and 2 by layer, 1 pooled; and the gradient sees no collapse."""
+    config = pooled_config(2)
+    layers = [np.float32([[200, 0]] * 3), np.float32([[0, 200]] * 3)]
+    alone = [pooled_balance_loss([one], config, EXACT, Given()) for one in layers]
+    assert [float(v) for v in alone] == [2, 2] and pooled_balance_loss(layers, config, EXACT, Given()) == 1
+    assert all(not d.any() for d in pooled_balance_loss_backward(1.0, layers, config, EXACT, Given()))
+
+
+def test_the_pooled_loss_is_that_of_transformers():
+    """tokens_per_expert (k, E), router_prob (E,): sum of their products times E, with and without a mask."""
+    layers = [LOGITS[:3], LOGITS[3:], LOGITS[1:4] / 2]
+    for mask in (np.ones(3, bool), np.array([True, False, True])):
+        p = np.concatenate([np.exp(z) / np.exp(z).sum(axis=1, keepdims=True) for z in layers])
+        chosen = np.argsort(-p, axis=1, kind="stable")[:, :2]
+        kept = np.tile(mask, 3)
+        per_slot = np.stack([np.eye(4)[chosen[kept, k]].mean(axis=0) for k in range(2)])
+        want = (per_slot * p[kept].mean(axis=0)).sum() * 4
+        got = pooled_balance_loss(layers, pooled_config(4, 2), FLOAT64, Given(token_mask=mask))
+        assert got == pytest.approx(want, rel=1e-14)
+
+
+def test_the_pooled_gradient_is_cut_by_layer():
+    layers, config = [LOGITS[:3], LOGITS[3:]], pooled_config(4, 2, probs="normalized_sigmoid")
+    given = Given(token_mask=np.array([True, True, False]))
+    grads = pooled_balance_loss_backward(0.5, layers, config, FLOAT64, given)
+    step = 2.0**-17
+    for layer in (0, 1):
+        for at in np.ndindex(3, 4):
+            ends = []
+            for sign in (1, -1):
+                moved = [z.copy() for z in layers]
+                moved[layer][at] += sign * step
+                ends.append(pooled_balance_loss(moved, config, FLOAT64, given))
+            assert grads[layer][at] == pytest.approx(0.5 * (ends[0] - ends[1]) / (2 * step), abs=1e-9)
+    assert not grads[0][2].any() and not grads[1][2].any()
+
+
+def test_the_pooled_loss_is_the_laws():
+    layers, config = [LOGITS[:3].astype(np.float32), LOGITS[3:].astype(np.float32)], pooled_config(4, 2)
+    given, scalars = Given(token_mask=np.array([True, True, False])), {"token_mask": [True, True, False]}
+    law = LAW.stored("float32", LAW.pooled_balance_loss([to_law(z) for z in layers], config.to_dict(), scalars))
+    agree([law], np.reshape(pooled_balance_loss(layers, config, EXACT, given), (1,)))
+    law = LAW.pooled_balance_backward(-0.3, [to_law(z) for z in layers], config.to_dict(), scalars)
+    agree(law, np.stack(pooled_balance_loss_backward(-0.3, layers, config, EXACT, given)))
+
+
+def test_the_pooled_loss_knows_only_logits():
+    with pytest.raises(ValueError, match=r"losses\.balance: expected a loss with selection 'plain', got 'actual'"):
+        pooled_balance_loss([LOGITS], pooled_config(4, selection="actual"), FLOAT64, Given())
+    with pytest.raises(ValueError, match=r"losses\.balance: expected a loss with selection 'plain', got None"):
+        pooled_balance_loss([LOGITS], config_of(num_experts=4), FLOAT64, Given())
 
 
 # --- scopes ----------------------------------------------------------------------------------------------------------

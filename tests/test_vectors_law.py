@@ -77,6 +77,57 @@ def selection_bias(row, x):
     return {"selection_bias": LAW.update_selection_bias(x["selection_bias"], x["assigned_per_expert"], rate)}
 
 
+def pooled(row, x):
+    config, given = config_of(row), given_of(x)
+    back = LAW.pooled_balance_backward(1, x["layers"], config, given)
+    made = {"balance": LAW.stored("float32", LAW.pooled_balance_loss(x["layers"], config, given))}
+    return made | {f"d_logits_balance.{layer}": d for layer, d in enumerate(back)}
+
+
+def controller(row, x):
+    words = {n: float.fromhex(w) if str(w).startswith("0x") else w for n, w in row["options"].items()}
+    return STEPS[words.pop("rule")](x, config_of(row), **words)
+
+
+def pid(x, config):
+    state = x["load_integral"], x["load_error"]
+    made = LAW.update_by_pid(x["selection_bias"], x["assigned_per_expert"], x["gains"], *state)
+    return dict(zip(("selection_bias", "load_integral", "load_error"), made, strict=True))
+
+
+def quantile(x, config, cutoff, rank):
+    scores = x["scores"], x["selection_bias"], config["top_k"], cutoff
+    return {"required_bias": LAW.required_bias(*scores), "selection_bias": LAW.update_by_quantile(*scores, rank)}
+
+
+def histogram(x, config, bins):
+    b, K = x["selection_bias"], config["top_k"]
+    edges = LAW.bias_edges(b, int(bins))
+    counts = LAW.bias_histogram(LAW.required_bias(x["scores"], b, K, "next"), edges)
+    return {"bias_edges": edges, "counts": counts, "selection_bias": LAW.update_by_histogram(counts, edges, b, K)}
+
+
+def moved(rule):
+    return lambda x, config, rate: {"selection_bias": rule(x["selection_bias"], x["assigned_per_expert"], rate)}
+
+
+STEPS = {
+    "centred_sign": moved(LAW.update_by_centred_sign),
+    "proportional": moved(LAW.update_in_proportion),
+    "share": lambda x, config, rate, expected: {
+        "selection_bias": LAW.update_by_share(x["selection_bias"], x["assigned_per_expert"], rate, expected, config)
+    },
+    "pid": pid,
+    "quantile": quantile,
+    "quantile_histogram": histogram,
+    "coefficient": lambda x, config, multiplier: {
+        "coefficient": LAW.update_coefficient(
+            x["coefficient"], x["active"], x["num_tokens"], config["top_k"], multiplier
+        )
+    },
+}
+
+
 def layer(row, x):
     config, law = config_of(row), law_of(row)
     params = {name.removeprefix("params."): value for name, value in x.items() if name.startswith("params.")}
@@ -111,6 +162,8 @@ BY_LAW = {
     "activation": activation,
     "loss": loss,
     "selection_bias": selection_bias,
+    "pooled": pooled,
+    "controller": controller,
     "layer": layer,
     "contract": contract,
     "sum": total,

@@ -14,8 +14,23 @@ from .balance import (
     device_loss,
     device_loss_backward,
 )
-from .controllers import update_selection_bias
+from .controllers import (
+    CONTROLLERS,
+    PIDState,
+    bias_edges,
+    bias_histogram,
+    required_bias,
+    update_by_centred_sign,
+    update_by_histogram,
+    update_by_pid,
+    update_by_quantile,
+    update_by_share,
+    update_coefficient,
+    update_in_proportion,
+    update_selection_bias,
+)
 from .importance import importance_loss, importance_loss_backward
+from .pooled import pooled_balance_loss, pooled_balance_loss_backward
 from .scopes import Scopes, balance_counts, communication_counts, device_counts, loss_scopes
 from .z import z_loss, z_loss_backward
 
@@ -101,14 +116,18 @@ def loss_gradients(d_losses, routing, config, num, given, counts=None):
 
 
 __all__ = [
+    "CONTROLLERS",
     "COUNTS",
     "GIVES",
     "LOSSES",
     "READS",
     "Losses",
+    "PIDState",
     "Scopes",
     "all_losses",
     "balance_counts",
+    "bias_edges",
+    "bias_histogram",
     "balance_loss",
     "balance_loss_backward",
     "communication_counts",
@@ -122,6 +141,16 @@ __all__ = [
     "loss_arguments",
     "loss_gradients",
     "loss_scopes",
+    "pooled_balance_loss",
+    "pooled_balance_loss_backward",
+    "required_bias",
+    "update_by_centred_sign",
+    "update_by_histogram",
+    "update_by_pid",
+    "update_by_quantile",
+    "update_by_share",
+    "update_coefficient",
+    "update_in_proportion",
     "update_selection_bias",
     "z_loss",
     "z_loss_backward",

@@ -1,6 +1,16 @@
-"""Controllers: what moves the selection bias between steps. No gradient.   Spec 4.4"""
+"""Controllers: what moves the selection bias, or a coefficient, between steps. No gradient.   Spec 4.4
+
+Each is one stage over stored numbers and integer counts, rounded once; signs and ranks are decided exactly. Counts of
+micro-batches are summed before a controller sees them. Counting a batch twice, as recomputation of activations does,
+leaves the sign rules as they are, and those that read fractions of one sum; the proportional rule moves twice as far.
+"""
+
+from typing import NamedTuple
 
 import numpy as np
+
+from .. import selection
+from ..refusals import require
 
 
 def update_selection_bias(selection_bias, assigned_per_expert, rate, num):
@@ -8,6 +18,195 @@ def update_selection_bias(selection_bias, assigned_per_expert, rate, num):
 
     selection_bias (E,), assigned_per_expert (E,) -> (E,)
     """
+    return num.sum("selection_bias", [selection_bias, _direction(assigned_per_expert) * float(rate)])
+
+
+def update_by_centred_sign(selection_bias, assigned_per_expert, rate, num):
+    """selection_bias + rate (s - mean(s)), s = sign(mean(n) - n): the biases keep their sum.   Spec 4.4; torchtitan
+
+    selection_bias (E,), assigned_per_expert (E,) -> (E,)
+    """
+    s = _direction(assigned_per_expert)
+
+    def formula(m, b, s, total):
+        return b + (s - total / len(selection_bias)) * m.constant(rate)
+
+    return num.evaluate("selection_bias", formula, selection_bias, s, _total(s))
+
+
+def update_in_proportion(selection_bias, assigned_per_expert, rate, num):
+    """selection_bias + rate (mean(n) - n).   Spec 4.4; an ablation of the loss-free paper
+
+    selection_bias (E,), assigned_per_expert (E,) -> (E,)
+    """
     n = np.asarray(assigned_per_expert, np.int64)
-    direction = np.sign(n.sum() - len(n) * n)
-    return num.sum("selection_bias", [selection_bias, direction * float(rate)])
+
+    def formula(m, b, n, total):
+        return b + (total / len(selection_bias) - n) * m.constant(rate)
+
+    return num.evaluate("selection_bias", formula, selection_bias, n, _total(n))
+
+
+def update_by_share(selection_bias, assigned_per_expert, rate, expected, config, num):
+    """selection_bias + rate (expected / (K N) - n / sum(n)) for the N ids with weights; others stay.   Spec 4.4
+
+    selection_bias (E,), assigned_per_expert (E,); expected: the experts with weights that a token is to use on
+    average -> (E,). LongCat-Flash
+    """
+    n, N = np.asarray(assigned_per_expert, np.int64), config.num_experts
+    if not n.sum():
+        return selection_bias
+
+    def formula(m, b, n, total):
+        return b + (m.constant(expected) / (config.top_k * N) - n / total) * m.constant(rate)
+
+    moved = num.evaluate("selection_bias", formula, selection_bias[:N], n[:N], _total(n))
+    return np.concatenate([moved, selection_bias[N:]])
+
+
+class PIDState(NamedTuple):
+    """What the PID controller keeps between steps."""
+
+    integral: object  # (E,), the sum of the load errors so far
+    previous: object  # (E,), the last load error
+
+
+def update_by_pid(selection_bias, assigned_per_expert, gains, state, num):
+    """b + kp e + ki sum(e) + kd (e - previous e), e = 1 - E n / sum(n) the load error.   Spec 4.4
+
+    selection_bias (E,), assigned_per_expert (E,), gains (kp, ki, kd), state PIDState or None at the start
+    -> selection_bias (E,), PIDState
+    """
+    n, E = np.asarray(assigned_per_expert, np.int64), len(selection_bias)
+    state = state or PIDState(np.zeros_like(selection_bias), np.zeros_like(selection_bias))
+    some = n if n.sum() else np.ones_like(n)  # nothing was chosen: no error
+    error = num.evaluate("load_error", lambda m, n, total: 1 - n * E / total, some, _total(some))
+    integral = num.sum("load_integral", [state.integral, error])
+
+    def formula(m, b, error, integral, previous):
+        kp, ki, kd = map(m.constant, gains)
+        return b + error * kp + integral * ki + (error - previous) * kd
+
+    bias = num.evaluate("selection_bias", formula, selection_bias, error, integral, state.previous)
+    return bias, PIDState(integral, error)
+
+
+# --- by quantile: Kimi K3, Megatron ----------------------------------------------------------------------------------
+
+
+def required_bias(scores, selection_bias, top_k, num, cutoff="next"):
+    """The bias at which a token would reach for an expert: cutoff_t - score_te.   Spec 4.4
+
+    scores (T, E), selection_bias (E,) -> (T, E). cutoff "next": the (K+1)-th largest biased score; "last": the K-th
+    """
+    fix = "with every expert in use there is nothing to balance"
+    require(top_k < scores.shape[1], ValueError, "top_k", f"less than the {scores.shape[1]} experts", top_k, fix)
+    biased = num.sum("choice_scores", [scores, selection_bias[None]])
+    place = {"last": top_k - 1, "next": top_k}[cutoff]
+    at = selection.ranked(biased, place + 1)[:, place:]
+    return num.sum("required_bias", [np.take_along_axis(biased, at, axis=-1), -scores])
+
+
+def update_by_quantile(scores, selection_bias, top_k, num, cutoff="next", rank="next"):
+    """The bias at which q = floor(T K / E) tokens reach for each expert, less its mean.   Spec 4.4
+
+    scores (T, E) of unmasked tokens, what is ranked before the bias is added -> (E,). rank "next": the (q+1)-th
+    smallest required bias; "last": the q-th; "mean": half their sum. Kimi K3 ranks sigmoids plus a bias; Megatron
+    ranks logits minus one, so that its numbers are the negatives of these.
+    """
+    needed = np.sort(required_bias(scores, selection_bias, top_k, num, cutoff), axis=0)
+    T, E = needed.shape
+    last = max(T * top_k // E - 1, 0)
+    following = min(T * top_k // E, T - 1)
+    low, high = {"next": (following,) * 2, "last": (last,) * 2, "mean": (last, following)}[rank]
+
+    def formula(m, low, high):
+        middle = (low + high) / 2
+        return middle - m.sum(middle, keepdims=True) / E
+
+    return num.evaluate("selection_bias", formula, needed[low], needed[high], core=1) if T else selection_bias
+
+
+def bias_edges(selection_bias, bins, num):
+    """bins + 1 edges from min(b) - 1 to max(b) + 1, evenly spaced, each rounded once.   Spec 4.4
+
+    selection_bias (E,) -> (bins + 1,)
+    """
+
+    def formula(m, i, low, high):
+        return low - 1 + (high - low + 2) * i / bins
+
+    return num.evaluate("bias_edges", formula, np.arange(bins + 1), selection_bias.min(), selection_bias.max())
+
+
+def bias_histogram(needed, edges):
+    """How many tokens require a bias of each bin, by expert; a bin holds its lower edge.   Spec 4.4
+
+    needed (T, E) from `required_bias`, edges (bins + 1,) -> (E, bins) int64, to be summed over micro-batches.
+    What lies outside the edges counts in the outermost bin.
+    """
+    bins = len(edges) - 1
+    at = np.clip(np.searchsorted(edges, needed, side="right") - 1, 0, bins - 1)
+    counts = np.zeros((needed.shape[1], bins), np.int64)
+    np.add.at(counts, (np.arange(needed.shape[1])[None], at), 1)
+    return counts
+
+
+def update_by_histogram(counts, edges, selection_bias, top_k, num):
+    """The K / E quantile of each expert's histogram, linear within its bin, less the mean.   Spec 4.4; Kimi K3
+
+    counts (E, bins), edges (bins + 1,) -> (E,)
+    """
+    E = len(counts)
+    below = np.cumsum(counts, axis=1)
+    tokens = int(below[0, -1])
+    if not tokens:
+        return selection_bias
+    at = np.argmax(below * E >= tokens * top_k, axis=1)  # the first bin that reaches T K / E
+    inside = counts[np.arange(E), at]
+    missing = tokens * top_k - (below[np.arange(E), at] - inside) * E
+
+    def formula(m, low, high, missing, inside):
+        quantile = low + (high - low) * missing / (inside * E)
+        return quantile - m.sum(quantile, keepdims=True) / E
+
+    return num.evaluate("selection_bias", formula, edges[at], edges[at + 1], missing, inside, core=1)
+
+
+# --- a coefficient: ReMoE --------------------------------------------------------------------------------------------
+
+
+def update_coefficient(coefficient, active, num_tokens, top_k, num, multiplier=1.2):
+    """coefficient times the multiplier if a token uses more than K experts on average, else over it.   Spec 4.4
+
+    active: experts used, summed over num_tokens tokens (of every layer and rank) -> scalar, to be given as the
+    upstream number of the loss. ReMoE starts at 1e-8
+    """
+    dense = int(active) > int(num_tokens) * top_k
+
+    def formula(m, c):
+        return c * m.constant(multiplier) if dense else c / m.constant(multiplier)
+
+    return num.evaluate("d_losses", formula, coefficient)
+
+
+CONTROLLERS = {
+    "sign": update_selection_bias,
+    "centred_sign": update_by_centred_sign,
+    "proportional": update_in_proportion,
+    "share": update_by_share,
+    "pid": update_by_pid,
+    "quantile": update_by_quantile,
+    "quantile_histogram": update_by_histogram,
+    "coefficient": update_coefficient,
+}
+
+
+def _direction(assigned_per_expert):
+    """sign(mean(n) - n) of each expert."""
+    n = np.asarray(assigned_per_expert, np.int64)
+    return np.sign(n.sum() - len(n) * n)
+
+
+def _total(n):
+    return np.array(n.sum())

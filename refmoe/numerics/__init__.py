@@ -30,6 +30,7 @@ FLOAT32_STAGES = frozenset(
     losses.balance losses.z losses.importance d_losses
     d_logits d_logits_task d_logits_balance d_logits_importance d_logits_z d_scores d_topk_weights
     unscaled_topk_weights d_unscaled_topk_weights
+    load_error load_integral required_bias bias_edges
     losses.device losses.communication d_logits_device d_logits_communication""".split()
 )
 STORE_STAGES = frozenset(

@@ -9,6 +9,7 @@ from ...inputs import Given
 from ...layer import moe_backward, moe_forward
 from ...losses import Losses
 from ...recipes import assemble_params
+from . import controllers
 
 ROUTER_PARAMS = ("w_router", "router_bias", "selection_bias", "hash_table")
 LAYER_GIVEN = (
@@ -102,6 +103,11 @@ def loss(config, num, arrays):
     return {name: value for name, value in made._asdict().items() if value is not None} | back
 
 
+def pooled(config, num, arrays):
+    """The logits of several layers to their common balance loss."""
+    return controllers.pooled(config, num, arrays, _given(arrays))
+
+
 def selection_bias(config, num, arrays, rate):
     """One step of the selection-bias controller."""
     updated = losses.update_selection_bias(
@@ -150,6 +156,7 @@ def rounding(config, num, arrays):
 
 CALLS = {
     "route": route, "plan": plan, "rows": rows, "activation": activation, "expert_ffn": expert_ffn, "loss": loss,
+    "pooled": pooled, "controller": controllers.controller,
     "selection_bias": selection_bias, "layer": layer, "contract": contract, "sum": total, "function": function,
     "round": rounding,
 }  # fmt: skip

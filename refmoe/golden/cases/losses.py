@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from . import controllers
 from .form import Case, above, f32, ints, sizes
 
 ABOUT = "Balance losses, z-loss, importance loss, their gradients, and the selection-bias controller."
@@ -23,6 +24,7 @@ NOTES = {
     "DeviceCounts": ("choices counted where tokens are meant, or a token counted twice", "traffic balanced wrongly"),
     "ReluWeights": ("softmax in place of the weights, or a gradient at zero", "experts that never switch off"),
     "ControllerSign": ("sign reversed, or load compared with a rounded mean", "collapse"),
+    **controllers.NOTES,
 }
 
 FIXTURE = [
@@ -61,6 +63,7 @@ def cases():
     yield from _edges()
     yield from _controller()
     yield from _devices()
+    yield from controllers.cases(FIXTURE)
 
 
 def _scopes():
