@@ -38,6 +38,8 @@ class MoEParams(NamedTuple):
     expert_scale: object = None  # (E,), of the weights
     global_scale: object = None  # (1,), of all weights
     hash_table: object = None  # (V, K) int64, expert ids of each token id; carries no gradient
+    w_constant: object = None  # (C, 2, D), of constant experts: how much of x, how much of the vector
+    constant: object = None  # (C, D), their vectors
 
 
 class SharedParams(NamedTuple):
@@ -152,11 +154,12 @@ def parameter_shapes(config):
     """name -> (shape, exponent of its scale) of every parameter a configuration has, in the order of `MoEParams`."""
     D, F, E = config.hidden_size, config.intermediate_size, config.num_experts
     routing, experts = config.routing, config.experts
-    shapes = {"w_router": ((E, D), fan_in_exponent(D))}
+    ids = config.num_choices
+    shapes = {"w_router": ((ids, D), fan_in_exponent(D))}
     if routing.router_bias:
-        shapes["router_bias"] = ((E,), -3)
+        shapes["router_bias"] = ((ids,), -3)
     if routing.selection_bias:
-        shapes["selection_bias"] = ((E,), -3)
+        shapes["selection_bias"] = ((ids,), -3)
     if routing.per_expert_scale:
         shapes["expert_scale"] = ((config.num_choices,), 0)
     if routing.global_scale:
@@ -169,7 +172,12 @@ def parameter_shapes(config):
         shapes |= {f"shared.{name}": row for name, row in _expert_shapes(experts, D, S, 1).items()}
     if experts.shared_gate:
         shapes["shared.w_shared_gate"] = ((1, D), fan_in_exponent(D))
-    return shapes
+    return shapes | _output_shapes(experts, D)
+
+
+def _output_shapes(experts, D):
+    C = experts.constant_experts
+    return {"w_constant": ((C, 2, D), fan_in_exponent(D)), "constant": ((C, D), -1)} if C else {}
 
 
 def _expert_shapes(experts, D, F, E):

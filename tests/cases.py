@@ -154,6 +154,25 @@ CASES = {
         },
         top_k=2,
     ),
+    "weightless": config_of(
+        routing={"normalize": True, "selection_bias": True, "router_bias": True, "scaling_factor": 1.5},
+        experts={"constant_experts": 2, "identity_experts": 2, "zero_experts": 1, "biases": True},
+        losses=losses_of({}, 0.2, {}),
+        top_k=5,
+        num_experts=3,
+    ),
+    "longcat": config_of(
+        routing={"selection_bias": True, "scaling_factor": 6.0}, experts={"identity_experts": 3}, num_experts=5
+    ),
+    "weightless_input": config_of(
+        routing={"score_fn": "sigmoid"},
+        experts={"weight_position": "input", "constant_experts": 1, "identity_experts": 1, "zero_experts": 1},
+        num_experts=3,
+    ),
+    "weight_on_hidden": config_of(
+        routing={"score_fn": "sigmoid", "normalize": True},
+        experts={"weight_position": "hidden", "biases": True, "shared_intermediate_size": 3},
+    ),
     "limit_after": config_of(
         routing={"score_fn": "sigmoid", "normalize": True},
         experts={

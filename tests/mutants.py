@@ -147,8 +147,18 @@ MUTANTS = {
         ("[start, *d_rows[rows]]", "[start, *d_rows[rows][:1]]", "silu"),
     ],
     "experts.feed_forward": [
-        ('"d_hidden_rows", [(d_y_rows, params.w_down)]', '"d_hidden_rows", [(d_y_rows, -params.w_down)]', "silu"),
-        ('linear("down", d_y_rows, hidden_rows)', 'linear("down", d_y_rows, d_hidden)', "silu"),
+        ("[(d_y_rows, params.w_down)]", "[(d_y_rows, -params.w_down)]", "silu"),
+        (
+            'linear("down", d_y_rows, made.hidden_rows if weights is None else made.weighted_hidden_rows)',
+            'linear("down", d_y_rows, d_hidden)',
+            "silu",
+        ),
+        (
+            'linear("down", d_y_rows, made.hidden_rows if weights is None else made.weighted_hidden_rows)',
+            'linear("down", d_y_rows, made.hidden_rows)',
+            "on_hidden",
+        ),
+        ('weighted_rows("d_hidden_rows", d_hidden, weights, num)', "d_hidden", "on_hidden"),
         ("[(d_gate, params.w_gate), (d_up, params.w_up)]", "[(d_gate, params.w_up), (d_up, params.w_gate)]", "silu"),
         ("[(d_gate, params.w_gate), (d_up, params.w_up)]", "[(d_gate, params.w_gate)]", "silu"),
         ("pairs = [(d_up, params.w_up)]", "pairs = [(-d_up, params.w_up)]", "relu"),
@@ -157,17 +167,46 @@ MUTANTS = {
     ],
     "experts.routed": [
         ("dispatch.permute(d_routed, plan)", "dispatch.permute(-d_routed, plan)", "on_input"),
-        ("saved = record.weighted_x_rows if on_input else x_rows,", "saved = x_rows,", "on_input"),
+        ("read = record.weighted_x_rows if on_input else x_rows", "read = x_rows", "on_input"),
+        ("_d_weights(d_weighted, x_rows, plan, num)", "_d_weights(d_weighted, read, plan, num)", "on_input"),
         (
-            'num.contract_rows("d_topk_weights", d_weighted, x_rows)',
-            'num.contract_rows("d_topk_weights", d_weighted, record.weighted_x_rows)',
+            '"d_x_rows", d_weighted, weights, num)',
+            '"d_x_rows", d_weighted, weights * 0 + 1, num)',
             "on_input",
         ),
         (
-            '"d_x_rows", d_weighted, dispatch.row_weights(topk_weights, plan)',
-            '"d_x_rows", d_weighted, dispatch.row_weights(topk_weights * 0 + 1, plan)',
+            "_d_weights(rows.d_weighted_hidden_rows, record.hidden_rows, plan, num)",
+            "_d_weights(rows.d_hidden_rows, record.hidden_rows, plan, num)",
+            "on_hidden",
+        ),
+        (
+            'num.contract_rows("d_topk_weights", d_rows, rows)',
+            'num.contract_rows("d_topk_weights", d_rows, d_rows)',
             "on_input",
         ),
+        (
+            "np.concatenate([rows.d_x_rows, others.d_x_rows])",
+            "np.concatenate([rows.d_x_rows, -others.d_x_rows])",
+            "weightless",
+        ),
+    ],
+    "experts.weightless": [
+        (
+            "parts = [d_y_rows[c:i], np.zeros_like(d_y_rows[i:])]",
+            "parts = [-d_y_rows[c:i], np.zeros_like(d_y_rows[i:])]",
+            "weightless",
+        ),
+        ("parts = [d_y_rows[c:i], np.zeros_like(d_y_rows[i:])]", "parts = [d_y_rows[c:i], d_y_rows[i:]]", "weightless"),
+        ("for other in (x_rows, v)]", "for other in (v, x_rows)]", "weightless"),
+        (
+            "second = np.ascontiguousarray(weights[:, 1:])",
+            "second = np.ascontiguousarray(weights[:, :1])",
+            "weightless",
+        ),
+        ("return p * m.centre(d_weights, p, logits)", "return p * d_weights", "weightless"),
+        ('"d_w_constant", d_logits, x_rows', '"d_w_constant", d_weights, x_rows', "weightless"),
+        ("terms = [(weights[:, :1], d_y_rows), ", "terms = [", "weightless"),
+        ("(d_logits[:, 1:], w[:, 1])]", "(d_logits[:, 1:], w[:, 0])]", "weightless"),
     ],
     "experts.shared": [
         ("lambda m, g, d: g * d", "lambda m, g, d: d + g * 0", "shared"),

@@ -54,6 +54,11 @@ SMALL = {
         dispatch={"capacity": 1, "normalize_after_drop": True},
     ),
     "on_input": config_of(**_TINY, experts={"weight_position": "input"}),
+    "on_hidden": config_of(**_TINY, experts={"weight_position": "hidden"}),
+    "weightless": config_of(
+        **_TINY | {"num_experts": 2, "top_k": 4},
+        experts={"constant_experts": 1, "identity_experts": 1, "zero_experts": 1},
+    ),
     "shared": config_of(**_TINY, experts={"shared_intermediate_size": 2, "shared_gate": True}),
     "losses": config_of(**_TINY, routing={"normalize": True}, losses=losses_of({}, 0.3, {"eps": 0.1})),
     "devices": config_of(

@@ -21,16 +21,16 @@ from refmoe.recipes import assemble_params, carried, generate, init_given, init_
 def draw_config(rng):
     """A configuration as a dictionary; some are contradictory, and must be refused."""
     E = rng.choice([1, 2, 3, 4, 6, 8])
-    K = rng.randint(1, E)
+    few, K = _weightless(rng, E), rng.randint(1, E)
     coin = {"second_expert": rng.choice(["all", "random"])} if K == 2 else {}
     return {
         "hidden_size": rng.randint(1, 7),
         "intermediate_size": rng.randint(1, 6),
-        "num_experts": E,
+        "num_experts": E - sum(few.values()),
         "top_k": K,
         "routing": _routing(rng, E) | coin | _selection(rng, E, K),
         "dispatch": _dispatch(rng),
-        "experts": _experts(rng),
+        "experts": _experts(rng) | few,
         "losses": _losses(rng, E),
     }
 
@@ -87,6 +87,12 @@ def _dispatch(rng):
     } | limit
 
 
+def _weightless(rng, E):
+    """Experts without matrices among the E ids."""
+    names = ("constant_experts", "identity_experts", "zero_experts")
+    return {name: 1 for name in names if rng.random() < 0.5} if E > 3 and rng.random() < 0.3 else {}
+
+
 def _experts(rng):
     gated, activation = rng.random() < 0.7, rng.choice(["silu", "gelu", "gelu_tanh", "relu", "relu2"])
     shared = rng.choice([0, 0, 3, 5])
@@ -99,7 +105,7 @@ def _experts(rng):
             "alpha": rng.choice([1.0, 1.702]) if activation == "silu" else 1.0,
             "linear_offset": rng.choice([0.0, 1.0]) if gated else 0.0,
             "biases": rng.random() < 0.4,
-            "weight_position": rng.choice(["output", "output", "input"]),
+            "weight_position": rng.choice(["output", "output", "input", "hidden"]),
             "shared_intermediate_size": shared,
             "shared_gate": shared > 0 and rng.random() < 0.5,
         }
@@ -158,7 +164,7 @@ def draw_case(number):
 def _given(rng, config, T):
     loss, earlier = config.losses.balance, None
     if loss is not None and loss.scope == "global":
-        earlier = np.full(config.num_experts, config.top_k if loss.counts == "all" else 1)
+        earlier = np.full(config.num_choices, config.top_k if loss.counts == "all" else 1)
     mask = np.array([rng.random() < 0.8 for _ in range(T)], bool)
     safe = np.array([rng.random() < 0.3 for _ in range(T)], bool) if config.dispatch.limited else None
     ids = np.arange(T) // 3

@@ -134,6 +134,7 @@ ALIASES = {
     "shared_act": ("gelu_pytorch_tanh", "gelu_tanh"),
     "glu_linear_offset": (1, 1.0),
     "expert_bias": (True, True),
+    "zero_expert_num": (2, 2),
     "gated": (False, False),
     "shared_expert_intermediate_size": (9, 9),
     "shared_expert_gate": (True, True),
@@ -284,6 +285,12 @@ REFUSALS = [
         {"experts": {"gated": False, "up_softcap": 4.0}},
         "experts.gate_softcap: expected no soft caps without gated, got (None, 4.0)",
     ),
+    (
+        {"experts": {"zero_experts": 1, "weight_position": "hidden"}},
+        "experts.weight_position: expected 'output' or 'input' with experts without weights, got 'hidden'",
+    ),
+    ({"experts": {"zero_experts": -1}}, "zero_experts: expected at least 0, got -1"),
+    ({"top_k": 9, "experts": {"zero_experts": 2}}, "at most num_experts and experts without weights = 8"),
     ({"experts": {"gate_softcap": 0.0}}, "experts.gate_softcap: expected a positive number, got 0.0"),
     ({"experts": {"up_softcap": 0.0}}, "experts.up_softcap: expected a positive number, got 0.0"),
     (

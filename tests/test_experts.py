@@ -2,12 +2,19 @@
 
 import numpy as np
 import pytest
-from cases import config_of, same_bits
+from cases import config_of, make, same_bits
 
 import refmoe
 from refmoe import ExpertsConfig, Given, Numerics
 from refmoe.activations import ACTIVATIONS, gated, gated_backward, plain, plain_backward
-from refmoe.experts import expert_ffn, expert_ffn_backward, shared_expert, shared_expert_backward
+from refmoe.experts import (
+    expert_ffn,
+    expert_ffn_backward,
+    shared_expert,
+    shared_expert_backward,
+    weightless_experts,
+    weightless_experts_backward,
+)
 from refmoe.recipes import MoEParams, SharedParams
 
 EXACT = Numerics(backend="numpy")
@@ -145,13 +152,11 @@ def test_each_expert_works_on_its_rows():
     # two experts, D = 2, F = 1; relu(g) u, all by hand
     p = params([[[1, 0]], [[0, 2]]], [[[0, 1]], [[1, 1]]], [[[1], [2]], [[3], [0]]])
     rows, offsets = f32([[1, 2], [-1, 5], [1, 3]]), np.array([0, 2, 3])
-    gate, up, hidden, y = expert_ffn(rows, p, offsets, ExpertsConfig(activation="relu"), EXACT)
+    gate, up, hidden, _, y = made = expert_ffn(rows, p, offsets, ExpertsConfig(activation="relu"), EXACT)
     assert gate.tolist() == [[1], [-1], [6]] and up.tolist() == [[2], [5], [4]]
     assert hidden.tolist() == [[2], [0], [24]] and y.tolist() == [[2, 4], [0, 0], [72, 0]]
     d_y = f32([[1, 1], [1, 1], [0, 7]])
-    back, grads = expert_ffn_backward(
-        d_y, rows, gate, up, hidden, p, offsets, ExpertsConfig(activation="relu"), EXACT, MoEParams()
-    )
+    back, grads = expert_ffn_backward(d_y, rows, made, p, offsets, ExpertsConfig(activation="relu"), EXACT, MoEParams())
     # d_hidden = W_down^T d_y = 3, 3, 0;  d_gate = d_hidden u [g > 0];  d_up = d_hidden relu(g)
     assert back.d_hidden_rows.tolist() == [[3], [3], [0]]
     assert back.d_gate_rows.tolist() == [[6], [0], [0]] and back.d_up_rows.tolist() == [[3], [0], [0]]
@@ -166,11 +171,11 @@ def test_plain_experts_with_biases():
     p = params(None, [[[1, 1]], [[1, -1]]], [[[2], [1]], [[1], [1]]], b_up=[[1], [-1]], b_down=[[0.5, 0], [0, -0.5]])
     rows, offsets = f32([[1, 2], [4, 1]]), np.array([0, 1, 2])
     experts = ExpertsConfig(gated=False, activation="relu2", biases=True)
-    gate, up, hidden, y = expert_ffn(rows, p, offsets, experts, EXACT)
+    gate, up, hidden, _, y = made = expert_ffn(rows, p, offsets, experts, EXACT)
     assert gate is None and up.tolist() == [[4], [2]] and hidden.tolist() == [[16], [4]]
     assert y.tolist() == [[32.5, 16], [4, 3.5]]
     none = MoEParams()
-    back, grads = expert_ffn_backward(f32([[1, 0], [1, 1]]), rows, None, up, hidden, p, offsets, experts, EXACT, none)
+    back, grads = expert_ffn_backward(f32([[1, 0], [1, 1]]), rows, made, p, offsets, experts, EXACT, none)
     assert back.d_gate_rows is None and back.d_up_rows.tolist() == [[16], [8]]  # 2 * 8, 2 * 4
     assert back.d_x_rows.tolist() == [[16, 16], [8, -8]]
     assert grads["b_up"].tolist() == [[16], [8]] and grads["b_down"].tolist() == [[1, 0], [1, 1]]
@@ -211,6 +216,66 @@ def test_weight_on_the_input():
     assert record.experts.y_rows.tolist() == [[2.25]] and record.y.tolist() == [[2.25]]  # (w x)^2
     assert grads.d_y_rows.tolist() == [[1]] and grads.d_weighted_x_rows.tolist() == [[3]]  # 2 w x
     assert grads.d_topk_weights.tolist() == [[9]] and grads.d_x_experts.tolist() == [[1.5]]  # 2 w x^2, 2 w^2 x
+
+
+def test_weight_on_the_hidden_rows():
+    """x = 3: hidden 36, weighted 18, y = 18 / 4 + bias 1: the bias is not weighted."""
+    config = config_of(
+        hidden_size=1, intermediate_size=1, num_experts=1, top_k=1, routing={"score_fn": "sigmoid"},
+        experts={"gated": False, "activation": "relu2", "weight_position": "hidden", "biases": True},
+    )  # fmt: skip
+    p = params(None, [[[2]]], [[[0.25]]], w_router=[[0]], b_up=[[0]], b_down=[[1]])
+    record = refmoe.moe_forward(f32([[3]]), p, config, EXACT)
+    assert record.experts.weighted_hidden_rows.tolist() == [[18]] and record.y.tolist() == [[5.5]]
+    grads = refmoe.moe_backward(f32([[1]]), f32([[3]]), p, record, config, EXACT)
+    assert grads.d_topk_weights.tolist() == [[9]] and grads.params.w_down.tolist() == [[[18]]]
+    assert grads.rows.d_weighted_hidden_rows.tolist() == [[0.25]] and grads.rows.d_hidden_rows.tolist() == [[0.125]]
+    assert grads.params.b_down.tolist() == [[1]] and grads.d_x_experts.tolist() == [[3]]
+
+
+# --- experts without matrices ----------------------------------------------------------------------------------------
+
+KINDS = {"constant_experts": 1, "identity_experts": 1, "zero_experts": 1}
+
+
+def test_constant_identity_and_zero_experts():
+    """One row each; W = 0, so the constant expert gives x / 2 + v / 2."""
+    experts, offsets = ExpertsConfig(**KINDS), np.array([0, 1, 2, 3])
+    p = MoEParams(w_constant=f32([[[0, 0], [0, 0]]]), constant=f32([[4, 8]]))
+    x = f32([[2, -2], [-0.0, 5], [7, 7]])
+    logits, weights, y = weightless_experts(x, offsets, p, experts, EXACT)
+    assert logits.tolist() == [[0, 0]] and weights.tolist() == [[0.5, 0.5]]
+    assert same_bits(y, f32([[3, 3], [-0.0, 5], [0, 0]]))
+    d_y = f32([[1, 3], [-0.0, 2], [9, 9]])
+    rows, grads = weightless_experts_backward(d_y, x, logits, weights, p, offsets, experts, EXACT, MoEParams())
+    # d_a = <d, x>, <d, v> = -4, 28;  d_z = a_0 a_1 (d_a0 - d_a1) = -8 and its negative
+    assert rows.d_constant_weights.tolist() == [[-4, 28]] and rows.d_constant_logits.tolist() == [[-8, 8]]
+    assert same_bits(rows.d_x_rows, f32([[0.5, 1.5], [-0.0, 2], [0, 0]]))
+    assert grads["constant"].tolist() == [[0.5, 1.5]] and grads["w_constant"].tolist() == [[[-16, 16], [16, -16]]]
+
+
+def test_every_token_may_choose_experts_without_matrices_alone():
+    """No row reaches a matrix: y = sum of weights times x, and the matrices have gradients of exactly +0."""
+    few = {"identity_experts": 1, "zero_experts": 1}
+    config = config_of(num_experts=2, top_k=2, experts=few, routing={"score_fn": "sigmoid"})
+    x, p, d_y = make(config, EXACT, 4)
+    given = Given(topk_indices=np.tile([2, 3], (4, 1)))
+    record = refmoe.moe_forward(x, p, config, EXACT, given)
+    assert record.plan.tokens_per_expert.tolist() == [0, 0, 4, 4] and record.experts.up_rows.shape == (0, 5)
+    w = record.routing.topk_weights[:, :1].astype(np.float64)
+    assert same_bits(record.y, (w * x).astype(np.float32))
+    grads = refmoe.moe_backward(d_y, x, p, record, config, EXACT, given)
+    assert same_bits(grads.params.w_down, np.zeros_like(p.w_down))
+    assert same_bits(grads.d_x_experts, (w * d_y).astype(np.float32))
+    assert (grads.d_topk_weights[:, 1] == 0).all() and (grads.d_topk_weights[:, 0] != 0).all()
+
+
+def test_a_scaling_factor_reaches_identity_experts():
+    """LongCat: weight times scaling factor times x."""
+    config = config_of(num_experts=1, top_k=1, routing={"scaling_factor": 6.0}, experts={"identity_experts": 1})
+    x, p, _ = make(config, EXACT, 1)
+    given = Given(logits=f32([[0, 0]]), topk_indices=np.array([[1]]))
+    assert same_bits(refmoe.moe_forward(x, p, config, EXACT, given).y, 3 * x)
 
 
 # --- the shared expert -----------------------------------------------------------------------------------------------

@@ -142,19 +142,31 @@ def test_permuting_the_tokens_permutes_the_output(name, profile, store):
 
 
 def relabelling(config):
-    """A permutation of the experts that keeps the groups together: groups reversed, and each group turned by one."""
+    """A permutation of the ids that keeps groups and kinds together: groups reversed, each of them turned by one."""
+    E, C = config.num_experts, config.experts.constant_experts
     if config.losses.device or config.losses.communication:  # reversed, runs of any length stay together
-        return np.arange(config.num_experts)[::-1]
-    groups = np.arange(config.num_experts).reshape(config.routing.num_groups, -1)
+        return np.arange(E)[::-1]
+    if config.num_choices > E:
+        kinds = np.split(np.arange(config.num_choices), [E, E + C, E + C + config.experts.identity_experts])
+        return np.concatenate([np.roll(ids, 1) for ids in kinds])
+    groups = np.arange(E).reshape(config.routing.num_groups, -1)
     return np.roll(groups[::-1], 1, axis=1).reshape(-1)
 
 
+BY_ID = ("w_router", "router_bias", "selection_bias", "expert_scale", "w_noise")
+BY_EXPERT = ("w_gate", "w_up", "w_down", "b_gate", "b_up", "b_down")
+BY_CONSTANT = ("w_constant", "constant")
+
+
 def relabelled(params, order):
-    """Expert i of the result is expert order[i] of params."""
-    apart = ("shared", "global_scale", "hash_table")  # these have no row an expert
-    fields = [f for f in params._fields if f not in apart and getattr(params, f) is not None]
+    """Id i of the result is id order[i] of params; what belongs to no id stays."""
+    E, C = len(params.w_up), 0 if params.constant is None else len(params.constant)
+    orders = dict.fromkeys(BY_ID, order) | dict.fromkeys(BY_EXPERT, order[:E])
+    orders |= dict.fromkeys(BY_CONSTANT, order[E : E + C] - E)
+    named = {field: getattr(params, field, None) for field in orders}
     table = None if params.hash_table is None else np.argsort(order)[params.hash_table]
-    return params._replace(**{field: getattr(params, field)[order] for field in fields}, hash_table=table)
+    moved = {field: a[orders[field]] for field, a in named.items() if a is not None}
+    return params._replace(**moved, hash_table=table)
 
 
 @pytest.mark.parametrize("name", DROPLESS)
@@ -247,7 +259,7 @@ def test_no_token_and_one_token(name, profile, store, num_tokens):
     if num_tokens == 0:
         assert all(same_bits(array, np.zeros_like(array)) for array in tensors(grads.params).values())
         assert all(same_bits(value, np.zeros_like(value)) for value in record.losses[:3] if value is not None)
-        assert record.plan.expert_offsets.tolist() == [0] * (config.num_experts + 1)
+        assert record.plan.expert_offsets.tolist() == [0] * (config.num_choices + 1)
     else:
         assert np.isfinite(record.y).all() and (record.y != 0).any()
 
@@ -343,7 +355,7 @@ def test_padding_is_computed_but_neither_counted_nor_averaged(name):
     chosen = masked.routing.topk_indices[keep]
     assert (
         masked.plan.assigned_per_expert.tolist()
-        == np.bincount(chosen[chosen >= 0], minlength=config.num_experts).tolist()
+        == np.bincount(chosen[chosen >= 0], minlength=config.num_choices).tolist()
     )
     real = Given(sequence_ids=ids[keep], token_ids=None if plain.token_ids is None else plain.token_ids[keep],
                  topk_indices=chosen if config.losses.balance is None else None)  # fmt: skip
@@ -352,7 +364,7 @@ def test_padding_is_computed_but_neither_counted_nor_averaged(name):
     grads = refmoe.moe_backward(d_y, x, params, masked, config, EXACT, given)
     for source in ("d_logits_balance", "d_logits_z", "d_logits_importance"):
         gradient = getattr(grads, source)
-        assert gradient is None or same_bits(gradient[~keep], np.zeros((2, config.num_experts), np.float32))
+        assert gradient is None or same_bits(gradient[~keep], np.zeros((2, config.num_choices), np.float32))
 
 
 def test_nothing_but_padding_has_no_losses():

@@ -104,6 +104,24 @@ LAYERS = {
             "shared_intermediate_size": 2,
         },
     },
+    "experts without matrices": {
+        "num_experts": 3,
+        "top_k": 4,
+        "routing": {"normalize": True, "selection_bias": True, "scaling_factor": 1.5},
+        "experts": {"constant_experts": 2, "identity_experts": 1, "zero_experts": 1, "biases": True},
+        "losses": {"balance": {"coefficient": 0.5}, "importance": {"coefficient": 0.5}},
+    },
+    "experts without matrices, weighted before, dropped": {
+        "num_experts": 3,
+        "top_k": 3,
+        "routing": {"score_fn": "sigmoid"},
+        "dispatch": {"capacity": 2},
+        "experts": {"identity_experts": 2, "constant_experts": 1, "weight_position": "input"},
+    },
+    "weighted inside": {
+        "routing": {"score_fn": "sigmoid", "normalize": True},
+        "experts": {"weight_position": "hidden", "biases": True, "shared_intermediate_size": 2},
+    },
     "limits of the routed experts alone": {
         "experts": {"limit": 0.05, "shared_intermediate_size": 2, "shared_clamped": False, "shared_activation": "relu"},
     },

@@ -105,13 +105,22 @@ class ExpertsConfig(Section):
     up_softcap: float | None = field(default=None, metadata=WEIGHT)  # c: up becomes c tanh(up / c), before the offset
     linear_offset: float = field(default=0.0, metadata=FLOAT)  # added to the clamped up
     biases: bool = False  # of all three linear maps of the routed experts
-    weight_position: str = field(default="output", metadata=one_of("output", "input"))  # what the weight multiplies
+    # what the weight multiplies: what an expert makes, what its last map reads, or what it reads
+    weight_position: str = field(default="output", metadata=one_of("output", "hidden", "input"))
+    constant_experts: int = field(default=0, metadata=COUNT)  # ids from E on: a_0 x + a_1 v, a = softmax(w_constant x)
+    identity_experts: int = field(default=0, metadata=COUNT)  # the ids after those: x itself
+    zero_experts: int = field(default=0, metadata=COUNT)  # the last ids: nothing
     shared_intermediate_size: int = field(default=0, metadata=COUNT)  # 0: no shared expert
     shared_gate: bool = False  # sigmoid(x . w_shared_gate) times the shared expert
     # of the shared expert; None: as the routed experts
     shared_activation: str | None = field(default=None, metadata=one_of("silu", "gelu", "gelu_tanh", "relu", "relu2"))
     shared_limit: float | None = field(default=None, metadata=WEIGHT)  # of the shared expert; None: as the routed ones
     shared_clamped: bool = True  # False: no limit on the shared expert
+
+    @property
+    def num_weightless(self):
+        """Experts without matrices."""
+        return self.constant_experts + self.identity_experts + self.zero_experts
 
     def of_shared(self):
         """The section as the shared expert reads it: its own activation and limit in their places."""
@@ -145,7 +154,7 @@ class MoEConfig(Section):
     @property
     def num_choices(self):
         """Ids a token may choose: the experts with weights come first."""
-        return self.num_experts
+        return self.num_experts + self.experts.num_weightless
 
     @classmethod
     def from_dict(cls, data):

@@ -79,11 +79,12 @@ def check_together(config):
 
 def _selection(config):
     E, K, r = config.num_choices, config.top_k, config.routing
+    ids = "num_experts" if E == config.num_experts else "num_experts and experts without weights"
     G, kept, best = r.num_groups, r.top_groups, r.group_score_topn
-    yield K <= E, "top_k", f"at most num_experts = {E}", K, f"lower top_k to {E} or add experts"
+    yield K <= E, "top_k", f"at most {ids} = {E}", K, f"lower top_k to {E} or add experts"
     yield from _rules(config)
     if r.selection == "per_group":
-        yield E % G == 0, "routing.num_groups", f"a divisor of num_experts = {E}", G, "divide the experts evenly"
+        yield E % G == 0, "routing.num_groups", f"a divisor of {ids} = {E}", G, "divide the experts evenly"
         fix = "every group gives the same share"
         yield K % G == 0, "top_k", f"a multiple of num_groups = {G} with selection 'per_group'", K, fix
         fix = "every group gives its share of top_k: leave it at 1"
@@ -92,7 +93,7 @@ def _selection(config):
     yield kept <= G, "routing.top_groups", f"at most num_groups = {G}", kept, f"set top_groups to {G} or less"
     if G == 1:
         return
-    yield E % G == 0, "routing.num_groups", f"a divisor of num_experts = {E}", G, "divide the experts evenly"
+    yield E % G == 0, "routing.num_groups", f"a divisor of {ids} = {E}", G, "divide the experts evenly"
     size = E // G
     yield (
         best <= size,
@@ -174,6 +175,8 @@ def _second_expert(config):
 def _experts(config):
     x = config.experts
     yield from _gates(x)
+    ok, fix = x.num_weightless == 0 or x.weight_position != "hidden", "weigh the output"
+    yield ok, "experts.weight_position", "'output' or 'input' with experts without weights", x.weight_position, fix
     yield x.alpha > 0, "experts.alpha", "a positive number", x.alpha, "turn the gate's sign in its weights instead"
     ok = x.alpha == 1.0 or x.activation == "silu"
     yield ok, "experts.alpha", "1.0 unless the activation is silu", x.alpha, "set activation='silu' or alpha=1.0"
@@ -214,7 +217,7 @@ def _losses(config):
     loss = config.losses.importance
     if loss is not None:
         fix = "a variance of one number needs ddof=0"
-        yield loss.ddof < config.num_experts, "losses.importance.ddof", "0 with one expert", loss.ddof, fix
+        yield loss.ddof < config.num_choices, "losses.importance.ddof", "0 with one expert", loss.ddof, fix
         got, fix = (loss.ddof, loss.eps), "it is divided by T^2: leave them out, or set form='cv2'"
         ok = loss.form == "cv2" or got == (0, 0.0)
         yield ok, "losses.importance.form", "no ddof and no eps with 'deviation'", got, fix

@@ -34,6 +34,7 @@ HF_NAMES = {
     "up_softcap": "experts.up_softcap",
     "shared_act": "experts.shared_activation",
     "expert_bias": "experts.biases",
+    "zero_expert_num": "experts.identity_experts",
     "gated": "experts.gated",
     "shared_expert_intermediate_size": "experts.shared_intermediate_size",
     "shared_expert_gate": "experts.shared_gate",

@@ -1,30 +1,34 @@
-"""An expert: two or three linear maps with an activation between them, and back.   Spec 3.1, 3.2, 5.4, 5.5"""
+"""An expert: two or three linear maps with an activation between them, and back.   Spec 3.1-3.3, 5.4-5.6"""
 
 from ..activations import gated, gated_backward, plain, plain_backward
+from ..dispatch import weighted_rows
 from ..grouped import bias_gradient, grouped_matmul, grouped_matmul_backward_w, grouped_matmul_backward_x
-from .records import RowGrads
+from .records import FeedForward, RowGrads
 
 
-def expert_ffn(x_rows, params, expert_offsets, experts, num):
+def expert_ffn(x_rows, params, expert_offsets, experts, num, weights=None):
     """gate, up = W x + b;  hidden = act(gate, up);  y = W_down hidden + b_down, expert by expert.   Spec 3.1, 3.2
 
-    x_rows (N, D) -> gate_rows (N, F) or None, up_rows (N, F), hidden_rows (N, F), y_rows (N, D)
+    x_rows (N, D), weights (N,) of the hidden rows, or None -> FeedForward
     """
-    up = grouped_matmul("up_rows", x_rows, params.w_up, expert_offsets, params.b_up, num)
+    gate, up = None, grouped_matmul("up_rows", x_rows, params.w_up, expert_offsets, params.b_up, num)
     if experts.gated:
         gate = grouped_matmul("gate_rows", x_rows, params.w_gate, expert_offsets, params.b_gate, num)
         hidden = gated(gate, up, experts, num)
     else:
-        gate, hidden = None, plain(up, experts, num)
-    return gate, up, hidden, grouped_matmul("y_rows", hidden, params.w_down, expert_offsets, params.b_down, num)
+        hidden = plain(up, experts, num)
+    weighted = None if weights is None else weighted_rows("weighted_hidden_rows", hidden, weights, num)
+    read = hidden if weighted is None else weighted
+    y = grouped_matmul("y_rows", read, params.w_down, expert_offsets, params.b_down, num)
+    return FeedForward(gate, up, hidden, weighted, y)
 
 
-def expert_ffn_backward(d_y_rows, x_rows, gate_rows, up_rows, hidden_rows, params, expert_offsets, experts, num, into):
+def expert_ffn_backward(d_y_rows, x_rows, made, params, expert_offsets, experts, num, into, weights=None):
     """The rows' gradients, and every weight's and bias's.   Spec 5.4, 5.5
 
-    d_y_rows (N, D) and the forward's tensors -> RowGrads, dictionary of parameter gradients by name
+    d_y_rows (N, D), x_rows (N, D), made FeedForward -> RowGrads, dictionary of parameter gradients by name
     """
-    grads = {}
+    grads, d_weighted = {}, None
 
     def linear(name, d_rows, rows):
         # out[n] = w[e(n)] rows[n] + b[e(n)]
@@ -33,17 +37,21 @@ def expert_ffn_backward(d_y_rows, x_rows, gate_rows, up_rows, hidden_rows, param
         if getattr(params, b) is not None:
             grads[b] = bias_gradient(f"d_{b}", d_rows, expert_offsets, getattr(into, b), num)
 
-    # y = W_down hidden + b_down
-    d_hidden = grouped_matmul_backward_x("d_hidden_rows", [(d_y_rows, params.w_down)], expert_offsets, num)
-    linear("down", d_y_rows, hidden_rows)
+    # y = W_down hidden + b_down, of the weighted hidden rows where there are weights
+    name = "d_hidden_rows" if weights is None else "d_weighted_hidden_rows"
+    d_hidden = grouped_matmul_backward_x(name, [(d_y_rows, params.w_down)], expert_offsets, num)
+    linear("down", d_y_rows, made.hidden_rows if weights is None else made.weighted_hidden_rows)
+    if weights is not None:
+        # weighted_hidden = w * hidden
+        d_weighted, d_hidden = d_hidden, weighted_rows("d_hidden_rows", d_hidden, weights, num)
     # hidden = act(gate, up);  up = W_up x + b_up;  gate = W_gate x + b_gate
     if experts.gated:
-        d_gate, d_up = gated_backward(d_hidden, gate_rows, up_rows, experts, num)
+        d_gate, d_up = gated_backward(d_hidden, made.gate_rows, made.up_rows, experts, num)
         pairs = [(d_gate, params.w_gate), (d_up, params.w_up)]
         linear("gate", d_gate, x_rows)
     else:
-        d_gate, d_up = None, plain_backward(d_hidden, up_rows, experts, num)
+        d_gate, d_up = None, plain_backward(d_hidden, made.up_rows, experts, num)
         pairs = [(d_up, params.w_up)]
     linear("up", d_up, x_rows)
     d_x_rows = grouped_matmul_backward_x("d_x_rows", pairs, expert_offsets, num)
-    return RowGrads(d_hidden, d_gate, d_up, d_x_rows), grads
+    return RowGrads(None, None, d_weighted, d_hidden, d_gate, d_up, d_x_rows), grads

@@ -4,13 +4,26 @@ from typing import NamedTuple
 
 
 class ExpertsRecord(NamedTuple):
-    """Rows in expert order; also the shared expert's, with one group of T rows."""
+    """Rows in expert order. The stages between x_rows and y_rows have rows of experts with weights only."""
 
     x_rows: object = None  # (N, D)
     weighted_x_rows: object = None  # (N, D), only where the weight acts on the input
     gate_rows: object = None  # (N, F), None without a gate
     up_rows: object = None  # (N, F)
     hidden_rows: object = None  # (N, F)
+    weighted_hidden_rows: object = None  # (N, F), only where the weight acts on the hidden rows
+    constant_logits: object = None  # (rows of constant experts, 2)
+    constant_weights: object = None  # (rows of constant experts, 2)
+    y_rows: object = None  # (N, D)
+
+
+class FeedForward(NamedTuple):
+    """What rows become inside the experts that have weights."""
+
+    gate_rows: object = None  # (N, F), None without a gate
+    up_rows: object = None  # (N, F)
+    hidden_rows: object = None  # (N, F)
+    weighted_hidden_rows: object = None  # (N, F), only where the weight acts on the hidden rows
     y_rows: object = None  # (N, D)
 
 
@@ -29,6 +42,9 @@ class SharedRecord(NamedTuple):
 class RowGrads(NamedTuple):
     """Gradients of an expert's stages, by row."""
 
+    d_constant_weights: object = None  # (rows of constant experts, 2)
+    d_constant_logits: object = None  # (rows of constant experts, 2)
+    d_weighted_hidden_rows: object = None  # (N, F), only where the weight acts on the hidden rows
     d_hidden_rows: object = None  # (N, F)
     d_gate_rows: object = None  # (N, F), None without a gate
     d_up_rows: object = None  # (N, F)

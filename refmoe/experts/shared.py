@@ -3,7 +3,7 @@
 import numpy as np
 
 from .feed_forward import expert_ffn, expert_ffn_backward
-from .records import SharedGrads, SharedRecord
+from .records import FeedForward, SharedGrads, SharedRecord
 
 
 def shared_expert(x, params, experts, num):
@@ -11,13 +11,14 @@ def shared_expert(x, params, experts, num):
 
     x (T, D), params SharedParams -> SharedRecord
     """
-    gate, up, hidden, y = expert_ffn(x, params, _one_group(x), experts.of_shared(), num)
+    made = expert_ffn(x, params, _one_group(x), experts.of_shared(), num)
+    stages = {name: getattr(made, name) for name in ("gate_rows", "up_rows", "hidden_rows", "y_rows")}
     if not experts.shared_gate:
-        return SharedRecord(gate, up, hidden, y, None, None, y)
+        return SharedRecord(**stages, shared=made.y_rows)
     logits = num.contract("shared_gate_logits", x, params.w_shared_gate)
     value = num.evaluate("shared_gate", lambda m, z: m.sigmoid(z), logits)
-    shared = num.evaluate("shared", lambda m, g, y: g * y, value, y)
-    return SharedRecord(gate, up, hidden, y, logits, value, shared)
+    shared = num.evaluate("shared", lambda m, g, y: g * y, value, made.y_rows)
+    return SharedRecord(**stages, shared_gate_logits=logits, shared_gate=value, shared=shared)
 
 
 def shared_expert_backward(d_shared, x, params, record, experts, num, into):
@@ -35,8 +36,8 @@ def shared_expert_backward(d_shared, x, params, record, experts, num, into):
         d_x_gate = num.contract_backward_x("d_x_gate", [(d_logits, params.w_shared_gate)])
     else:
         d_y, d_gate, d_logits, d_x_gate = d_shared, None, None, None
-    saved = x, record.gate_rows, record.up_rows, record.hidden_rows
-    rows, grads = expert_ffn_backward(d_y, *saved, params, _one_group(x), experts.of_shared(), num, into)
+    made = FeedForward(record.gate_rows, record.up_rows, record.hidden_rows)
+    rows, grads = expert_ffn_backward(d_y, x, made, params, _one_group(x), experts.of_shared(), num, into)
     if experts.shared_gate:
         grads["w_shared_gate"] = num.contract_backward_w("d_w_shared_gate", d_logits, x, acc=into.w_shared_gate)
     d_x = rows.d_x_rows if d_x_gate is None else num.sum("d_x_shared", [rows.d_x_rows, d_x_gate])

@@ -40,7 +40,9 @@ STORE_STAGES = frozenset(
     d_shared d_shared_gate d_shared_gate_logits d_x_gate
     d_x d_x_experts d_x_shared d_x_router
     d_w_router d_router_bias d_w_gate d_w_up d_w_down d_b_gate d_b_up d_b_down d_w_shared_gate
-    d_expert_scale d_global_scale""".split()
+    d_expert_scale d_global_scale
+    weighted_hidden_rows d_weighted_hidden_rows w_constant constant constant_logits constant_weights
+    d_w_constant d_constant d_constant_logits d_constant_weights""".split()
 )
 FORMAT_OF = dict.fromkeys(sorted(FLOAT32_STAGES), "float32") | dict.fromkeys(sorted(STORE_STAGES), "store")
 

@@ -85,13 +85,10 @@ def expert_ffn(config, num, arrays):
     """x_rows, expert_offsets, weights and d_y_rows to every stage of the experts and of their way back."""
     params = assemble_params({n: a for n, a in arrays.items() if n.startswith(("w_", "b_"))})
     x_rows, offsets, choices = arrays["x_rows"], arrays["expert_offsets"], config.experts
-    gate, up, hidden, y = experts.expert_ffn(x_rows, params, offsets, choices, num)
+    made = experts.expert_ffn(x_rows, params, offsets, choices, num)
     nothing = params._replace(**dict.fromkeys(params._fields))
-    back, grads = experts.expert_ffn_backward(
-        arrays["d_y_rows"], x_rows, gate, up, hidden, params, offsets, choices, num, nothing
-    )
-    stages = {"gate_rows": gate, "up_rows": up, "hidden_rows": hidden, "y_rows": y}
-    return stages | back._asdict() | {f"d_{name}": grad for name, grad in grads.items()}
+    back, grads = experts.expert_ffn_backward(arrays["d_y_rows"], x_rows, made, params, offsets, choices, num, nothing)
+    return made._asdict() | back._asdict() | {f"d_{name}": grad for name, grad in grads.items()}
 
 
 def loss(config, num, arrays):

@@ -29,6 +29,15 @@ NOTES = {
         "SiTU's value and slope",
     ),
     "SharedLimit": ("the shared expert clamped or activated like the routed ones", "HY-V4, Step-3.7, Aria"),
+    "WeightInside": (
+        "the weight applied to the hidden rows scales the down bias too",
+        "another layer, where there are biases",
+    ),
+    "Weightless": (
+        "experts without matrices left out of the router, or out of the scaling factor",
+        "LongCat, MoE++, ZAYA",
+    ),
+    "Identity": ("an identity expert's row multiplied or rounded", "a copy that is none"),
     "Orientation": ("weights read transposed", "wrong everywhere, or only when F = D"),
 }
 
@@ -40,6 +49,7 @@ def cases():
     yield from _narrow()
     yield from _linear()
     yield from _bounded()
+    yield from _other_kinds()
 
 
 def _gated(gate, up, d_hidden):
@@ -162,3 +172,17 @@ def _bounded():
         yield layer_case(
             f"a shared expert with {', '.join(own)}", ("SharedLimit",), sizes(2, 1, 3, 2, experts=shared | own)
         )
+
+
+def _other_kinds():
+    hidden = sizes(2, 2, 3, 2, experts={"weight_position": "hidden", "biases": True})
+    yield layer_case("the weight acts on the hidden rows, not on the bias", ("WeightInside",), hidden)
+    longcat = {"selection_bias": True, "scaling_factor": 6.0}
+    config = sizes(3, 2, 3, 2, routing=longcat, experts={"identity_experts": 2})
+    yield layer_case("identity experts under a scaling factor", ("Weightless", "Identity"), config)
+    every = {"constant_experts": 2, "identity_experts": 1, "zero_experts": 1}
+    config = sizes(2, 3, 3, 2, routing={"normalize": True}, experts=every)
+    yield layer_case("constant, identity and zero experts", ("Weightless", "Identity"), config)
+    replay = ints([[5, 4, 3], [2, 3, -1], [4, -1, -1], [5, 0, 2]])
+    yield layer_case("tokens without an expert that has matrices", ("Weightless",), config, topk_indices=replay)
+    yield layer_case("experts without matrices stored in bf16", ("Weightless",), config, "bf16", store="bf16")
