@@ -16,7 +16,6 @@ from .losses import LOSSES
 from .numerics import Numerics
 from .numerics.arithmetic import Plain
 from .recipes import assemble_params, carried, generate, init_given, init_params, name_params
-from .routing import router_logits
 
 STEP = 1e-200  # the error of complex step is of order STEP^2: far below the last bit
 WIDTH = 2.0**-17  # of the central difference, whose error is of order WIDTH^2
@@ -167,6 +166,9 @@ def _subjects(config, x, params, d_y, given, record, grads):
     num, chosen = ComplexStep(), record
     weights, logits, plan = record.routing.topk_weights, record.routing.logits, record.plan
 
+    block = config.routing.jitter == "block"  # then the parts of d_x are parts of d_jittered_x, taken there
+    read, given_read = (record.routing.jittered_x, given._replace(jitter=None)) if block else (x, given)
+
     def whole(x=x, params=params, given=given):
         out = forward(x, params, config, num, given, chosen)
         return _task(d_y, out) + _losses(out.losses)
@@ -174,17 +176,20 @@ def _subjects(config, x, params, d_y, given, record, grads):
     def of_logits(z):
         return forward(x, params, config, num, given._replace(logits=z), chosen)
 
-    def routed(x=x, weights=weights):
+    def of_router(v):
+        return forward(read, params, config, num, given_read, chosen, seen=v)
+
+    def routed(x=read, weights=weights):
         return np.sum(d_y * routed_experts(x, weights, plan, params, config.experts, num)[1])
 
     yield "d_x", grads.d_x, x, lambda v: whole(x=v)
-    yield "d_x_experts", grads.d_x_experts, x, lambda v: routed(x=v)
+    yield "d_x_experts", grads.d_x_experts, read, lambda v: routed(x=v)
     yield "d_topk_weights", grads.d_topk_weights, weights, lambda v: routed(weights=v)
     if grads.d_x_shared is not None:
         yield (
             "d_x_shared",
             grads.d_x_shared,
-            x,
+            read,
             lambda v: np.sum(d_y * shared_expert(v, params.shared, config.experts, num).shared),
         )
     for source, part in _SOURCES.items():
@@ -193,12 +198,7 @@ def _subjects(config, x, params, d_y, given, record, grads):
             yield source, gradient, logits, lambda v, part=part: part(d_y, of_logits(v))
     both = lambda out: _task(d_y, out) + _losses(out.losses)  # noqa: E731
     yield "d_logits", grads.d_logits, logits, lambda v: both(of_logits(v))
-    yield (
-        "d_x_router",
-        grads.d_x_router,
-        x,
-        lambda v: both(of_logits(router_logits(v, params.w_router, params.router_bias, num))),
-    )
+    yield "d_x_router", grads.d_x_router, read, lambda v: both(of_router(v))
     named, gradients = name_params(params), name_params(grads.params)
     for name, gradient in gradients.items():
         yield f"d_{name}", gradient, named[name], lambda v, name=name: whole(params=assemble_params(named | {name: v}))

@@ -15,6 +15,7 @@ from .recipes import (
     CONSTANT_PARAMS,
     DRAWN,
     INTEGER_PARAMS,
+    SPARED,
     MoEParams,
     SharedParams,
     given_shapes,
@@ -32,11 +33,12 @@ class Given(NamedTuple):
     token_ids: object = None  # (T,) int: the word of each token, for selection by table
     topk_indices: object = None  # (T, K) int: replayed selection
     logits: object = None  # (T, E): in place of the router's
-    noise: object = None  # reserved for noisy routing
+    noise: object = None  # (T, E): in standard deviations of the noise on the logits; None: evaluation
     counts_so_far: object = None  # (E,) int: of earlier micro-batches, for the global balance loss
     coin: object = None  # (T,) in [0, 1): for routing.second_expert "random"
     priority: object = None  # (T, K): for dispatch.drop_policy "random"; the largest stay
     protected: object = None  # (T,) bool: tokens that no capacity drops
+    jitter: object = None  # (T, D): factors of x; None: evaluation
 
 
 def check_inputs(x, params, config, num, given, keep):
@@ -57,7 +59,7 @@ def check_inputs(x, params, config, num, given, keep):
 
 
 # What a router computes is finite: what makes it must be.
-_FINITE_PARAMS = ("selection_bias", "expert_scale", "global_scale")
+_FINITE_PARAMS = ("selection_bias", "router_norm", "expert_scale", "global_scale")
 
 
 def _check_params(params, config, num):
@@ -117,9 +119,6 @@ def _check_given(given, num_tokens, config, num):
         selection.given(given.topk_indices, config.num_choices)
     if given.logits is not None:
         num.check_stored("given.logits", given.logits, (num_tokens, config.num_choices))
-    for name in ("noise",):
-        fix = "no rule of this version reads it: leave it out"
-        require(getattr(given, name) is None, ValueError, f"given.{name}", "None", "an array", fix)
     _check_drawn(given, num_tokens, config, num)
     _check_token_ids(given, config)
     _check_sequences(given, config)
@@ -140,6 +139,7 @@ def _check_drawn(given, num_tokens, config, num):
         if name not in shapes:
             fix = "no rule of this configuration reads it: leave it out"
             require(array is None, ValueError, argument, "None", "an array", fix)
+        if name not in shapes or (array is None and name in SPARED):
             continue
         shape, fix = shapes[name][0], "draw it before: the layer has no randomness of its own"
         require(array is not None, ValueError, argument, f"an array of shape {shape}", "None", fix)

@@ -23,7 +23,16 @@ from .experts import (
 from .inputs import Given, check_inputs, check_upstream
 from .losses import Losses
 from .recipes import MoEParams, SharedParams, assemble_params
-from .routing import RouterGrads, RoutingRecord, route, router_logits_backward, weigh, weigh_backward
+from .routing import (
+    RouterGrads,
+    RoutingRecord,
+    is_jittered,
+    jitter_backward,
+    make_logits_backward,
+    route,
+    weigh,
+    weigh_backward,
+)
 
 # Nothing flows into these: they are constants of the way back.
 NON_DIFFERENTIABLE = (
@@ -36,6 +45,8 @@ NON_DIFFERENTIABLE = (
     "lse",
     "margin",
 )
+
+LOSSES_READ = ("logits", "clean_logits", "noise_std")  # stages that a loss may send a gradient to, as d_<stage>_<loss>
 
 
 class MoERecord(NamedTuple):
@@ -77,17 +88,26 @@ class MoEGrads(NamedTuple):
 # --- forward: Spec 3.5 -----------------------------------------------------------------------------------------------
 
 
-def forward(x, params, config, num, given, chosen=None):
-    """moe_forward without its door. `chosen`: a record whose selection, plan and counts are taken over.   Spec 3.5"""
+def forward(x, params, config, num, given, chosen=None, seen=None):
+    """moe_forward without its door.   Spec 3.5
+
+    chosen: a record whose selection, plan and counts are taken over. seen: what the router reads in place of x.
+    """
     if chosen is not None:
         given = given._replace(topk_indices=chosen.routing.topk_indices)
-    routing = route(x, params, config, num, given)
+    routing = route(x if seen is None else seen, params, config, num, given)
+    x = _read_by_all(x, routing, config, given)
     routing, plan = _weights_and_plan(routing, params, config, num, given, chosen)
     experts, routed = routed_experts(x, routing.topk_weights, plan, params, config.experts, num)
     has_shared = config.experts.shared_intermediate_size > 0
     shared = shared_expert(x, params.shared, config.experts, num) if has_shared else None
     y = num.sum("y", [routed, shared.shared]) if has_shared else routed
     return MoERecord(routing, plan, experts, routed, shared, _losses(routing, config, num, given, chosen), y)
+
+
+def _read_by_all(x, routing, config, given):
+    """What experts and shared expert read: x, or where the jitter is the layer's, the jittered x."""
+    return routing.jittered_x if config.routing.jitter == "block" and is_jittered(config.routing, given) else x
 
 
 def _weights_and_plan(routing, params, config, num, given, chosen):
@@ -144,12 +164,14 @@ def moe_backward(d_y, x, params, record, config, num, given=None, d_losses=None,
     check_inputs(x, params, config, num, given, "all")
     check_upstream(d_y, x, record, params, config, num, d_losses, d_logits, into)
     into = MoEParams(shared=SharedParams()) if into is None else into
+    read = _read_by_all(x, record.routing, config, given)
     # y = routed + shared
-    saved = x, record.routing.topk_weights, record.plan, record.experts
+    saved = read, record.routing.topk_weights, record.plan, record.experts
     experts, grads = routed_experts_backward(d_y, *saved, params, config.experts, num, into)
     shared, d_x_shared = None, None
     if record.shared is not None:
-        shared, named = shared_expert_backward(d_y, x, params.shared, record.shared, config.experts, num, into.shared)
+        saved = read, params.shared, record.shared
+        shared, named = shared_expert_backward(d_y, *saved, config.experts, num, into.shared)
         grads |= {f"shared.{name}": grad for name, grad in named.items()}
         d_x_shared = shared.d_x_shared
     # weights = f(logits);  losses = g(logits)
@@ -159,22 +181,24 @@ def moe_backward(d_y, x, params, record, config, num, given=None, d_losses=None,
     grads |= named
     counts = record.losses.balance_counts
     sources = {"d_logits_task": task} | losses.loss_gradients(d_losses, routing, config, num, given, counts)
-    every = [source for name, source in sources.items() if name.startswith("d_logits_")]
-    d_logits = num.sum("d_logits", every if d_logits is None else [*every, d_logits])
+    of = {stage: [d for name, d in sources.items() if name.startswith(f"d_{stage}_")] for stage in LOSSES_READ}
+    d_logits = num.sum("d_logits", of["logits"] if d_logits is None else [*of["logits"], d_logits])
     d_x_router = None
     if given.logits is None:
-        d_x_router = _router_backward(d_logits, x, params, num, into, grads)
+        d_x_router, made, named = make_logits_backward(d_logits, read, routing, params, config, num, given, into, of)
+        router, grads = router._replace(**made), grads | named
     parts = [d for d in (experts.d_x_experts, d_x_shared, d_x_router) if d is not None]
+    d_x, router = _d_x(parts, router, config, num, given)
     return MoEGrads(
-        num.sum("d_x", parts), experts.d_x_experts, d_x_shared, d_x_router, d_logits, **sources,
+        d_x, experts.d_x_experts, d_x_shared, d_x_router, d_logits, **sources,
         d_scores=d_scores, d_topk_weights=experts.d_topk_weights, router=router, d_y_rows=experts.d_y_rows,
         d_weighted_x_rows=experts.d_weighted_x_rows, rows=experts.rows, shared=shared, params=assemble_params(grads),
     )  # fmt: skip
 
 
-def _router_backward(d_logits, x, params, num, into, grads):
-    d_x, d_w_router, d_router_bias = router_logits_backward(
-        d_logits, x, params.w_router, params.router_bias, num, into.w_router, into.router_bias
-    )
-    grads |= {"w_router": d_w_router} | ({} if d_router_bias is None else {"router_bias": d_router_bias})
-    return d_x
+def _d_x(parts, router, config, num, given):
+    """The sum of the parts; where the jitter is the layer's, they are parts of d_jittered_x."""
+    if config.routing.jitter != "block" or not is_jittered(config.routing, given):
+        return num.sum("d_x", parts), router
+    d_jittered = num.sum("d_jittered_x", parts)
+    return jitter_backward(d_jittered, given.jitter, "d_x", num), router._replace(d_jittered_x=d_jittered)

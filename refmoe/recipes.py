@@ -35,6 +35,8 @@ class MoEParams(NamedTuple):
     b_up: object = None  # (E, F)
     b_down: object = None  # (E, D)
     shared: object = None  # SharedParams
+    router_norm: object = None  # (D,), of the router's normalised input
+    w_noise: object = None  # (E, D), of the noise's standard deviation
     expert_scale: object = None  # (E,), of the weights
     global_scale: object = None  # (1,), of all weights
     hash_table: object = None  # (V, K) int64, expert ids of each token id; carries no gradient
@@ -160,6 +162,10 @@ def parameter_shapes(config):
         shapes["router_bias"] = ((ids,), -3)
     if routing.selection_bias:
         shapes["selection_bias"] = ((ids,), -3)
+    if routing.input_norm == "rms_scaled":
+        shapes["router_norm"] = ((D,), 0)
+    if routing.noise == "learned":
+        shapes["w_noise"] = ((config.num_choices, D), fan_in_exponent(D))
     if routing.per_expert_scale:
         shapes["expert_scale"] = ((config.num_choices,), 0)
     if routing.global_scale:
@@ -188,16 +194,21 @@ def _expert_shapes(experts, D, F, E):
     return shapes if experts.gated else {n: s for n, s in shapes.items() if not n.endswith("_gate")}
 
 
-DRAWN = ("coin", "priority")  # of `Given`: what a random rule would draw
+DRAWN = ("coin", "priority", "noise", "jitter")  # of `Given`: what a random rule would draw
+SPARED = ("noise", "jitter")  # of those, what evaluation does without
 
 
 def given_shapes(config, num_tokens):
-    """name -> (shape, recipe) of the arrays of `Given` that a rule of the configuration cannot do without."""
+    """name -> (shape, recipe) of the arrays of `Given` that a rule of the configuration reads."""
     shapes = {}
     if config.routing.second_expert == "random":
         shapes["coin"] = ((num_tokens,), "unit")
     if config.dispatch.drop_policy == "random":
         shapes["priority"] = ((num_tokens, config.top_k), "unit")
+    if config.routing.noise != "none":
+        shapes["noise"] = ((num_tokens, config.num_choices), "bell")
+    if config.routing.jitter != "none":
+        shapes["jitter"] = ((num_tokens, config.hidden_size), "bf16")
     return shapes
 
 

@@ -62,6 +62,27 @@ CASES = {
         routing={"score_fn": "relu", "selection_base": "logits", "normalize": True, "norm_eps": 0.1},
         losses=losses_of({}, 0.2),
     ),
+    "router_input_norm": config_of(
+        routing={"input_norm": "rms_scaled", "input_norm_eps": 0.1, "normalize": True, "per_expert_scale": True},
+    ),
+    "capped_logits": config_of(
+        routing={"logits_scale": -0.7, "logits_softcap": 0.5, "router_bias": True, "normalize": True},
+        losses=losses_of({}, 0.2),
+    ),
+    "scaled_logits": config_of(routing={"score_fn": "sigmoid", "logits_scale": 1.5}),
+    "jittered_router": config_of(
+        routing={"jitter": "router", "input_norm": "rms_scaled", "logits_softcap": 0.5, "noise": "learned"},
+        experts={"shared_intermediate_size": 3},
+    ),
+    "jittered_block": config_of(
+        routing={"jitter": "block", "normalize": True},
+        experts={"shared_intermediate_size": 3},
+        losses=losses_of({}, 0.2),
+    ),
+    "noisy": config_of(
+        routing={"noise": "learned", "noise_floor": 0.125, "normalize": True}, losses=losses_of({}, 0.2)
+    ),
+    "noisy_fixed": config_of(routing={"noise": "fixed", "noise_std": 1 / 6, "logits_scale": 2.0}),
     "scaled_weights": config_of(
         routing={"normalize": True, "scaling_factor": 2.0, "per_expert_scale": True, "global_scale": True},
     ),

@@ -44,6 +44,13 @@ SMALL = {
         **_TINY, routing={"score_fn": "sqrt_softplus", "normalize": True, "norm_eps": 0.3, "scaling_factor": 1.5}
     ),
     "relu_scores": config_of(**_TINY, routing={"score_fn": "relu"}),
+    "normed": config_of(**_TINY, routing={"input_norm": "rms_scaled", "input_norm_eps": 0.5, "normalize": True}),
+    "capped": config_of(**_TINY, routing={"logits_scale": 0.7, "logits_softcap": 0.3, "normalize": True}),
+    "logits_scale": config_of(**_TINY, routing={"logits_scale": 0.7, "normalize": True}),
+    "jittered": config_of(
+        **_TINY, routing={"jitter": "router", "input_norm": "rms_scaled", "noise": "learned", "normalize": True}
+    ),
+    "jittered_block": config_of(**_TINY, routing={"jitter": "block", "normalize": True}),
     "scaled": config_of(**_TINY, routing={"normalize": True, "per_expert_scale": True, "global_scale": True}),
     "below_eps": config_of(
         **_TINY, routing={"score_fn": "sigmoid", "normalize": True, "norm_eps": 9.0, "norm_eps_mode": "clamp"}

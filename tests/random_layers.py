@@ -37,7 +37,7 @@ def draw_config(rng):
 
 def _routing(rng, E):
     groups = rng.choice([g for g in (1, 1, 2, 3, 4) if E % g == 0])
-    normalize = rng.random() < 0.6
+    normalize, noise = rng.random() < 0.6, rng.choice(["none", "none", "learned", "fixed"])
     return {
         "score_fn": rng.choice(["softmax", "sigmoid", "sqrt_softplus", "relu"]),
         "router_bias": rng.random() < 0.3,
@@ -51,6 +51,12 @@ def _routing(rng, E):
         "norm_eps": rng.choice([0.0, 0.0, 1e-20, 1e-3, 0.7]) if normalize else 0.0,
         "norm_eps_mode": rng.choice(["add", "clamp"]),
         "scaling_factor": rng.choice([1.0, 2.5, -1.3]),
+        "jitter": rng.choice(["none", "none", "router", "block"]),
+        "input_norm": rng.choice(["none", "none", "rms_scaled"]),
+        "logits_scale": rng.choice([1.0, 1.0, -0.7]),
+        "logits_softcap": rng.choice([None, None, 0.5]),
+        "noise": noise,
+        "noise_std": 0.3 if noise == "fixed" else 0.0,
         "per_expert_scale": rng.random() < 0.2,
         "global_scale": rng.random() < 0.2,
     }

@@ -29,6 +29,9 @@ ALSO_NEUTRAL = {
     "routing.group_mask": [{"routing": {"group_mask": "zero"}}],
     "routing.selection": [{"routing": {"selection": "per_group"}}],  # of one group
     "routing.norm_eps_mode": [{"routing": {"norm_eps_mode": "clamp"}}],
+    "routing.jitter": [{"routing": {"jitter": "router"}}, {"routing": {"jitter": "block"}}],  # without given factors
+    "routing.noise": [{"routing": {"noise": "learned", "noise_floor": 0.5}}],  # without given noise
+    "routing.noise_std": [{"routing": {"noise": "fixed", "noise_std": 0.5}}],
     "dispatch.capacity": [{"dispatch": {"capacity": 10**6}}],
     "dispatch.capacity_factor": [{"dispatch": {"capacity_factor": 6.0}}],
     "dispatch.capacity_rule": [{"dispatch": {"capacity_factor": 0.0, "capacity_rule": "tutel"}}],  # no limit
@@ -122,6 +125,10 @@ ALIASES = {
     "routed_scaling_factor": (2.5, 2.5),
     "e_score_correction_bias": (True, True),
     "group_score_topn": (1, 1),
+    "router_input_norm": ("rms_scaled", "rms_scaled"),
+    "router_logits_scale": (0.5, 0.5),
+    "router_logit_softcapping": (30, 30.0),
+    "moe_router_logit_softcapping": (30, 30.0),
     "per_expert_scale": (True, True),
     "router_global_scale": (True, True),
     "expert_capacity": (4, 4),
@@ -176,6 +183,22 @@ def test_an_alias_beside_its_own_field_is_refused():
 # --- refusals -----------------------------------------------------------------------------------------------------
 
 REFUSALS = [
+    ({"routing": {"input_norm_eps": 0.5}}, "routing.input_norm_eps: expected its default without input_norm, got 0.5"),
+    (
+        {"routing": {"input_norm": "rms_scaled", "input_norm_eps": 0}},
+        "routing.input_norm_eps: expected a positive number, got 0.0; 0 / 0 has no value",
+    ),
+    ({"routing": {"logits_scale": 0}}, "routing.logits_scale: expected a number other than 0, got 0.0"),
+    ({"routing": {"logits_softcap": 0}}, "routing.logits_softcap: expected a positive number or None, got 0.0"),
+    (
+        {"routing": {"noise": "fixed"}},
+        "routing.noise_std: expected a positive number with noise='fixed', 0 without, got 0.0",
+    ),
+    (
+        {"routing": {"noise": "learned", "noise_std": 0.5}},
+        "routing.noise_std: expected a positive number with noise='fixed', 0 without, got 0.5",
+    ),
+    ({"routing": {"noise_floor": 0.5}}, "routing.noise_floor: expected its default without noise='learned', got 0.5"),
     ({"routing": {"selection": "best"}}, "selection: expected one of 'topk'"),
     (
         {"routing": {"selection": "per_group", "num_groups": 4}},

@@ -180,7 +180,7 @@ REFUSALS = [
     ("table-missing", with_table(None), ValueError,
      "params.hash_table: expected an array of shape (5, 3), got None; the configuration needs it"),
     ("noise", given(noise=ZEROS), ValueError,
-     "given.noise: expected None, got an array; no rule of this version reads it: leave it out"),
+     "given.noise: expected None, got an array; no rule of this configuration reads it: leave it out"),
     ("counts-unread", given(counts_so_far=np.zeros(6, np.int64)), ValueError,
      "given.counts_so_far: expected None without a global balance loss, got an array; "
      "set losses.balance.scope='global'"),
@@ -341,3 +341,13 @@ def test_a_scale_that_is_not_finite(scale):
     params = params._replace(**{scale: getattr(params, scale) * np.float32(np.inf)})
     with pytest.raises(ValueError, match=rf"^params\.{scale}: expected finite values, got infinities or NaN"):
         refmoe.moe_forward(x, params, config, Numerics(backend="numpy"))
+
+
+@pytest.mark.parametrize(("name", "config"), [("noise", "noisy"), ("jitter", "jittered_block")])
+def test_noise_and_jitter_that_cannot_be(name, config):
+    config, num = CASES[config], Numerics(backend="numpy")
+    x, params, _ = make(config, num)
+    with pytest.raises(ValueError, match=rf"^given\.{name}: expected shape \(8, 6\), got \(6, 8\)"):
+        refmoe.moe_forward(x, params, config, num, Given(**{name: np.ones((6, 8), np.float32)}))
+    with pytest.raises(ValueError, match=rf"^given\.{name}: expected finite numbers, got others"):
+        refmoe.moe_forward(x, params, config, num, Given(**{name: np.full((8, 6), np.nan, np.float32)}))

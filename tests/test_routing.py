@@ -1,13 +1,16 @@
 """Routing by hand: small numbers whose steps stand in the comments."""
 
+import dataclasses
+
 import numpy as np
 import pytest
-from cases import config_of, make, same_bits
+from cases import CASES, config_of, differing, make, same_bits
 
 import refmoe
 from refmoe import Given, Numerics, RoutingConfig
 from refmoe.routing import (
     choice_scores,
+    front,
     router_logits,
     scale_weights,
     scale_weights_backward,
@@ -58,6 +61,61 @@ def test_scores():
     assert SCORE_FNS["sqrt_softplus"][0](far, EXACT)[0].tolist() == [
         np.float32(200**0.5), np.float32(3.720075976020836e-44), np.float32(0.83255461115769775635), 10
     ]  # fmt: skip
+
+
+def test_what_a_router_reads():
+    # sum x^2 = 25 and D eps = 11: the root of 36 is 6
+    assert front.input_norm(f32([[3, -4]]), f32([6, 12]), 5.5, EXACT).tolist() == [[3, -8]]
+    assert front.jitter(f32([[3, -4]]), f32([[0.5, 1.25]]), EXACT).tolist() == [[1.5, -5]]
+    # d_x_j = (u_j g_j q - x_j sum u g x) / q^(3/2), with u g = (6, 12), their sum with x = -30
+    d_x, d_norm = front.input_norm_backward(f32([[1, 1]]), f32([[3, -4]]), f32([6, 12]), 5.5, "d_x_router", EXACT)
+    assert d_x.tolist() == [[np.float32((6 * 36 + 3 * 30) / 216), np.float32((12 * 36 - 4 * 30) / 216)]]
+    assert d_norm.tolist() == [0.5, np.float32(-4 / 6)]
+
+
+def test_gradients_of_the_norm_that_cancel_are_seen_to_be_zero():
+    """Two tokens whose roots are irrational and rational multiples of each other: sqrt 2 and sqrt 8."""
+    x, d = f32([[1, 0.5], [2, 1.0], [1, 0.5]]), f32([[1, 1], [1, 3], [-2, -4]])
+    _, d_norm = front.input_norm_backward(d, x, f32([1, 1]), 2.0**-60, "d_x_router", EXACT)
+    x = f32([[1, 0], [2, 0], [1, 0]])  # the same direction, eps gone beside it: d x / |x| = 1 + 1 - 2
+    _, exact = front.input_norm_backward(d, x, f32([1, 1]), 0.0, "d_x_router", EXACT)
+    assert exact.tobytes() == f32([0, 0]).tobytes()
+    assert abs(d_norm).max() < 1e-6  # here the epsilon keeps the roots apart, and the sums from being zero
+
+
+def test_bounded_and_noisy_logits():
+    routing = RoutingConfig(logits_scale=0.5)
+    assert front.bounded_logits(f32([[3, -5]]), routing, "logits", EXACT).tolist() == [[1.5, -2.5]]
+    assert front.bounded_logits_backward(f32([[2, 8]]), f32([[3, -5]]), routing, EXACT).tolist() == [[1, 4]]
+    capped = RoutingConfig(logits_scale=2.0, logits_softcap=30.0)
+    far = front.bounded_logits(f32([[0, -0.0, 1e30, -1e30, 15]]), capped, "logits", EXACT)
+    assert far.tobytes() == f32([[0, 0, 30, -30, 30 * 0.76159415595576488]]).tobytes()  # 30 tanh 1
+    slopes = front.bounded_logits_backward(f32([[1, 1, 1]]), f32([[0, 1e30, 15]]), capped, EXACT)
+    assert slopes.tolist() == [[2, 0, np.float32(2 * 0.41997434161402606)]]  # 1 - tanh(1)^2
+    assert front.noise_std(f32([[0, -200]]), 0.01, EXACT).tolist() == [[np.float32(0.70314718), np.float32(0.01)]]
+    noisy = front.noisy_logits(f32([[1, 2]]), f32([[2, -1]]), f32([[0.25, 4]]), EXACT)
+    assert noisy.tolist() == [[1.5, -2]]
+    d_clean, d_std = front.noisy_logits_backward(f32([[3, 5]]), f32([[2, -1]]), [f32([[1, 1]])], [], EXACT)
+    assert d_clean.tolist() == [[4, 6]] and d_std.tolist() == [[6, -5]]
+
+
+@pytest.mark.parametrize("name", ["jittered_router", "jittered_block", "noisy", "noisy_fixed"])
+def test_without_noise_and_jitter_a_router_is_evaluated(name):
+    """The fields without their arrays change no bit; and given logits leave nothing but a layer's jitter to do."""
+    config = CASES[name]
+    off = dataclasses.replace(config.routing, jitter="none", noise="none", noise_std=0.0, noise_floor=0.01)
+    x, params, d_y = make(config, EXACT, 5)
+    plain = params._replace(w_noise=None)
+    got = refmoe.moe_forward(x, params, config, EXACT)
+    want = refmoe.moe_forward(x, plain, dataclasses.replace(config, routing=off), EXACT)
+    assert not differing(got, want)
+    grads = refmoe.moe_backward(d_y, x, params, got, config, EXACT)
+    assert grads.params.w_noise is None and grads.router.d_jittered_x is None
+    given = Given(logits=got.routing.logits, jitter=x if config.routing.jitter == "block" else None)
+    live = refmoe.moe_forward(x, params, config, EXACT, given)
+    assert live.routing.router_x is None and (live.routing.jittered_x is None) == (given.jitter is None)
+    back = refmoe.moe_backward(d_y, x, params, live, config, EXACT, given)
+    assert back.d_x_router is None and back.params.w_router is None and back.d_x is not None
 
 
 # --- selection -------------------------------------------------------------------------------------------------------

@@ -152,6 +152,27 @@ KITCHEN_SINK = {
         "experts": {"activation": "relu"},
         "losses": EVERYTHING,
     },
+    "a router's own input, capped logits, learned noise": {
+        "routing": {
+            "jitter": "router",
+            "input_norm": "rms_scaled",
+            "router_bias": True,
+            "logits_scale": 1.7,
+            "logits_softcap": 0.75,
+            "noise": "learned",
+            "normalize": True,
+        },
+        "experts": {"activation": "relu", "shared_intermediate_size": 2},
+        "losses": EVERYTHING,
+    },
+    "the whole layer jittered, fixed noise": {
+        "routing": {"jitter": "block", "logits_scale": -0.3, "noise": "fixed", "noise_std": 0.3, "score_fn": "sigmoid"},
+        "experts": {"activation": "relu2", "shared_intermediate_size": 2, "shared_gate": True},
+    },
+    "an input norm alone": {
+        "routing": {"input_norm": "rms_scaled", "input_norm_eps": 0.25, "jitter": "block", "noise": "learned"},
+        "experts": {"activation": "relu", "gated": False},
+    },
     "learned scales, dropped": {
         "routing": {"score_fn": "sigmoid", "normalize": True, "per_expert_scale": True, "global_scale": True},
         "dispatch": {"capacity": 2, "normalize_after_drop": True, "drop_policy": "probability"},

@@ -37,6 +37,14 @@ class RoutingConfig(Section):
         default="softmax", metadata=one_of("softmax", "sigmoid", "sqrt_softplus", "relu")
     )  # of the logits
     router_bias: bool = False  # a bias that is part of the logits
+    jitter: str = field(default="none", metadata=one_of("none", "router", "block"))  # who reads x * given.jitter
+    input_norm: str = field(default="none", metadata=one_of("none", "rms_scaled"))  # of what the router reads
+    input_norm_eps: float = field(default=1e-6, metadata=WEIGHT)  # of its mean square
+    logits_scale: float = field(default=1.0, metadata=FLOAT)  # a: logits = a * raw logits
+    logits_softcap: float | None = field(default=None, metadata=WEIGHT)  # c: logits = c * tanh(a * raw logits / c)
+    noise: str = field(default="none", metadata=one_of("none", "learned", "fixed"))  # logits + given.noise * deviation
+    noise_floor: float = field(default=0.01, metadata=WEIGHT)  # learned deviation: softplus(x . w_noise) + floor
+    noise_std: float = field(default=0.0, metadata=WEIGHT)  # fixed deviation
     selection_base: str = field(default="scores", metadata=one_of("scores", "logits"))  # what is ranked
     selection_bias: bool = False  # added to what is ranked, never to the weights
     selection: str = field(default="topk", metadata=one_of(*SELECTIONS))  # the rule that chooses

@@ -72,9 +72,26 @@ def _integer(value, where):
 
 def check_together(config):
     """Raises ValueError for the first pair of fields that contradict each other, naming both."""
-    for rules in (_selection, _weights, _second_expert, _dispatch, _experts, _losses):
+    for rules in (_front, _selection, _weights, _second_expert, _dispatch, _experts, _losses):
         for holds, argument, expected, got, fix in rules(config):
             require(holds, ValueError, argument, expected, repr(got), fix)
+
+
+def _front(config):
+    r = config.routing
+    yield r.input_norm_eps > 0, "routing.input_norm_eps", "a positive number", r.input_norm_eps, "0 / 0 has no value"
+    ok = r.input_norm != "none" or r.input_norm_eps == 1e-6
+    fix = "set input_norm='rms_scaled' or leave it out"
+    yield ok, "routing.input_norm_eps", "its default without input_norm", r.input_norm_eps, fix
+    fix = "equal logits choose nothing"
+    yield r.logits_scale != 0, "routing.logits_scale", "a number other than 0", r.logits_scale, fix
+    yield r.logits_softcap != 0, "routing.logits_softcap", "a positive number or None", r.logits_softcap, "raise it"
+    ok = (r.noise == "fixed") == (r.noise_std > 0)
+    fix = "set both noise='fixed' and noise_std, or neither"
+    yield ok, "routing.noise_std", "a positive number with noise='fixed', 0 without", r.noise_std, fix
+    ok = r.noise == "learned" or r.noise_floor == 0.01
+    fix = "set noise='learned' or leave it out"
+    yield ok, "routing.noise_floor", "its default without noise='learned'", r.noise_floor, fix
 
 
 def _selection(config):

@@ -22,7 +22,9 @@ SIZE_LIMIT = 8 << 20  # bytes; a larger tensor is kept as digest and sample
 # Section of the specification that defines a tensor: by the longest part of its name that stands here.
 STAGES = {
     "x": "0.3", "d_y": "0.3", "given": "0.4", "params": "7.2",
-    "routing.logits": "1.1", "routing.scores": "1.2", "routing.choice_scores": "1.3", "routing.group_scores": "1.3",
+    "routing.jittered_x": "1.1", "routing.router_x": "1.1", "routing.raw_logits": "1.1", "routing.clean_logits": "1.1",
+    "routing.noise_logits": "1.1", "routing.noise_std": "1.1", "routing.logits": "1.1",
+    "routing.scores": "1.2", "routing.choice_scores": "1.3", "routing.group_scores": "1.3",
     "routing.topk_indices": "1.4", "routing.margin": "1.7", "routing.raw_topk_weights": "1.5",
     "routing.unscaled_topk_weights": "1.5", "routing.topk_weights": "1.5", "routing.lse": "1.7", "plan": "2.1",
     "experts.x_rows": "2.3", "experts.weighted_x_rows": "3.3", "experts.gate_rows": "3.1", "experts.up_rows": "3.1",
@@ -40,7 +42,9 @@ STAGES = {
     "grads.params.w_constant": "5.6", "grads.params.constant": "5.6",
     "grads.rows": "5.4", "grads.rows.d_gate_rows": "5.5",
     "grads.rows.d_up_rows": "5.5", "grads.shared": "5.7", "grads.d_x_shared": "5.7", "grads.params": "5.4",
-    "grads.router": "5.3", "grads.params.expert_scale": "5.3", "grads.params.global_scale": "5.3",
+    "grads.router": "5.1", "grads.router.d_unscaled_topk_weights": "5.3",
+    "grads.params.router_norm": "5.1", "grads.params.w_noise": "5.1",
+    "grads.params.expert_scale": "5.3", "grads.params.global_scale": "5.3",
     "grads.params.w_router": "5.1", "grads.params.router_bias": "5.1", "grads.params.shared": "5.7",
 }  # fmt: skip
 

@@ -31,7 +31,9 @@ FLOAT32_STAGES = frozenset(
     d_logits d_logits_task d_logits_balance d_logits_importance d_logits_z d_scores d_topk_weights
     unscaled_topk_weights d_unscaled_topk_weights
     load_error load_integral required_bias bias_edges
-    losses.device losses.communication d_logits_device d_logits_communication""".split()
+    losses.device losses.communication d_logits_device d_logits_communication
+    raw_logits clean_logits noise noise_logits noise_std d_raw_logits
+    d_clean_logits d_noise_logits d_noise_std""".split()
 )
 STORE_STAGES = frozenset(
     """x w_router router_bias w_gate w_up w_down b_gate b_up b_down w_shared_gate expert_scale global_scale
@@ -42,7 +44,8 @@ STORE_STAGES = frozenset(
     d_w_router d_router_bias d_w_gate d_w_up d_w_down d_b_gate d_b_up d_b_down d_w_shared_gate
     d_expert_scale d_global_scale
     weighted_hidden_rows d_weighted_hidden_rows w_constant constant constant_logits constant_weights
-    d_w_constant d_constant d_constant_logits d_constant_weights""".split()
+    d_w_constant d_constant d_constant_logits d_constant_weights
+    jitter jittered_x router_norm router_x w_noise d_jittered_x d_router_norm d_router_x d_w_noise""".split()
 )
 FORMAT_OF = dict.fromkeys(sorted(FLOAT32_STAGES), "float32") | dict.fromkeys(sorted(STORE_STAGES), "store")
 

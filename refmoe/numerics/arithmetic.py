@@ -136,6 +136,10 @@ class Arithmetic:
         """s (1 - s)."""
         return self.sigmoid(x) * self.sigmoid(-x)
 
+    def sum_over_roots(self, terms, squares):
+        """sum_t terms_t / sqrt(squares_t) over the second last axis, kept; squares has one column."""
+        return self.sum(terms / self.sqrt(squares), axis=-2, keepdims=True)
+
     def sqrt_softplus(self, x):
         """sqrt(softplus(x)); below -700, where softplus leaves float64, it is exp(x/2) to more than its last bit."""
         far = self.real(x) < -700
@@ -247,6 +251,22 @@ class PreciseArithmetic(Arithmetic, Precise):
             terms = list(zip(values[row], weights[row], (key.lo for key in keys[row]), strict=True))
             out[row] = [self._weighted_differences(j, terms) for j in range(len(terms))]
         return out
+
+    def sum_over_roots(self, terms, squares):
+        """Terms over roots that are rational multiples of each other are added before a root is taken: what cancels is
+        seen to cancel, and what is left is rational, or a sum of independent roots and no tie of any format."""
+        if not all(x.exact and not isinstance(x, Beyond) for x in [*terms.flat, *squares.flat]):
+            return super().sum_over_roots(terms, squares)
+        collected = []  # [square, sum of its terms]
+        for row, (square,) in zip(terms, squares, strict=True):
+            for entry in collected:
+                ratio = self.sqrt(square / entry[0])
+                if ratio.exact:
+                    entry[1] = entry[1] + row / ratio
+                    break
+            else:
+                collected.append([square, row])
+        return sum(row / self.sqrt(square) for square, row in collected)[None]
 
     def sigmoid_centre(self, values, z):
         """With 1 - sigmoid(-z) for a large z: what saturated scores leave of each other is not lost in their 1."""

@@ -6,7 +6,8 @@ Only the logits and the scores carry gradient; what is chosen is a constant of t
 """
 
 from .choice import choice_scores, select_topk
-from .logits import router_logits, router_logits_backward
+from .front import jitter_backward
+from .logits import is_jittered, make_logits, make_logits_backward, router_logits, router_logits_backward
 from .record import RouterGrads, RoutingRecord
 from .scales import scale_weights, scale_weights_backward
 from .stage import route, weigh, weigh_backward
@@ -16,6 +17,10 @@ __all__ = [
     "RouterGrads",
     "RoutingRecord",
     "choice_scores",
+    "is_jittered",
+    "jitter_backward",
+    "make_logits",
+    "make_logits_backward",
     "route",
     "router_logits",
     "router_logits_backward",

@@ -6,6 +6,12 @@ from typing import NamedTuple
 class RoutingRecord(NamedTuple):
     """What the router made. With replayed indices nothing is ranked: choice_scores, group_scores, margin are None."""
 
+    jittered_x: object = None  # (T, D), x times given factors
+    router_x: object = None  # (T, D), what the router reads, where it is not x
+    raw_logits: object = None  # (T, E), before a scale or soft cap
+    clean_logits: object = None  # (T, E), before noise
+    noise_logits: object = None  # (T, E)
+    noise_std: object = None  # (T, E)
     logits: object = None  # (T, E)
     scores: object = None  # (T, E)
     choice_scores: object = None  # (T, E), after the group mask
@@ -22,3 +28,9 @@ class RouterGrads(NamedTuple):
     """Gradients of the router's stages that only some configurations have; None elsewhere."""
 
     d_unscaled_topk_weights: object = None  # (T, K)
+    d_clean_logits: object = None  # (T, E)
+    d_noise_std: object = None  # (T, E)
+    d_noise_logits: object = None  # (T, E)
+    d_raw_logits: object = None  # (T, E)
+    d_router_x: object = None  # (T, D)
+    d_jittered_x: object = None  # (T, D)

@@ -6,8 +6,8 @@ from .. import selection
 from ..refusals import require
 from ..scores import SCORE_FNS
 from .choice import choice_scores
-from .logits import router_logits
-from .record import RouterGrads, RoutingRecord
+from .logits import make_logits
+from .record import RouterGrads
 from .scales import scale_weights, scale_weights_backward
 from .weights import topk_weights, topk_weights_backward
 
@@ -17,19 +17,20 @@ def route(x, params, config, num, given):
 
     x (T, D) -> RoutingRecord with topk_weights still None
     """
-    logits = given.logits if given.logits is not None else router_logits(x, params.w_router, params.router_bias, num)
-    _refuse_nonfinite(logits)
+    record = make_logits(x, params, config, num, given)
+    logits = record.logits
+    for made in (record.raw_logits, logits):
+        _refuse_nonfinite(made)
     scores = SCORE_FNS[config.routing.score_fn][0](logits, num)
     lse = num.evaluate("lse", lambda m, z: m.logsumexp(z), logits, core=1)
     if given.topk_indices is not None:
         indices = selection.given(given.topk_indices, config.num_choices)
-        return RoutingRecord(logits=logits, scores=scores, topk_indices=indices, lse=lse)
+        return record._replace(scores=scores, topk_indices=indices, lse=lse)
     rule, ranked, group_scores = selection.SELECTIONS[config.routing.selection], None, None
     if rule.ranks:
         ranked, group_scores = choice_scores(logits, scores, params.selection_bias, config.routing, num)
     indices, margin = rule.choose(selection.Offer(logits, scores, ranked, params, given), config, num)
-    return RoutingRecord(
-        logits=logits,
+    return record._replace(
         scores=scores,
         choice_scores=ranked,
         group_scores=group_scores,
@@ -70,7 +71,7 @@ def weigh_backward(d_topk_weights, record, kept, params, config, num, into):
 
 
 def _refuse_nonfinite(logits):
-    bad = ~np.isfinite(logits)
+    bad = np.False_ if logits is None else ~np.isfinite(logits)
     if bad.any():
         token, expert = np.argwhere(bad)[0].tolist()
         got, fix = f"{logits[token, expert]} for token {token}, expert {expert}", "check x and w_router"

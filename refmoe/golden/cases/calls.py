@@ -14,9 +14,13 @@ from . import controllers
 ROUTER_PARAMS = ("w_router", "router_bias", "selection_bias", "hash_table")
 LAYER_GIVEN = (
     *("token_mask", "sequence_ids", "token_ids", "topk_indices", "logits", "counts_so_far"),
-    *("coin", "priority", "protected"),
+    *("coin", "priority", "protected", "noise", "jitter"),
 )
-ROUTER_STAGES = ("unscaled_topk_weights",)  # stages of the router that only some configurations have
+# Stages of the router that only some configurations have.
+ROUTER_STAGES = (
+    *("jittered_x", "router_x", "raw_logits", "clean_logits", "noise_logits", "noise_std"),
+    "unscaled_topk_weights",
+)
 
 
 def run(case, num, arrays):

@@ -7,37 +7,44 @@ from .form import Case, above, f32, ints, sizes
 
 ABOUT = "From the router's logits to the experts of a token and their weights, and back."
 
-NOTES = {
-    "TieLowestId": ("unstable or descending-id sort", "another expert runs, with the same weight"),
-    "SignedZeroTie": ("-0 ranked below +0, as a sort of bit patterns does", "ties break the other way"),
-    "GroupMask": (
-        "experts of dropped groups filled with 0 where -inf is meant, or the reverse",
-        "with negative biases a dropped group is chosen, or a kept expert passed over",
-    ),
-    "GroupTie": ("tied group scores not resolved to the lowest group", "a whole group is swapped"),
-    "GroupTopN": ("group score taken as the maximum, not the sum of the best n", "another group is kept"),
-    "BiasInWeights": ("the selection bias leaks into the weights", "weights off by the bias"),
-    "TopOneRenorm": (
-        "K = 1 with renormalisation not exactly the scaling factor, or a gradient through it",
-        "the router learns from noise",
-    ),
-    "SaturatedScores": ("division by a sum of underflowed scores", "NaN or infinite weights"),
-    "NormEps": ("epsilon added where it clamps, or left out", "weights that do not sum to what they should"),
-    "KeptSoftmax": (
-        "rounded full softmax renormalised instead of a softmax of the kept logits",
-        "the last bits of the weights",
-    ),
-    "ScaleAfterNorm": ("scaling factor applied before renormalising", "the factor cancels"),
-    "RankBase": ("scores ranked where logits are meant", "logits that round to one score swap experts"),
-    "Replay": ("replayed indices sorted, or weights replayed with them", "slots and weights do not match"),
-    "UnusedSlot": ("index -1 read as the last expert", "a phantom expert"),
-    "LargeLogits": ("softmax without the shift by the maximum", "overflow to NaN"),
-    "RouterFloat32": ("router computed in the narrow store", "other experts at near ties"),
-    "SoftmaxJacobian": ("only the chosen logits get a gradient through a full softmax", "a biased router gradient"),
-    "ReluScore": ("relu scores with a slope of 1 at 0, or a softmax of them", "an expert at the edge never leaves it"),
-    "EdgeSizes": ("E = 1 or K = E not handled", "out of bounds, or a partition that fails"),
-    "Refused": ("bad input accepted", "silent nonsense"),
-} | router.NOTES | selection.NOTES
+NOTES = (
+    {
+        "TieLowestId": ("unstable or descending-id sort", "another expert runs, with the same weight"),
+        "SignedZeroTie": ("-0 ranked below +0, as a sort of bit patterns does", "ties break the other way"),
+        "GroupMask": (
+            "experts of dropped groups filled with 0 where -inf is meant, or the reverse",
+            "with negative biases a dropped group is chosen, or a kept expert passed over",
+        ),
+        "GroupTie": ("tied group scores not resolved to the lowest group", "a whole group is swapped"),
+        "GroupTopN": ("group score taken as the maximum, not the sum of the best n", "another group is kept"),
+        "BiasInWeights": ("the selection bias leaks into the weights", "weights off by the bias"),
+        "TopOneRenorm": (
+            "K = 1 with renormalisation not exactly the scaling factor, or a gradient through it",
+            "the router learns from noise",
+        ),
+        "SaturatedScores": ("division by a sum of underflowed scores", "NaN or infinite weights"),
+        "NormEps": ("epsilon added where it clamps, or left out", "weights that do not sum to what they should"),
+        "KeptSoftmax": (
+            "rounded full softmax renormalised instead of a softmax of the kept logits",
+            "the last bits of the weights",
+        ),
+        "ScaleAfterNorm": ("scaling factor applied before renormalising", "the factor cancels"),
+        "RankBase": ("scores ranked where logits are meant", "logits that round to one score swap experts"),
+        "Replay": ("replayed indices sorted, or weights replayed with them", "slots and weights do not match"),
+        "UnusedSlot": ("index -1 read as the last expert", "a phantom expert"),
+        "LargeLogits": ("softmax without the shift by the maximum", "overflow to NaN"),
+        "RouterFloat32": ("router computed in the narrow store", "other experts at near ties"),
+        "SoftmaxJacobian": ("only the chosen logits get a gradient through a full softmax", "a biased router gradient"),
+        "ReluScore": (
+            "relu scores with a slope of 1 at 0, or a softmax of them",
+            "an expert at the edge never leaves it",
+        ),
+        "EdgeSizes": ("E = 1 or K = E not handled", "out of bounds, or a partition that fails"),
+        "Refused": ("bad input accepted", "silent nonsense"),
+    }
+    | router.NOTES
+    | selection.NOTES
+)
 
 
 def cases():
@@ -49,8 +56,9 @@ def cases():
     yield from _backward()
     yield from _refused()
     yield from _relu()
-    yield from router.cases()
+    yield from router.scales()
     yield from selection.cases()
+    yield from router.front()
 
 
 def _relu():
