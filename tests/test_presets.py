@@ -49,6 +49,7 @@ SIZES = {
     "kimi-k2": (7168, 2048, 384, 8, 2048),
     "laguna-xs.2": (2048, 512, 256, 8, 512),
     "lfm2-8b-a1b": (2048, 1792, 32, 4, 0),
+    "longcat-flash": (6144, 2048, 512, 12, 0),
     "llama-4-maverick": (5120, 8192, 128, 1, 8192),
     "llama-4-scout": (5120, 8192, 16, 1, 8192),
     "mimo-v2-flash": (4096, 2048, 256, 8, 0),
@@ -69,7 +70,7 @@ SIZES = {
     "switch-base-128": (768, 3072, 128, 1, 0),
     "switch-base-8": (768, 3072, 8, 1, 0),
 }
-ALONE = ("longcat-flash", "nemotron-3-super", "phi-3.5-moe")  # models whose layer the configuration cannot state yet
+ALONE = ("nemotron-3-super", "phi-3.5-moe")  # models whose layer the configuration cannot state yet
 # Every family of published layers, and the presets that state it. Rows of several presets differ in sizes alone, or in
 # what the family's models chose differently.
 FAMILIES = {
@@ -116,11 +117,12 @@ FAMILIES = {
     "Switch": "switch-base-8 switch-base-128",
     "NLLB": "nllb-moe-54b",
     "ReMoE": "remoe",
+    "ZAYA": "zaya1-8b",
+    "LongCat-Flash": "longcat-flash",
 }
 # Families whose rules the configuration cannot state yet.
 COMING = (
-    "A.X K1", "Gemma-4, DiffusionGemma", "Inkling", "JetMoE", "Kimi-K3",
-    "LongCat-Flash", "MoE++", "Muse Spark", "PhiMoE", "ZAYA",
+    "A.X K1", "Gemma-4, DiffusionGemma", "Inkling", "JetMoE", "Kimi-K3", "MoE++", "Muse Spark", "PhiMoE",
 )  # fmt: skip
 NAMES = tuple(sorted(name for row in FAMILIES.values() for name in row.split()))
 
@@ -217,10 +219,10 @@ def test_minimal_sizes_tell_axes_apart(name):
 
 
 def forward(name):
-    """The record of twelve tokens in two sequences through the minimal layer, and its configuration."""
+    """The record of 24 tokens in two sequences through the minimal layer, and its configuration."""
     config = load_preset(name, scale="minimal")
-    x = generate("x", (12, config.hidden_size), seed=5, exponent=1)
-    given = make_given(config, 12)._replace(token_mask=None, sequence_ids=np.repeat([0, 1], 6))
+    x = generate("x", (24, config.hidden_size), seed=5, exponent=1)
+    given = make_given(config, 24)._replace(token_mask=None, sequence_ids=np.repeat([0, 1], 12))
     return config, refmoe.moe_forward(x, refmoe.init_params(config), config, refmoe.Numerics(backend="numpy"), given)
 
 
@@ -236,7 +238,7 @@ def test_minimal_capacity_drops_and_minimal_limit_binds():
         config, record = forward(name)
         if config.dispatch.capacity is not None:
             kept, wanted = record.plan.tokens_per_expert.sum(), record.plan.assigned_per_expert.sum()
-            assert 0 < kept < wanted == 12 * config.top_k, name
+            assert 0 < kept < wanted == 24 * config.top_k, name
         if config.experts.limit is not None:
             assert _binds(record.experts, config.experts), name
             shared = config.experts.of_shared()
@@ -271,6 +273,7 @@ RULES = {
     "llama-4-scout": {"experts.weight_position": "input", "routing.score_fn": "sigmoid", "routing.normalize": False},
     "minimax-m2": {"routing.norm_eps": 0.0, "routing.score_fn": "sigmoid"},
     "minimax-m3": {"experts.alpha": 1.702, "experts.linear_offset": 1.0, "routing.scaling_factor": 2.0},
+    "longcat-flash": {"experts.identity_experts": 256, "routing.scaling_factor": 6.0, "routing.normalize": False},
     "mistral-large-3": {"routing.score_fn": "softmax", "routing.selection_bias": False, "routing.norm_eps": 1e-20},
     "nemotron-3-nano": {"experts.gated": False, "experts.activation": "relu2", "routing.scaling_factor": 2.5},
     "qwen3-next-80b-a3b": {"routing.normalize": True, "experts.shared_gate": True},

@@ -130,6 +130,10 @@ def _token_lines(data):
 
 def _end_lines(info, data):
     lines = [_published_line(key, row) for key, row in data["published"].items() if row]
+    if "mean_experts" in info["model"]:
+        few, many = (counted(info, experts)["active"] for experts in (0, info["full"]["top_k"]))
+        lines.append(f"active for a mean of {info['model']['mean_experts']} experts with weights: from {few:,.0f} with "
+                     f"none to {many:,.0f} with {info['full']['top_k']}")  # fmt: skip
     if "missing" in info:
         lines += [f"the layer cannot be stated yet, missing: {' and '.join(info['missing'])}", *info["notes"]]
     if data["unverified"]:
