@@ -39,6 +39,7 @@ class Given(NamedTuple):
     priority: object = None  # (T, K): for dispatch.drop_policy "random"; the largest stay
     protected: object = None  # (T,) bool: tokens that no capacity drops
     jitter: object = None  # (T, D): factors of x; None: evaluation
+    multipliers: object = None  # (T, 2): what a sampled choice of selection "sparsemixer" multiplies its weights by
 
 
 def check_inputs(x, params, config, num, given, keep):
@@ -121,6 +122,7 @@ def _check_given(given, num_tokens, config, num):
         num.check_stored("given.logits", given.logits, (num_tokens, config.num_choices))
     _check_drawn(given, num_tokens, config, num)
     _check_token_ids(given, config)
+    _check_multipliers(given, num_tokens, config, num)
     _check_sequences(given, config)
     _check_counts(given.counts_so_far, config)
 
@@ -162,6 +164,17 @@ def _check_token_ids(given, config):
     require(ok, ValueError, "given.token_ids", f"ids from 0 to {V - 1}", "None", fix)
     outside = [] if ids is None else ids[(ids < 0) | (ids >= V)]
     require(len(outside) == 0, ValueError, "given.token_ids", f"ids from 0 to {V - 1}", outside[:1], "correct the ids")
+
+
+def _check_multipliers(given, num_tokens, config, num):
+    if given.multipliers is None:
+        return
+    ok = config.routing.selection == "sparsemixer" and given.topk_indices is not None
+    wanted, fix = "None without a sampled choice of selection 'sparsemixer'", "pass given.topk_indices with them"
+    require(ok, ValueError, "given.multipliers", wanted, "an array", fix)
+    num.check_stored("given.multipliers", given.multipliers, (num_tokens, 2))
+    ok = bool(np.isfinite(given.multipliers).all())
+    require(ok, ValueError, "given.multipliers", "finite numbers", "others", "they are 1 or 1/3")
 
 
 def _check_integers(argument, array, shape, kinds):

@@ -114,7 +114,7 @@ def _weights_and_plan(routing, params, config, num, given, chosen):
     """Weights, then plan; with normalize_after_drop: plan on the raw weights, then weights of the kept slots."""
     used = routing.topk_indices >= 0
     if not config.dispatch.normalize_after_drop:
-        routing = weigh(routing, used, params, config, num)
+        routing = weigh(routing, used, params, config, num, given)
         return routing, chosen.plan if chosen else _plan(routing, routing.topk_weights, config, given)
     raw = np.where(used, np.take_along_axis(routing.scores, np.maximum(routing.topk_indices, 0), axis=-1), num.dtype(0))
     plan = chosen.plan if chosen else _plan(routing, raw, config, given)

@@ -6,6 +6,30 @@ and the importance loss divides by a mean that is T / E whatever the logits are,
 """
 
 MUTANTS = {
+    "routing.sparsemixer": [
+        (
+            "return m.sum(p * m.centre(values, p, z) * c, axis=-2)",
+            "return m.sum(p * m.centre(values, p, z), axis=-2)",
+            "sparsemixer",
+        ),
+        (
+            "return m.sum(p * m.centre(values, p, z) * c, axis=-2)",
+            "return m.sum(p * values * c, axis=-2)",
+            "sparsemixer",
+        ),
+        (
+            "return m.sum(p * m.centre(values, p, z) * c, axis=-2)",
+            "return m.sum(m.centre(values, p, z) * c, axis=-2)",
+            "sparsemixer",
+        ),
+        ("values = m.where(m.real(own) == 1, G, 0)", "values = m.where(m.real(own) == 1, 1, 0)", "sparsemixer"),
+        ("values = m.where(m.real(own) == 1, G, 0)", "values = m.where(m.real(near) == 1, G, 0)", "sparsemixer"),
+        (
+            '"d_logits_task", formula, *rounds, d_topk_weights[..., None]',
+            '"d_logits_task", formula, *rounds, d_topk_weights[:, ::-1, None]',
+            "sparsemixer",
+        ),
+    ],
     "scores": [
         ('"d_logits_task", _softmax_backward, d_scores', '"d_logits_task", _softmax_backward, -d_scores', "gelu_tanh"),
         ("return p * m.centre(d_scores, p, z)", "return p * d_scores", "gelu_tanh"),

@@ -67,6 +67,15 @@ SMALL = {
         experts={"constant_experts": 1, "identity_experts": 1, "zero_experts": 1},
     ),
     "shared": config_of(**_TINY, experts={"shared_intermediate_size": 2, "shared_gate": True}),
+    "sparsemixer": config_of(
+        **_TINY,
+        routing={
+            "selection": "sparsemixer",
+            "selection_base": "logits",
+            "sparsemixer_eps": 2.0,
+            "scaling_factor": 1.5,
+        },
+    ),
     "losses": config_of(**_TINY, routing={"normalize": True}, losses=losses_of({}, 0.3, {"eps": 0.1})),
     "devices": config_of(
         **_TINY,

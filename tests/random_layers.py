@@ -72,6 +72,10 @@ def _selection(rng, E, K):
         {"selection": "top_p", **plain, "top_p": rng.choice([0.1, 0.5, 0.9, 1.0, 2.5])},
         {"selection": "hash", **plain, "hash_vocab_size": rng.randint(1, 5), "selection_bias": False},
     ]
+    if K == 2:
+        mixer = {"score_fn": "softmax", "selection_base": "logits", "selection_bias": False, "normalize": False}
+        mixer |= {"selection": "sparsemixer", "norm_eps": 0.0, "sparsemixer_eps": rng.choice([0.01, 0.3])}
+        rules.append(plain | mixer)
     return rng.choice(rules) if rng.random() < 1 / 3 else {}
 
 

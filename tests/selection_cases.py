@@ -31,5 +31,17 @@ FIELDS = {
         "losses": {"balance": {}, "importance": {"gates": "topk"}},
         "top_k": 2,
     },
+    "sparsemixer": {
+        "routing": {
+            "selection": "sparsemixer",
+            "selection_base": "logits",
+            "sparsemixer_eps": 0.4,
+            "scaling_factor": 1.5,
+            "router_bias": True,
+        },
+        "dispatch": {"capacity": 3},
+        "losses": {"balance": {}},
+        "top_k": 2,
+    },
     "top_p_softmax": {"routing": {"selection": "top_p", "top_p": 0.7, "selection_bias": True}, "top_k": 2},
 }

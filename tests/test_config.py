@@ -182,6 +182,7 @@ def test_an_alias_beside_its_own_field_is_refused():
 
 # --- refusals -----------------------------------------------------------------------------------------------------
 
+MIXER = {"selection": "sparsemixer", "selection_base": "logits"}
 REFUSALS = [
     ({"routing": {"input_norm_eps": 0.5}}, "routing.input_norm_eps: expected its default without input_norm, got 0.5"),
     (
@@ -226,6 +227,16 @@ REFUSALS = [
     (
         {"routing": {"selection": "threshold", "second_expert": "random"}},
         "routing.second_expert: expected 'all' or 'sampled', got 'random'; selection 'threshold' gives a token any",
+    ),
+    ({"routing": {"sparsemixer_eps": 0.5}}, "routing.sparsemixer_eps: expected 0.01 with selection 'topk', got 0.5"),
+    ({"routing": MIXER, "top_k": 3}, "top_k: expected 2 with selection 'sparsemixer', got 3; SparseMixer has"),
+    (
+        {"routing": MIXER | {"selection_base": "scores"}},
+        "routing.selection_base: expected 'logits' with selection 'sparsemixer', got 'scores'; SparseMixer has",
+    ),
+    (
+        {"routing": MIXER | {"normalize": True}},
+        "routing.normalize: expected False with selection 'sparsemixer', got True; SparseMixer has",
     ),
     ({"routing": {"selection": "hash"}}, "expected the size of the vocabulary with selection 'hash', got 0; the table"),
     (

@@ -70,6 +70,7 @@ DROPS = config_of(dispatch={"capacity": 2, "capacity_scope": "sequence"})
 COIN = config_of(top_k=2, routing={"second_expert": "random"})
 LOTS = config_of(dispatch={"capacity": 2, "drop_policy": "random"})
 ZEROS = np.zeros((8, 6), np.float32)
+MIXER = config_of(routing={"selection": "sparsemixer", "selection_base": "logits"}, top_k=2)
 HASH = config_of(routing={"selection": "hash", "hash_vocab_size": 5})
 TABLE = np.arange(5)[:, None] % 4 + np.arange(3)
 
@@ -163,6 +164,16 @@ REFUSALS = [
      "given.logits: expected native float32 in profile 'exact', got <f8; use .astype(numpy.float32)"),
     ("token-ids", given(token_ids=np.zeros(8, np.int64)), ValueError,
      "given.token_ids: expected None, got an array; only selection 'hash' reads it: leave it out"),
+    ("multipliers-unread", given(multipliers=ZEROS[:, :2].copy()), ValueError,
+     "given.multipliers: expected None without a sampled choice of selection 'sparsemixer', got an array; "
+     "pass given.topk_indices with them"),
+    ("multipliers-alone", plain(MIXER, given=Given(multipliers=ZEROS[:, :2].copy())), ValueError,
+     "given.multipliers: expected None without a sampled choice of selection 'sparsemixer', got an array; "
+     "pass given.topk_indices with them"),
+    ("multipliers-shape", plain(MIXER, given=Given(topk_indices=INDICES[:, :2], multipliers=ZEROS)), ValueError,
+     "given.multipliers: expected shape (8, 2), got (8, 6); check its axes"),
+    ("multipliers-infinite", plain(MIXER, given=Given(topk_indices=INDICES[:, :2], multipliers=ZEROS[:, :2] + np.inf)),
+     ValueError, "given.multipliers: expected finite numbers, got others; they are 1 or 1/3"),
     ("token-ids-missing", plain(HASH), ValueError,
      "given.token_ids: expected ids from 0 to 4, got None; "
      "pass the id of each token in the vocabulary, or replay given.topk_indices"),

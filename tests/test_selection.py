@@ -9,7 +9,7 @@ import refmoe
 from refmoe import Given, Numerics, selection
 from refmoe.config.checks import SELECTIONS, VARIABLE_SELECTIONS
 from refmoe.recipes import init_given
-from refmoe.routing import route
+from refmoe.routing import ESTIMATORS, route, topk_weights_backward
 
 EXACT = Numerics(backend="numpy")
 SIZES = {"num_experts": 6, "top_k": 2}
@@ -117,6 +117,74 @@ def test_rules_without_a_fixed_number_are_those_the_configuration_knows():
     assert variable == set(VARIABLE_SELECTIONS) and tuple(selection.SELECTIONS) == SELECTIONS
 
 
+# --- SparseMixer -----------------------------------------------------------------------------------------------------
+
+MIXER = {"selection": "sparsemixer", "selection_base": "logits"}
+
+
+def mixed(logits, given=None, num=EXACT, **routing):
+    """Indices and weights of one token."""
+    config = config_of(routing=MIXER | routing, **SIZES | {"num_experts": len(logits)})
+    given = (given or Given())._replace(logits=np.array([logits], num.dtype))
+    record = route(None, refmoe.MoEParams(), config, num, given)
+    record = refmoe.routing.weigh(record, np.ones((1, 2), bool), refmoe.MoEParams(), config, num, given)
+    return record.topk_indices[0].tolist(), record.topk_weights[0].tolist()
+
+
+def test_survivors_are_near_the_largest_logit_of_their_round():
+    # eps 1/8: round 1 keeps logits with 4 - z <= 1/4 * 4, that is 4 and 3; round 2 those with 3 - z <= 3/4
+    half = float(np.float32(1 / (1 + np.exp(-1.0))))
+    assert mixed([4, 3, 2.25, 0], sparsemixer_eps=0.125)[0] == [0, 1]
+    first, second = mixed([4, 3, 2.25, 0], sparsemixer_eps=0.125)[1]
+    assert first == half and second == np.float32(1 / (1 + np.exp(-0.75)))
+    assert mixed([4, 2.875, 2.0, 0], sparsemixer_eps=0.125)[1] == [1, 1]  # alone in both rounds
+    assert mixed([0, 0, 0, 0])[1] == [0.25, float(np.float32(1 / 3))]  # 0 / 0 leaves nobody out
+
+
+def test_the_comparison_is_exact_and_relative_to_the_larger_of_z_and_the_top():
+    """-1 against -3: (2) / max(3, -1) = 2/3 is within 2 eps = 2/3 rounded up, and not within 2/3 rounded down."""
+    below, above = float(np.nextafter(1 / 3, 0)), 1 / 3 if 2 * (1 / 3) * 3 > 2 else float(np.nextafter(1 / 3, 1))
+    assert mixed([-1, -3], sparsemixer_eps=below)[1] == [1, 1]
+    assert mixed([-1, -3], sparsemixer_eps=above)[1][0] < 1
+
+
+def test_a_sampled_choice_is_weighed_by_its_multiplier_and_one_that_does_not_survive_by_nothing():
+    given = Given(topk_indices=np.array([[1, 0]]), multipliers=f32([[1 / 3, 1]]))
+    indices, weights = mixed([1, 1, -100, -100], given)
+    assert indices == [1, 0] and weights == [np.float32(np.float64(np.float32(1 / 3)) / 2), 1]
+    assert mixed([1, 1, -100, -100], Given(topk_indices=np.array([[2, 0]])))[1] == [0, 0.5]
+
+
+def test_the_estimator_has_the_expectation_the_law_says():
+    """All draws of both rounds, their probabilities and multipliers, against the gradient of half the squares."""
+    num, v = Numerics("float64", backend="numpy"), np.array([0.7, -1.3, 0.4])
+    z, both = np.array([[0.3, 0.5, 0.1]]), np.ones((1, 2), bool)
+    config = config_of(routing=MIXER | {"sparsemixer_eps": 5.0}, **SIZES | {"num_experts": 3})
+    softmax = lambda z: np.exp(z) / np.exp(z).sum()  # noqa: E731
+    expectation, yields = np.zeros(3), 0.0
+    for i in range(3):
+        rest = [e for e in range(3) if e != i]
+        for j in rest:
+            p, q = softmax(z[0])[i], softmax(z[0][rest])[rest.index(j)]
+            back = topk_weights_backward(v[[[i, j]]], z, softmax(z), np.array([[i, j]]), both, config, num)
+            expectation += p * q * back[0][0]
+            for h, chance in [(1.0, 1.0)] if i == 1 else [(1.0, 0.25), (1 / 3, 0.75)]:
+                given = Given(topk_indices=np.array([[i, j]]), multipliers=np.array([[h, 1.0]]))
+                yields += p * q * chance * mixed(z[0].tolist(), given, num, sparsemixer_eps=5.0)[1][0] * v[i]
+
+    def halves(z, outer):
+        first = 0.5 * np.sum(softmax(z) ** 2 * v)
+        rests = [[e for e in range(3) if e != i] for i in range(3)]
+        return first + sum(p * 0.5 * np.sum(softmax(z[r]) ** 2 * v[r]) for p, r in zip(outer, rests, strict=True))
+
+    steps = 1e-200j * np.eye(3)
+    want = [halves(z[0] + step, softmax(z[0])).imag / 1e-200 for step in steps]
+    np.testing.assert_allclose(expectation, want, rtol=1e-14, atol=1e-16)
+    squares = softmax(z[0]) ** 2 * v
+    np.testing.assert_allclose(yields, squares.sum() / 2 + squares[1] / 2, rtol=1e-14)  # the largest counts twice
+    assert set(ESTIMATORS) == {"sparsemixer"}
+
+
 # --- the law ---------------------------------------------------------------------------------------------------------
 
 RULES = {
@@ -128,6 +196,7 @@ RULES = {
     "hash": {"routing": {"selection": "hash", "hash_vocab_size": 4}},
     "threshold": {"routing": {"selection": "threshold", "threshold": 0.1, "score_fn": "relu", "selection_bias": True}},
     "threshold on logits": {"routing": {"selection": "threshold", "threshold": 1.5, "selection_base": "logits"}},
+    "sparsemixer": {"routing": {"selection": "sparsemixer", "selection_base": "logits"}},
     "top_p": {"routing": {"selection": "top_p", "top_p": 0.75}},
     "top_p of one half": {"routing": {"selection": "top_p", "top_p": 0.5, "selection_bias": True}},
     "top_p never reached": {"routing": {"selection": "top_p", "top_p": 9.0}},
@@ -162,6 +231,7 @@ CAUSAL = {
         "dispatch": {"capacity": 1, "capacity_scope": "sequence"},
         "top_k": 1,
     },
+    "sparsemixer": {"routing": {"selection": "sparsemixer", "selection_base": "logits"}},
     "capacity of the batch": {"dispatch": {"capacity": 2, "slot_order": "token_major"}},
     "capacity of a sequence, slot-major": {"dispatch": {"capacity": 2, "capacity_scope": "sequence"}},
     "capacity of a sequence, slot-major, one choice": {

@@ -118,6 +118,16 @@ KITCHEN_SINK = {
         "routing": {"selection": "per_group", "num_groups": 2, "score_fn": "sigmoid", "selection_bias": True},
         "losses": EVERYTHING,
     },
+    "two rounds of SparseMixer": {
+        "routing": {
+            "selection": "sparsemixer",
+            "selection_base": "logits",
+            "sparsemixer_eps": 0.5,
+            "scaling_factor": 1.5,
+            "per_expert_scale": True,
+        },
+        "losses": EVERYTHING,
+    },
     "experts above a threshold": {
         "routing": {"selection": "threshold", "score_fn": "relu", "scaling_factor": 2.5},
         "dispatch": {"capacity": 3, "normalize_after_drop": False},
@@ -229,6 +239,19 @@ def test_replay_and_given_logits(profile, store):
         config, profile, store, x, d_y, params, {**given, "logits": hard_logits(1, (T, 6), distant=False)}
     )
     assert record.routing.choice_scores is None
+
+
+@pytest.mark.parametrize(("profile", "store"), [("exact", "float32"), ("chain", "bf16")])
+def test_a_sampled_choice_of_sparsemixer(profile, store):
+    """Choices that are not the largest, with their multipliers; one that does not survive; unused slots."""
+    config = config_of(routing={"selection": "sparsemixer", "selection_base": "logits", "sparsemixer_eps": 0.5})
+    x, d_y, params = tame(store, (T, 5), 3), tame(store, (T, 5), 4), refmoe.init_params(config)
+    multipliers = np.where(np.arange(16).reshape(8, 2) % 3 == 0, 1, 1 / 3).astype(np.float32)
+    given = {**SEQUENCES, "topk_indices": replayed(6, 2), "multipliers": multipliers}
+    record = run_both(config, profile, store, x, d_y, params, given)
+    assert (record.routing.topk_weights != 0).any() and (record.routing.topk_weights == 0).any()
+    hard = {**given, "logits": hard_logits(1, (T, 6), distant=False)}
+    run_both(config, profile, store, x, d_y, params, hard)
 
 
 def test_wide_operands_and_overflow():

@@ -51,6 +51,9 @@ class RoutingConfig(Section):
     hash_vocab_size: int = field(default=0, metadata=COUNT)  # rows of the table of selection "hash"
     threshold: float = field(default=0.0, metadata=FLOAT)  # what selection "threshold" asks a choice score to exceed
     top_p: float = field(default=1.0, metadata=WEIGHT)  # the sum of scores that selection "top_p" asks for
+    sparsemixer_eps: float = field(
+        default=0.01, metadata=WEIGHT
+    )  # selection "sparsemixer" leaves out logits more than 2 eps below the largest, relatively
     num_groups: int = field(default=1, metadata=POSITIVE)  # equal groups of neighbouring experts
     top_groups: int = field(default=1, metadata=POSITIVE)  # groups whose experts may be chosen
     group_score_topn: int = field(default=2, metadata=POSITIVE)  # a group's score is the sum of its best n

@@ -5,7 +5,7 @@ import math
 
 from ..refusals import require
 
-SELECTIONS = ("topk", "per_group", "hash", "threshold", "top_p")
+SELECTIONS = ("topk", "per_group", "hash", "threshold", "top_p", "sparsemixer")
 VARIABLE_SELECTIONS = ("threshold", "top_p")  # a token has any number of experts; K is the largest count
 
 POSITIVE = {"minimum": 1}
@@ -126,9 +126,10 @@ def _rules(config):
     """Fields that only some rules of selection read."""
     r = config.routing
     yield from _variable(config)
-    for name, neutral in (("threshold", 0.0), ("top_p", 1.0)):
+    yield from _sparsemixer(config)
+    for name, (rule, neutral) in _READ_BY.items():
         value = getattr(r, name)
-        ok, fix = r.selection == name or value == neutral, f"set selection={name!r}"
+        ok, fix = r.selection == rule or value == neutral, f"set selection={rule!r}"
         yield ok, f"routing.{name}", f"{neutral} with selection {r.selection!r}", value, fix
     yield r.top_p > 0, "routing.top_p", "a positive sum", r.top_p, "every set reaches 0: raise it"
     grouped = r.selection in ("topk", "per_group")
@@ -141,6 +142,23 @@ def _rules(config):
     fix = "a table ranks nothing that a bias could move"
     ok = not (hashed and r.selection_bias)
     yield ok, "routing.selection_bias", "False with selection 'hash'", r.selection_bias, fix
+
+
+# field of routing: the rule of selection that reads it, and what it holds for all others
+_READ_BY = {"threshold": ("threshold", 0.0), "top_p": ("top_p", 1.0), "sparsemixer_eps": ("sparsemixer", 0.01)}
+
+
+def _sparsemixer(config):
+    """Two rounds over the logits, with weights of their own."""
+    r = config.routing
+    if r.selection != "sparsemixer":
+        return
+    fix = "SparseMixer has two rounds, each with a softmax of its own logits"
+    yield config.top_k == 2, "top_k", "2 with selection 'sparsemixer'", config.top_k, fix
+    wanted = {"score_fn": "softmax", "selection_base": "logits", "selection_bias": False, "normalize": False}
+    for name, value in (wanted | {"second_expert": "all"}).items():
+        got = getattr(r, name)
+        yield got == value, f"routing.{name}", f"{value!r} with selection 'sparsemixer'", got, fix
 
 
 def _variable(config):

@@ -26,7 +26,7 @@ from .weights import RecipeWeights
 EXPERT_LEAVES = ("w_gate", "w_up", "w_down", "b_gate", "b_up", "b_down")  # their first axis is the expert axis
 GIVEN = (
     *("token_mask", "sequence_ids", "token_ids", "topk_indices", "logits", "counts_so_far"),
-    *("coin", "priority", "protected", "noise", "jitter"),
+    *("coin", "priority", "protected", "noise", "jitter", "multipliers"),
 )
 LAZY_BYTES = 8 << 20  # expert weights above this are made one expert at a time
 

@@ -10,10 +10,12 @@ from .front import jitter_backward
 from .logits import is_jittered, make_logits, make_logits_backward, router_logits, router_logits_backward
 from .record import RouterGrads, RoutingRecord
 from .scales import scale_weights, scale_weights_backward
+from .sparsemixer import ESTIMATORS, sparsemixer_weights, sparsemixer_weights_backward
 from .stage import route, weigh, weigh_backward
 from .weights import softmax_of_kept, topk_weights, topk_weights_backward
 
 __all__ = [
+    "ESTIMATORS",
     "RouterGrads",
     "RoutingRecord",
     "choice_scores",
@@ -28,6 +30,8 @@ __all__ = [
     "scale_weights_backward",
     "select_topk",
     "softmax_of_kept",
+    "sparsemixer_weights",
+    "sparsemixer_weights_backward",
     "topk_weights",
     "topk_weights_backward",
     "weigh",

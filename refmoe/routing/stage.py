@@ -40,12 +40,12 @@ def route(x, params, config, num, given):
     )
 
 
-def weigh(record, kept, params, config, num):
+def weigh(record, kept, params, config, num, given=None):
     """The weights of the slots that count, and their learned scales.   Spec 1.5
 
     kept (T, K) bool -> the record with topk_weights; unscaled_topk_weights beside them where they are scaled
     """
-    weights = topk_weights(record.logits, record.scores, record.topk_indices, kept, config, num)
+    weights = topk_weights(record.logits, record.scores, record.topk_indices, kept, config, num, given)
     scales = params.expert_scale, params.global_scale
     if all(scale is None for scale in scales):
         return record._replace(topk_weights=weights)

@@ -4,18 +4,23 @@ import numpy as np
 
 from ..refusals import require
 from ..scores import ELEMENTWISE_SLOPES, SCORE_FNS
+from .sparsemixer import sparsemixer_weights, sparsemixer_weights_backward
 
 
-def topk_weights(logits, scores, topk_indices, kept, config, num):
-    """The combine weights of the slots, by the one of three rules that the configuration selects.   Spec 1.5
+def topk_weights(logits, scores, topk_indices, kept, config, num, given=None):
+    """The combine weights of the slots, by the one of four rules that the configuration selects.   Spec 1.5
 
     logits (T, E), scores (T, E), topk_indices (T, K), kept (T, K) bool: the slots that count -> topk_weights (T, K)
     c is the scaling factor; a slot that does not count has weight +0.
     (a) softmax, normalised, eps 0:  c softmax(kept logits): one stage over the logits
     (b) not normalised:              c scores
     (c) otherwise:                   c scores / (sum scores + eps), or over max(sum scores, eps)
+    (d) selection "sparsemixer":     c h softmax(logits near the largest), by rounds; h given.multipliers
     """
     routing = config.routing
+    if routing.selection == "sparsemixer":
+        multipliers = None if given is None else given.multipliers
+        return sparsemixer_weights(logits, topk_indices, kept, multipliers, config, num)
     c = routing.scaling_factor
     index = _safe(topk_indices)
     s = np.take_along_axis(scores, index, axis=-1)
@@ -35,6 +40,8 @@ def topk_weights_backward(d_topk_weights, logits, scores, topk_indices, kept, co
     d_topk_weights (T, K) and the forward's arguments -> d_logits (T, E), d_scores (T, E) or None
     """
     routing = config.routing
+    if routing.selection == "sparsemixer":
+        return sparsemixer_weights_backward(d_topk_weights, logits, topk_indices, kept, config, num), None
     used, index = topk_indices >= 0, _safe(topk_indices)
     gathered = [np.take_along_axis(array, index, axis=-1) for array in (logits, scores)]
     if softmax_of_kept(config):

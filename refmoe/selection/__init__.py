@@ -8,11 +8,12 @@ from typing import NamedTuple
 from .hashed import hashed
 from .ranked import grouped, listed, per_group, ranked, topk, topk_margin
 from .replay import given, require_distinct
+from .sparsemixer import sparsemixer
 from .threshold import threshold
 from .top_p import top_p
 
 __all__ = ["SELECTIONS", "Offer", "Rule", "given", "grouped", "is_causal", "per_group", "ranked", "require_distinct"]
-__all__ += ["hashed", "listed", "threshold", "top_p", "topk", "topk_margin"]
+__all__ += ["hashed", "listed", "sparsemixer", "threshold", "top_p", "topk", "topk_margin"]
 
 
 class Offer(NamedTuple):
@@ -40,6 +41,7 @@ SELECTIONS = {
     "hash": Rule(hashed, ranks=False),
     "threshold": Rule(threshold, fixed=False),
     "top_p": Rule(top_p, fixed=False),
+    "sparsemixer": Rule(sparsemixer),
 }
 
 

@@ -14,7 +14,7 @@ from . import controllers
 ROUTER_PARAMS = ("w_router", "router_bias", "selection_bias", "hash_table")
 LAYER_GIVEN = (
     *("token_mask", "sequence_ids", "token_ids", "topk_indices", "logits", "counts_so_far"),
-    *("coin", "priority", "protected", "noise", "jitter"),
+    *("coin", "priority", "protected", "noise", "jitter", "multipliers"),
 )
 # Stages of the router that only some configurations have.
 ROUTER_STAGES = (
@@ -44,7 +44,7 @@ def route(config, num, arrays):
     record = routing.route(arrays.get("x"), params, config, num, _given(arrays))
     used = record.topk_indices >= 0
     saved = record.logits, record.scores, record.topk_indices
-    record = record._replace(topk_weights=routing.topk_weights(*saved, used, config, num))
+    record = record._replace(topk_weights=routing.topk_weights(*saved, used, config, num, _given(arrays)))
     made = _named(record, "logits", "scores", "choice_scores", "group_scores", "topk_indices", "topk_weights")
     if "logits" in arrays:
         del made["logits"]

@@ -8,6 +8,10 @@ NOTES = {
     "VariableCount": ("slots beyond a token's count filled with other experts, or read as one", "phantom experts"),
     "ThresholdExact": ("a threshold rounded to float32, or met by what equals it", "an expert too many or too few"),
     "TopPExact": ("a cumulative sum rounded before it is compared with p", "an expert too many or too few"),
+    "SparseMixer": (
+        "survivors by the wrong scale, the first expert left in round 2, or a multiplier on the way back",
+        "weights and gradients of Phi-3.5-MoE off",
+    ),
 }
 
 
@@ -30,6 +34,7 @@ def cases():
     yield Case("a table with a selection bias", ("Refused", "HashTable"), "route", inputs | table,
                sizes(6, 2, routing=routing | {"selection_bias": True}), refused="selection_bias")  # fmt: skip
     yield from _variable()
+    yield from _sparsemixer()
 
 
 def _variable():
@@ -49,3 +54,15 @@ def _variable():
         routing = {"selection": "top_p", "top_p": p, "normalize": True}
         yield Case(f"scores that make up {p}", ("TopPExact", "VariableCount"), "route", quarters,
                    sizes(6, 2, routing=routing))  # fmt: skip
+
+
+def _sparsemixer():
+    inputs = {"logits": f32([[4.0, 3.0, 2.25, 0.0], [-1.0, -3.0, -1.5, -1.25], [0.0, -0.0, 0.0, 0.0]])}
+    inputs |= {"d_topk_weights": f32([[1.0, -0.5], [0.25, 2.0], [3.0, 1.0]])}
+    routing = {"selection": "sparsemixer", "selection_base": "logits", "sparsemixer_eps": 0.125, "scaling_factor": 1.5}
+    config = sizes(4, 2, routing=routing)
+    yield Case("two rounds over the logits near the largest", ("SparseMixer", "TieLowestId"), "route", inputs, config)
+    inputs |= {"topk_indices": ints([[1, 0], [3, 0], [2, -1]])}
+    inputs |= {"multipliers": f32([[1 / 3, 1.0], [1 / 3, 1 / 3], [1.0, 1.0]])}
+    comment = "a sampled choice: the multiplier weighs, and does not flow back"
+    yield Case(comment, ("SparseMixer", "Replay", "UnusedSlot"), "route", inputs, config)
