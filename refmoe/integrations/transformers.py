@@ -8,6 +8,7 @@ transformers 5, which are imported inside `register`. Everything runs on the CPU
 """
 
 from functools import lru_cache, partial
+from math import inf
 
 import numpy as np
 
@@ -25,21 +26,25 @@ _ACTIVATIONS = {
     "silu": "silu",
     "SiLU": "silu",
     "SiLUActivation": "silu",
+    "Inkling2SoftcappedSwiGLU": "silu",
     "GELUActivation": "gelu",
     "GELUTanh": "gelu_tanh",
     "ReLU": "relu",
     "ReLUSquaredActivation": "relu2",
 }
-# Experts with a gate of their own: the attributes that hold alpha and the limit, and the offset of the linear half.
+# Experts with a gate of their own: field -> the attribute that holds it, or its value.
 _GATES = {
-    "BeamExperts": (None, None, 0.0),
-    "DeepseekV4Experts": (None, "limit", 0.0),
-    "Glm5NextTextExperts": (None, "swiglu_limit", 0.0),
-    "HYV4Experts": (None, "swiglu_limit", 0.0),
-    "GptOssExperts": ("alpha", "limit", 1.0),
-    "MiniMaxM3VLExperts": ("swiglu_alpha", "swiglu_limit", 1.0),
-    "OpenAIPrivacyFilterExperts": ("alpha", "limit", 1.0),
+    "BeamExperts": {},
+    "DeepseekV4Experts": {"limit": "limit"},
+    "Glm5NextTextExperts": {"limit": "swiglu_limit"},
+    "GptOssExperts": {"alpha": "alpha", "limit": "limit", "linear_offset": 1.0},
+    "HYV4Experts": {"limit": "swiglu_limit"},
+    "Inkling2Experts": {"gate_softcap": "act_fn.gate_softcap.softcap", "up_softcap": "act_fn.up_softcap.softcap"},
+    "MiniMaxM3VLExperts": {"alpha": "swiglu_alpha", "limit": "swiglu_limit", "linear_offset": 1.0},
+    "OpenAIPrivacyFilterExperts": {"alpha": "alpha", "limit": "limit", "linear_offset": 1.0},
+    "Step3p7Experts": {"limit": "limit"},
 }
+_CLAMPED_AFTER = "_fp8_experts_clamp_after_activation"  # how a module says so
 _STORES = {"torch.float32": "float32", "torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float64": "float64"}
 
 
@@ -135,25 +140,34 @@ def describe(experts, hidden_size, top_k):
     fix = "leave this model on transformers' own experts"
     require(plain_norm, ValueError, who, "experts without a norm after each expert", "has_post_expert_norm", fix)
     _, F = weight_shape(experts)
-    alpha, limit, offset = _gate(experts, who)
+    gate = _gate(experts, who)
     section = ExpertsConfig(
-        gated=experts.has_gate, activation=_activation(experts, who), alpha=alpha, limit=limit, linear_offset=offset,
-        biases=experts.has_bias,
-    )  # fmt: skip
+        gated=experts.has_gate, activation=_activation(experts, who), biases=experts.has_bias, **gate
+    )
     E = experts.num_experts
     return MoEConfig(hidden_size=hidden_size, intermediate_size=F, num_experts=E, top_k=top_k, experts=section)
 
 
 def _gate(experts, who):
-    """(alpha, limit, offset of the linear half) of the gate."""
+    """The fields of ExpertsConfig that state the gate."""
     from transformers.integrations.moe import _default_apply_gate
 
     if not experts.has_gate or type(experts)._apply_gate is _default_apply_gate:
-        return 1.0, None, 0.0
+        return {}
     known, fix = who in _GATES, "leave this model on transformers' own experts"
     require(known, ValueError, who, f"the usual gate or that of {', '.join(_GATES)}", "another gate", fix)
-    alpha, limit, offset = _GATES[who]
-    return getattr(experts, alpha) if alpha else 1.0, getattr(experts, limit) if limit else None, offset
+    values = {name: _value(experts, held) for name, held in _GATES[who].items()}
+    if values.get("limit") == inf:
+        values["limit"] = None
+    after = values.get("limit") is not None and getattr(experts, _CLAMPED_AFTER, False)
+    return values | ({"limit_position": "post"} if after else {})
+
+
+def _value(experts, held):
+    """The attribute at a dotted path, or the value itself."""
+    for name in held.split(".") if isinstance(held, str) else ():
+        experts = getattr(experts, name)
+    return experts if isinstance(held, str) else held
 
 
 def _activation(experts, who):

@@ -97,8 +97,8 @@ BLOCKS = [
     # clamps before the activation, low enough to bind
     like_deepseek("glm5_next", "Glm5NextTextMoE", "Glm5NextTextConfig", FIELDS | dict(swiglu_limit=1.0),
                   experts=TWO_SHARED | dict(limit=1.0)),
-    like_deepseek("hy_v4", "HYV4MoE", "HYV4Config", FIELDS | dict(swiglu_limit=1e4),
-                  part="its limit, which spares the shared expert (shared_limit)"),
+    like_deepseek("hy_v4", "HYV4MoE", "HYV4Config", FIELDS | dict(swiglu_limit=1.0),
+                  experts=TWO_SHARED | dict(limit=1.0, shared_clamped=False)),
     Block("minimax_m3_vl", "minimax_m3_vl.MiniMaxM3VLSparseMoeBlock", "MiniMaxM3VLTextConfig", SIZES | dict(
               intermediate_size=F, num_local_experts=E, shared_intermediate_size=S, routed_scaling_factor=2.0,
               swiglu_alpha=1.702, swiglu_limit=1.0),
@@ -115,8 +115,13 @@ BLOCKS = [
           SIZES | dict(intermediate_size=F, num_local_experts=E), layer(UNSCALED), BLOCK_BIAS),
     Block("step3p7", "step3p7.Step3p7SparseMoeBlock", "Step3p7TextConfig", SIZES | dict(
               moe_intermediate_size=F, n_routed_experts=E, share_expert_dim=S, moe_router_scaling_factor=3.0),
-          layer(UNSCALED | dict(scaling_factor=3.0), dict(shared_intermediate_size=S)), BIASED_SHARED, args=(0,),
-          part="the layers with a clamp after the activation (limit_position)"),
+          layer(UNSCALED | dict(scaling_factor=3.0), dict(shared_intermediate_size=S)), BIASED_SHARED, args=(0,)),
+    Block("step3p7, limits", "step3p7.Step3p7SparseMoeBlock", "Step3p7TextConfig", SIZES | dict(
+              moe_intermediate_size=F, n_routed_experts=E, share_expert_dim=S, moe_router_scaling_factor=3.0,
+              num_hidden_layers=1, swiglu_limits=[0.5], swiglu_limits_shared=[1.0]),
+          layer(UNSCALED | dict(scaling_factor=3.0), dict(
+              limit=0.5, limit_position="post", shared_limit=1.0, shared_intermediate_size=S)),
+          BIASED_SHARED, args=(0,)),
     Block("laguna", "laguna.LagunaSparseMoeBlock", "LagunaConfig", NARROW | dict(
               shared_expert_intermediate_size=S, moe_routed_scaling_factor=2.5),
           layer(UNSCALED | dict(scaling_factor=2.5), dict(shared_intermediate_size=S)), BIASED_SHARED,
@@ -130,8 +135,8 @@ BLOCKS = [
           layer(SCALED), BLOCK_BIAS, args=(0,)),
     Block("inkling2", "inkling2.Inkling2SparseMoeBlock", "Inkling2TextConfig", SIZES | dict(
               moe_intermediate_size=F, n_routed_experts=E, routed_scaling_factor=2.5, scoring_func="sigmoid",
-              mlp_gate_softcap=1e5, mlp_up_softcap=1e5),
-          layer(SCALED), GATE_BIAS, part="its soft caps, here out of reach (gate_softcap, up_softcap)"),
+              mlp_gate_softcap=1.0, mlp_up_softcap=1.5),
+          layer(SCALED, dict(gate_softcap=1.0, up_softcap=1.5)), GATE_BIAS),
     Block("afmoe", "afmoe.AfmoeSparseMoeBlock", "AfmoeConfig", NARROW | dict(num_shared_experts=2, route_scale=2.5),
           layer(SCALED, TWO_SHARED),
           Layout(router="router.gate.weight", selection_bias="expert_bias", shared="shared_experts")),

@@ -140,6 +140,11 @@ BLOCKS = [
               hidden_size=D, intermediate_size=F, moe_num_experts=E, moe_topk=K, moe_num_shared_experts=2),
           layer(RENORMALISED, TWO_SHARED),
           Layout(router="router.weight", form="halves, transposed", shared="shared_experts")),
+    Block("aria, gelu beside", "aria.AriaTextMoELayer", "AriaTextConfig", HEADS | dict(
+              hidden_size=D, intermediate_size=F, moe_num_experts=E, moe_topk=K, moe_num_shared_experts=2,
+              hidden_act="gelu"),
+          layer(RENORMALISED, TWO_SHARED | dict(shared_activation="gelu")),
+          Layout(router="router.weight", form="halves, transposed", shared="shared_experts")),
     Block("cohere2_moe, softmax", "cohere2_moe.Cohere2MoeSparseMoeBlock", "Cohere2MoeConfig", SIZES | dict(
               intermediate_size=F, num_experts=E, num_shared_experts=2, shared_expert_combination_strategy="sum"),
           layer(RENORMALISED, TWO_SHARED), N_SHARED, part="the average with the shared expert (shared_combine)"),

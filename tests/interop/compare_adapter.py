@@ -1,9 +1,11 @@
 """Whole tiny models run on refmoe's experts, forward and backward, against transformers' own."""
 
+import harness
 import numpy as np
 import pytest
 import torch
 from harness import FORWARD_BAR, GRADIENT_BAR
+from registry import BLOCKS
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -82,6 +84,37 @@ def test_a_model_runs_on_refmoe(name, implementation, calls):
     assert max(worst(our_grads[n], grads[n]) for n in grads) <= GRADIENT_BAR
 
 
+def expert_modules(block):
+    """The modules that take another experts implementation, which says how they are laid out."""
+    return [module for module in block.modules() if hasattr(module, "is_concatenated")]
+
+
+ADAPTED = [row for row in BLOCKS if row.replay is False and expert_modules(harness.build(row)[0])]
+
+
+@pytest.mark.parametrize("row", ADAPTED, ids=[row.name for row in ADAPTED])
+def test_every_block_runs_on_refmoe(row, calls):
+    """The block's own router, and its experts by refmoe: every layout and every gate there is."""
+    made = []
+    for implementation in ("eager", "refmoe"):
+        block, x, d_y = harness.build(row)
+        for module in expert_modules(block):
+            module.config._experts_implementation = implementation
+        y = block(x) if row.call is None else row.call(block, x)
+        y = (y[0] if isinstance(y, tuple) else y).reshape(x.shape)
+        (y * d_y).sum().backward()
+        grads = {name: p.grad.numpy() for name, p in block.named_parameters() if p.grad is not None}
+        made.append((y.detach().numpy(), {"x": x.grad.numpy()} | grads))
+    assert calls
+    (y, grads), (our_y, our_grads) = made
+    assert worst(our_y, y) <= FORWARD_BAR and grads.keys() == our_grads.keys()
+    assert max(worst(our_grads[name], grads[name]) for name in grads) <= GRADIENT_BAR
+
+
+def test_most_blocks_let_refmoe_in():
+    assert len({row.cls for row in ADAPTED}) >= 40
+
+
 def test_a_model_in_float64_runs_in_the_profile_float64():
     model = model_of("mixtral", torch.float64)
     logits, grads = run(model, "eager")
@@ -152,10 +185,13 @@ def test_a_changed_weight_is_noticed():
 def test_experts_that_refmoe_cannot_state_are_refused():
     from transformers.models.inkling2.modeling_inkling2 import Inkling2Experts, Inkling2TextConfig
 
+    class UnknownExperts(Inkling2Experts):
+        pass
+
     config = Inkling2TextConfig(hidden_size=16, moe_intermediate_size=12, n_routed_experts=8)
     config._experts_implementation = "refmoe"
-    with pytest.raises(ValueError, match="Inkling2Experts: expected the usual gate"):
-        Inkling2Experts(config)(torch.randn(2, 16), torch.tensor([[0, 1]] * 2), torch.rand(2, 2))
+    with pytest.raises(ValueError, match="UnknownExperts: expected the usual gate"):
+        UnknownExperts(config)(torch.randn(2, 16), torch.tensor([[0, 1]] * 2), torch.rand(2, 2))
 
 
 def test_an_unknown_profile_is_refused():
