@@ -197,6 +197,33 @@ def minimax_m3(p):
                        f"{MLP}shared_experts.down_proj.weight": p["shared.w_down"][0]}  # fmt: skip
 
 
+def deepseek_v4(p):
+    """DeepSeek's own names; a layer that chooses by token id has a table in the place of its bias."""
+    root, own = f"{ROOT}ffn.", {name.removeprefix("shared."): a for name, a in p.items() if name.startswith("shared.")}
+    inner = block(w123, root)(p) | each(root, own, "w1", "w3", "w2", "shared_experts.")
+    if "hash_table" in p:
+        return inner | {f"{root}gate.tid2eid": ("I64", p["hash_table"])}
+    return inner | {f"{root}gate.bias": p["selection_bias"]}
+
+
+def mistral_large4(p):
+    """Mistral's own names: nothing stands between the layer and its experts."""
+    root, own = "layers.1.", {name.removeprefix("shared."): a for name, a in p.items() if name.startswith("shared.")}
+    return block(w123, root)(p) | each(root, own, "w1", "w3", "w2", "shared_experts.")
+
+
+def inkling2(root, p):
+    return {f"{root}experts.w13_weight": interleaved(p["w_gate"], p["w_up"]), f"{root}experts.w2_weight": p["w_down"]}
+
+
+def step(root, p):
+    return {f"{root}{name}_proj.weight": p[f"w_{name}"] for name in ("gate", "up", "down")}
+
+
+def step_shared(tensors):
+    return lambda p: tensors(p) | shared(ROOT, p, middle="share_expert.")
+
+
 def renamed(tensors, old, new):
     return lambda p: {name.replace(old, new, 1): array for name, array in tensors(p).items()}
 
@@ -236,6 +263,12 @@ RENAMED = {"hidden_size": D, "num_experts_per_token": K, "hidden_act": "silu", "
            "num_experts": E, "num_expert_group": 2, "topk_group": 1, "moe_renormalize": True, "num_shared_experts": 1,
            "routed_scaling_factor": 2.5, "moe_router_activation_func": "sigmoid"}  # fmt: skip
 EXAONE = {**QWEN, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5, "num_shared_experts": 1}
+V4 = {**but(V3, "n_group", "topk_group", "scoring_func"), "scoring_func": "sqrtsoftplus", "swiglu_limit": 10.0,
+      "num_hash_layers": 1, "vocab_size": 9}  # fmt: skip
+INKLING2 = {**COMMON, "moe_intermediate_size": F, "n_routed_experts": E, "route_scale": 8.0, "mlp_gate_softcap": 4.0,
+            "mlp_up_softcap": 25.0, "scoring_func": "sigmoid"}  # fmt: skip
+STEP = {"hidden_size": D, "moe_intermediate_size": F, "moe_num_experts": E, "moe_top_k": K, "share_expert_dim": S,
+        "moe_router_scaling_factor": 3.0, "swiglu_limits": [0.0, 7.0], "swiglu_limits_shared": [0.0, 16.0]}  # fmt: skip
 ARIA = {"hidden_size": D, "moe_topk": K, "moe_num_experts": E, "intermediate_size": F, "moe_num_shared_experts": 2}
 FILTER = {**but(MIXTRAL, "hidden_act"), "swiglu_limit": 7.0, "swiglu_alpha": 1.702}
 M3 = {**MIXTRAL, "hidden_act": "swigluoai", "shared_intermediate_size": S, "routed_scaling_factor": 2.0,
@@ -262,6 +295,12 @@ M3_LAYER = {"routing": {**SIGMOID, "scaling_factor": 2.0},
             "experts": {"alpha": 1.702, "limit": 7.0, "linear_offset": 1.0, "shared_intermediate_size": S}}  # fmt: skip
 MISTRAL_ROUTING = {"normalize": True, "norm_eps": 1e-20, "num_groups": 2, "top_groups": 1, "group_mask": "zero",
                    "scaling_factor": 2.5}  # fmt: skip
+V4_ROUTING = {"score_fn": "sqrt_softplus", "normalize": True, "norm_eps": 1e-20, "scaling_factor": 2.5}
+V4_EXPERTS = {"limit": 10.0, **ONE_SHARED}
+STEP_LAYER = {"routing": {**SIGMOID, "scaling_factor": 3.0},
+              "experts": {"limit": 7.0, "limit_position": "post", "shared_limit": 16.0, "shared_intermediate_size": S}}
+INKLING2_LAYER = {"routing": {**SIGMOID, "norm_eps": 1e-20, "scaling_factor": 8.0},
+                  "experts": {"gate_softcap": 4.0, "up_softcap": 25.0}}  # fmt: skip
 SWITCH_LAYER = {"top_k": 1, "dispatch": {"capacity": 8, "capacity_scope": "sequence"},
                 "experts": {"gated": False, "activation": "relu"}}  # fmt: skip
 
@@ -355,6 +394,32 @@ CASES = {
                          {**LOGITS0, "experts": {"shared_intermediate_size": S}}, granite_shared),
     "granitemoe_swa": (typed("granitemoe_swa", {**MIXTRAL, "shared_intermediate_size": S}),
                        {**LOGITS0, "experts": {"shared_intermediate_size": S}}, granite_shared),
+    "glm5_next": (inside({**V3, "swiglu_limit": 10.0}, "glm5_next_text", "glm5_next"),
+                  {**V3_LAYER, "experts": {**ONE_SHARED, "limit": 10.0}},
+                  renamed(deepseek(each), "model.", "model.language_model.")),
+    "hy_v4": (typed("hy_v4", {**V3, "swiglu_limit": 10.0}),
+              {**V3_LAYER, "experts": {**ONE_SHARED, "limit": 10.0, "shared_clamped": False}}, deepseek(fused)),
+    "deepseek_v4": (typed("deepseek_v4", V4),
+                    {"routing": {**V4_ROUTING, "selection_bias": True}, "experts": V4_EXPERTS}, deepseek_v4),
+    "deepseek_v4 plain root": (typed("deepseek_v4", {**V4, "mlp_layer_types": ["hash_moe", "moe"]}),
+                               {"routing": {**V4_ROUTING, "selection_bias": True}, "experts": V4_EXPERTS},
+                               renamed(deepseek_v4, "model.", "")),
+    "deepseek_v4 hash": (typed("deepseek_v4", {**V4, "num_hash_layers": 3}),
+                         {"routing": {**V4_ROUTING, "selection": "hash", "hash_vocab_size": 9}, "experts": V4_EXPERTS},
+                         deepseek_v4),
+    "inkling2": (typed("inkling2_text", INKLING2), INKLING2_LAYER,
+                 renamed(block(inkling2, bias="gate.bias"), "model.", "model.llm.")),
+    "step3p7": (inside(STEP, "step3p5", "step3p7"), STEP_LAYER,
+                step_shared(block(step, f"{ROOT}moe.", bias="router_bias"))),
+    "step3p5 unclamped": (typed("step3p5", {**STEP, "swiglu_limits": [7.0, 0.0], "swiglu_limits_shared": None}),
+                          {**STEP_LAYER, "experts": {"shared_intermediate_size": S}},
+                          step_shared(block(step, f"{ROOT}moe.", bias="router_bias"))),
+    "mistral_large4": (inside(V3, "mistral_large4_text", "mistral_large4"),
+                       {"routing": MISTRAL_ROUTING, "experts": ONE_SHARED},
+                       mistral_large4),
+    "aria, gelu beside": (inside({**ARIA, "hidden_act": "gelu_pytorch_tanh"}, "aria_text", "aria"),
+                          {**LOGITS0, "experts": {"shared_intermediate_size": 2 * F, "shared_activation": "gelu_tanh"}},
+                          renamed(aria, "model.", "language_model.model.")),
     "lfm2_moe": (typed("lfm2_moe", LFM2), {"routing": {**SIGMOID, "norm_eps": 1e-6}},
                  block(w123, FEED, bias="expert_bias")),
     "lfm2_moe plain": (typed("lfm2_moe", {**LFM2, "norm_topk_prob": False, "use_expert_bias": False}),

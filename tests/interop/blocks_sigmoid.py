@@ -6,7 +6,7 @@ deserves its own.
 
 import torch
 from blocks_softmax import GROUPED, N_SHARED, NARROW, SIZES, TWO_SHARED, layer
-from harness import LENGTH, SEQUENCES, Block, D, E, F, K, S
+from harness import TOKEN_IDS, Block, D, E, F, K, S
 from layouts import Layout
 
 GATE_BIAS = Layout(selection_bias="gate.e_score_correction_bias")
@@ -44,7 +44,7 @@ def with_table(block):
 
 
 def by_token_id(block, x):
-    return block(x, torch.arange(SEQUENCES * LENGTH).reshape(SEQUENCES, LENGTH) % len(block.gate.tid2eid))
+    return block(x, TOKEN_IDS % len(block.gate.tid2eid))
 
 
 def mostly_negative(block):
@@ -108,8 +108,10 @@ BLOCKS = [
     Block("deepseek_v4", "deepseek_v4.DeepseekV4SparseMoeBlock", "DeepseekV4Config", V4,
           layer(V4_ROUTING | dict(selection_bias=True), LIMITED), BIASED_SHARED, args=(1,)),
     Block("deepseek_v4, hash, replayed", "deepseek_v4.DeepseekV4SparseMoeBlock", "DeepseekV4Config", V4,
-          layer(V4_ROUTING, LIMITED), N_SHARED, args=(0,), prepare=with_table, call=by_token_id, replay=True,
-          part="the table by token id, whose indices are given (topk_method hash)"),
+          layer(V4_ROUTING, LIMITED), N_SHARED, args=(0,), prepare=with_table, call=by_token_id, replay=True),
+    Block("deepseek_v4, hash", "deepseek_v4.DeepseekV4SparseMoeBlock", "DeepseekV4Config", V4,
+          layer(V4_ROUTING | dict(selection="hash", hash_vocab_size=32), LIMITED),
+          N_SHARED._replace(hash_table="gate.tid2eid"), args=(0,), prepare=with_table, call=by_token_id),
     # sigmoid without groups
     Block("minimax_m2", "minimax_m2.MiniMaxM2SparseMoeBlock", "MiniMaxM2Config",
           SIZES | dict(intermediate_size=F, num_local_experts=E), layer(UNSCALED), BLOCK_BIAS),

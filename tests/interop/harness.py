@@ -18,6 +18,7 @@ from refmoe.recipes import assemble_params, name_params
 # Sizes, all different so that no two axes can be taken for each other, multiples of four as some kernels need.
 D, F, S, E, K = 16, 12, 28, 20, 3
 SEQUENCES, LENGTH = 2, 22
+TOKEN_IDS = torch.arange(SEQUENCES * LENGTH).reshape(SEQUENCES, LENGTH) * 7  # what a table is asked, modulo its rows
 # Tiny tensors: more threads would only wait for each other.
 torch.set_num_threads(1)
 NUM = refmoe.Numerics(profile="float64", threads=1)
@@ -61,7 +62,9 @@ def run(row):
     block, x, d_y = build(row)
     y, indices = transformers_forward(row, block, x)
     (y * d_y).sum().backward()
-    given = refmoe.Given(topk_indices=indices if row.replay else None, sequence_ids=_sequences(row))
+    given = refmoe.Given(
+        topk_indices=indices if row.replay else None, sequence_ids=_sequences(row), token_ids=_token_ids(row)
+    )
     params = assemble_params(read(row.layout, block, values))
     x_flat, d_flat = (values(t).reshape(-1, D) for t in (x, d_y))
     record = refmoe.moe_forward(x_flat, params, row.layer, NUM, given)
@@ -70,7 +73,8 @@ def run(row):
         check_selection(row, record.routing, indices)
     theirs = {"x": gradient(x).reshape(-1, D)} | read(row.layout, block, gradient)
     ours = {"x": grads.d_x} | name_params(grads.params)
-    errors = {name: error(name, ours.get(name), grad) for name, grad in theirs.items() if name != "selection_bias"}
+    flowing = theirs.keys() - {"selection_bias", "hash_table"}
+    errors = {name: error(name, ours.get(name), theirs[name]) for name in theirs if name in flowing}
     worst = max(errors, key=errors.get)
     forward = error("y", record.y, values(y).reshape(-1, D))
     return Result(row.name, forward, errors[worst], worst, row.part)
@@ -134,6 +138,11 @@ def gradient(tensor):
 
 def _sequences(row):
     return np.repeat(np.arange(SEQUENCES), LENGTH) if row.layer.dispatch.capacity_scope == "sequence" else None
+
+
+def _token_ids(row):
+    rows = row.layer.routing.hash_vocab_size
+    return TOKEN_IDS.reshape(-1).numpy() % rows if rows else None
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------

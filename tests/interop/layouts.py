@@ -16,6 +16,7 @@ class Layout(NamedTuple):
     router: str = "gate.weight"  # (E, D)
     router_bias: str | None = None  # (E,)
     selection_bias: str | None = None  # (E,), or (1, E)
+    hash_table: str | None = None  # (V, K) expert ids
     experts: str = "experts"
     form: str = "halves"  # a row of EXPERTS
     shared: str | None = None
@@ -32,6 +33,8 @@ def read(layout, block, pick):
     for name, path in (("router_bias", layout.router_bias), ("selection_bias", layout.selection_bias)):
         if path is not None:
             named[name] = _flat(pick(find(block, path)))
+    if layout.hash_table is not None:
+        named["hash_table"] = find(block, layout.hash_table).numpy()
     named |= EXPERTS[layout.form](find(block, layout.experts), pick)
     if layout.shared is not None:
         tensors = SHARED[layout.shared_form](find(block, layout.shared), pick)

@@ -70,6 +70,12 @@ def with_positive_bias(block):
     block.gate.e_score_correction_bias.abs_()
 
 
+def with_table(block):
+    """Three different experts for each token id, where the block chooses by a table."""
+    if hasattr(block.gate, "tid2eid"):
+        block.gate.tid2eid.copy_(torch.stack([torch.randperm(8)[:3] for _ in range(32)]))
+
+
 MODELS = [
     Model("mixtral", LOCAL),
     Model("minimax", LOCAL | FULL),
@@ -126,6 +132,20 @@ MODELS = [
     Model("axk2", V3 | LATENT_ATTENTION, prepare=with_positive_bias),
     Model("mistral4", V3 | LATENT_ATTENTION, "Mistral4ForCausalLM", alone=True),
     Model("minimax_m2", LOCAL),
+    Model("hy_v4", V3 | LATENT_ATTENTION | dict(swiglu_limit=1.0), alone=True),
+    *[Model("deepseek_v4", ROUTED | dict(
+                num_key_value_heads=1, routed_scaling_factor=1.5, swiglu_limit=1.0, n_shared_experts=1, q_lora_rank=8,
+                qk_rope_head_dim=4, o_groups=2, o_lora_rank=8, layer_types=["sliding_attention"] * 2,
+                mlp_layer_types=["hash_moe", "moe"]), block=f"layers.{layer}.mlp", layer=layer, prepare=with_table,
+            alone=True)
+      for layer in (0, 1)],
+    Model("inkling2_text", ROUTED | dict(mlp_layer_types=["dense", "sparse"], mlp_gate_softcap=1.0,
+                                         mlp_up_softcap=1.5), alone=True),
+    Model("step3p7", dict(text_config=ROUTED | dict(
+              share_expert_dim=20, moe_router_scaling_factor=3.0, swiglu_limits=[0, 0.5],
+              swiglu_limits_shared=[0, 1.0], mlp_layer_types=["dense", "sparse"]), vision_config=dict(
+                  hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=28)),
+          "Step3p7ForConditionalGeneration", "language_model.layers.1.mlp", alone=True),
     Model("minimax_m3_vl_text", LOCAL | dict(shared_intermediate_size=20, swiglu_limit=1.0,
                                              mlp_layer_types=["dense", "sparse"])),
     Model("flint", GATED | dict(norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[])),

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...config import MoEConfig
-from ...recipes import MoEParams, assemble_params, name_params, parameter_shapes
-from .places import carrier, expert_bias, expert_weights, tensor_names
+from ...recipes import INTEGER_PARAMS, MoEParams, assemble_params, name_params, parameter_shapes
+from .places import carrier, expert_bias, expert_weights, identifiers, tensor_names
 from .settings import find_family, layer_config
 from .shards import open_shards
 
@@ -37,10 +37,12 @@ def read_layer(directory, layer):
     names; an encoder-decoder's decoder counts on after its encoder. Raises ValueError, which lists what was looked for.
     """
     directory = Path(directory)
+    if type(layer) is not int or layer < 0:
+        raise ValueError(f"layer: expected a whole number from 0 on, got {layer!r}; see the tensors' names")
     if not directory.is_dir():
         raise ValueError(f"{directory}: looked for a folder with config.json and safetensors files, found no folder")
     model_type, family, settings, quantization = find_family(directory)
-    config = layer_config(family, settings, directory / "config.json")
+    config = layer_config(family, settings, directory / "config.json", layer)
     shards, title = open_shards(directory), f"layer {layer} of a {model_type} checkpoint"
     where = f"{directory}: {title}"
     root = _find_root(shards, family, settings, layer, where)
@@ -57,7 +59,8 @@ def _parameters(source, family, config):
         if name in shapes:
             shape = shapes.pop(name)
             stored = (1, *shape) if name in family.one_before else shape
-            arrays[name] = carrier(_first(source, names), stored).reshape(shape)
+            read = identifiers if name in INTEGER_PARAMS else carrier
+            arrays[name] = read(_first(source, names), stored).reshape(shape)
     for prefix, variants in (("shared.", family.shared), ("", family.experts)):
         own = {name: shapes.pop(name) for name in list(shapes) if name.startswith(prefix)}
         own = {name.removeprefix(prefix): shape for name, shape in own.items()}
@@ -71,8 +74,6 @@ def _parameters(source, family, config):
 
 def _find_root(shards, family, settings, layer, where):
     """The beginning of the names of the layer's tensors. ValueError if none of the declared ones has a router."""
-    if type(layer) is not int or layer < 0:
-        raise ValueError(f"layer: expected a whole number from 0 on, got {layer!r}; see the tensors' names")
     roots = family.roots
     if family.decoder_root:
         encoder = settings.get("num_layers")

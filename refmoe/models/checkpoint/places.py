@@ -27,6 +27,14 @@ def carrier(tensor, shape):
     return np.require(decode(tensor.codes, FLOATS[tensor.dtype]), requirements=("C", "A"))
 
 
+def identifiers(tensor, shape):
+    """A table of expert ids as int64. Raises ValueError for a shape that config.json contradicts, or another type."""
+    if tensor.dtype not in ("I32", "I64"):
+        raise _wrong(tensor, "type I32 or I64", tensor.dtype)
+    _require_shape(tensor, shape)
+    return tensor.codes.view(f"<i{tensor.codes.itemsize}").astype(np.int64)
+
+
 def expert_bias(tensor, place, shape):
     """(E, M) biases of one parameter, out of (E, M) or, joined like the weights, (E, 2M)."""
     experts, rows = shape

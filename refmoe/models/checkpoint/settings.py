@@ -4,6 +4,7 @@ from ...config import MoEConfig
 from .families import FAMILIES, NOT_YET
 from .shards import read_json
 
+ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}  # where a field other than hidden_act names one
 READABLE = ("fp8", "mxfp4")  # methods of quantization_config whose tensors have a reading here
 
 
@@ -55,7 +56,7 @@ def _checked_quantization(path, quantization):
     return quantization
 
 
-def layer_config(family, settings, where):
+def layer_config(family, settings, where, layer=0):
     """MoEConfig of a layer. Losses stay at their neutral values: config.json does not say how they are meant.
 
     Raises ValueError for a field that is missing, contradicts its other name, or has a value the reading is not for.
@@ -65,25 +66,51 @@ def layer_config(family, settings, where):
         if value is not _ABSENT and value not in accepted:
             wanted = " or ".join(map(repr, accepted))
             raise ValueError(f"{where}: expected {name} {wanted} in this family, got {value!r}; no rule here states it")
-    flat = dict(family.rules) | {path: _field(settings, field, where) for path, field in family.fields.items()}
+    flat = dict(family.rules) | {path: _field(settings, field, where, layer) for path, field in family.fields.items()}
     if family.groups_if and _lookup(settings, family.groups_if[0]) != family.groups_if[1]:
         flat = {path: value for path, value in flat.items() if "group" not in path}
-    if not flat.get("routing.normalize"):
-        flat.pop("routing.norm_eps", None)
-    width = _shared_width(settings, family, where)
-    if not width:
-        flat.pop("experts.shared_gate", None)
+    if family.hash_layers and _hashed(settings, layer, *family.hash_layers):
+        vocabulary = _field(settings, "vocab_size", where, layer)
+        flat |= {"routing.selection": "hash", "routing.hash_vocab_size": vocabulary, "routing.selection_bias": False}
+    flat = _coherent(flat | {"experts.shared_intermediate_size": _shared_width(settings, family, where)})
     try:
-        return MoEConfig.from_dict(_nested(flat | {"experts.shared_intermediate_size": width}))
+        return MoEConfig.from_dict(_nested(flat))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _coherent(flat):
+    """Without the fields that say something about what is not there. A limit of 0 means none."""
+    flat = {path: value or None if path.endswith("limit") else value for path, value in flat.items()}
+    beside = flat.get("experts.shared_activation")
+    flat["experts.shared_activation"] = ACTIVATIONS.get(beside, beside)
+    limit, shared = flat.get("experts.limit"), flat.get("experts.shared_limit")
+    if "experts.shared_limit" in flat and limit and not shared:
+        flat["experts.shared_clamped"] = False
+    absent = {
+        "routing.norm_eps": not flat.get("routing.normalize"),
+        "experts.limit_position": not limit and not shared,
+        "experts.shared_activation": flat["experts.shared_activation"] in (None, flat.get("experts.activation")),
+    }
+    if not flat["experts.shared_intermediate_size"]:
+        absent |= {path: True for path in flat if path.startswith("experts.shared_")}
+    return {path: value for path, value in flat.items() if not absent.get(path)}
+
+
+def _hashed(settings, layer, kinds, count):
+    """Does the layer choose by a table of token ids: says the list of kinds, or else the number of such layers?"""
+    listed = _lookup(settings, kinds)
+    if isinstance(listed, list) and layer < len(listed):
+        return str(listed[layer]).startswith("hash")
+    first = _lookup(settings, count)
+    return type(first) is int and layer < first
 
 
 def _shared_width(settings, family, where):
     width = 1 if family.shared_width else 0
     for name in family.shared_width:
-        value = _lookup(settings, name)
-        if value is _ABSENT or value is None or value == 0:
+        value = _field(settings, (name, 0), where, 0)
+        if value == 0:
             return 0
         if type(value) is not int:
             raise ValueError(f"{where}: expected an integer {name}, got {value!r}; correct the file")
@@ -91,9 +118,12 @@ def _shared_width(settings, family, where):
     return width
 
 
-def _field(settings, field, where):
+def _field(settings, field, where, layer):
     names, *default = (field,) if isinstance(field, str) else field
-    found = {name: _lookup(settings, name) for name in names.split("|")}
+    found = {name: _lookup(settings, name.removesuffix("[]")) for name in names.split("|")}
+    for name, value in found.items():
+        if name.endswith("[]") and isinstance(value, list):
+            found[name] = value[layer] if layer < len(value) else _ABSENT
     found = {name: value for name, value in found.items() if value is not _ABSENT and value is not None}
     values = list(found.values())
     if any(value != values[0] for value in values):

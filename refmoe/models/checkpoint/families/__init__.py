@@ -11,12 +11,9 @@ NOT_YET = {
     "longcat_flash": "identity experts without weights",
     "gemma4_text": "a norm before the router and a scale for each expert",
     "jetmoe": "an output bias after the combine",
-    "deepseek_v4": "layers that choose experts by a table of token ids",
     "inkling_mm_model": "shared experts weighted by the router",
-    "inkling2_text": "soft caps in the activation",
     "muse_spark_text": "latent experts with norms",
     "axk1": "a norm of the layer's output",
-    "step3p7": "a clamp after the activation",
     "zaya": "a router network with a state of its own",
 }
 

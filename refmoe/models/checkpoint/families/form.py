@@ -21,7 +21,9 @@ class Place(NamedTuple):
 
 
 class Family(NamedTuple):
-    """One model_type. Fields of config.json are written a|b (either name) or (a|b, value if absent or null)."""
+    """One model_type. Fields of config.json are written a|b (either name) or (a|b, value if absent or null); a[] is a
+    list with a value for each layer.
+    """
 
     fields: dict  # field of MoEConfig -> its name in config.json
     rules: dict  # field of MoEConfig -> the value the family's code has built in
@@ -34,6 +36,7 @@ class Family(NamedTuple):
     decoder_root: str = ""  # encoder-decoder models: their decoder's layers count on after the encoder's
     one_before: tuple = ()  # of `tensors`, those stored with an axis of length 1 before the others
     groups_if: tuple = ()  # (field of config.json, value): the groups count only then
+    hash_layers: tuple = ()  # fields with the kind of each layer, and with the number of first layers that are such
     since_5: tuple = ()  # variants instead of `experts` if config.json's transformers_version is 5 or later
 
 

@@ -10,6 +10,7 @@ from .form import (
     GROUPS_OR_ONE,
     MLP,
     NARROW,
+    ROOTS,
     SCALED,
     SHARED_EXPERTS,
     SIGMOID,
@@ -22,7 +23,7 @@ from .form import (
     both,
     each,
     fused,
-)  # fmt: skip
+)
 
 DEEPSEEK_V3 = Family(
     {**SIZES, **NARROW, "num_experts": "n_routed_experts|num_local_experts", **FLAG, **GROUPS, **SCALED}, EPS20,
@@ -88,6 +89,49 @@ FAMILIES = {
     ),
     "beam": ONE_GROUP._replace(
         fields={**ONE_GROUP.fields, "num_experts": "num_experts"}, shared=(), shared_width=(),
+    ),
+    "glm5_next_text": ONE_GROUP._replace(fields={**ONE_GROUP.fields, "experts.limit": "swiglu_limit"}),
+    "hy_v4": ONE_GROUP._replace(
+        fields={**ONE_GROUP.fields, "experts.limit": "swiglu_limit"}, rules={**EPS20, "experts.shared_clamped": False},
+        # Version 5 writes the gate under the name that attention has for its own.
+        shared=(*SHARED_EXPERTS, each(MLP, gate="linear_gate", experts="shared_experts.")),
+    ),
+    "deepseek_v4": Family(
+        {**SIZES, "intermediate_size": "moe_intermediate_size", **SCALED,
+         "num_experts": "n_routed_experts|num_local_experts", "experts.limit": "swiglu_limit"},
+        {**EPS20, "routing.score_fn": "sqrt_softplus", "routing.normalize": True},
+        {"w_router": ("ffn.gate.weight", "mlp.gate.weight"),
+         "selection_bias": ("ffn.gate.bias", "mlp.gate.e_score_correction_bias"),
+         "hash_table": ("ffn.gate.tid2eid", "mlp.gate.tid2eid")},
+        (each("ffn.", **W123), both(MLP)[1]), (each("ffn.", **W123, experts="shared_experts."), *SHARED_EXPERTS),
+        ("n_shared_experts", "moe_intermediate_size"),
+        (("scoring_func", ("sqrtsoftplus",)), ("norm_topk_prob", (True,)), ("topk_method", ("noaux_tc",))),
+        roots=(*ROOTS, "layers.{layer}."), hash_layers=("mlp_layer_types", "num_hash_layers"),
+    ),
+    "inkling2_text": Family(
+        {**SIZES, "intermediate_size": "moe_intermediate_size",
+         "num_experts": "n_routed_experts|num_local_experts",
+         "routing.scaling_factor": "route_scale|routed_scaling_factor",
+         "experts.gate_softcap": "mlp_gate_softcap", "experts.up_softcap": "mlp_up_softcap"},
+        {**EPS20, "routing.normalize": True},
+        {**GATE, "selection_bias": ("mlp.gate.bias", "mlp.gate.e_score_correction_bias")},
+        (fused("mlp.experts.w13_weight", "mlp.experts.w2_weight", order=("even", "odd"), scales="_scale"),
+         fused("mlp.experts.gate_up_proj", "mlp.experts.down_proj", scales="_scale_inv")),
+        expects=(("scoring_func", ("sigmoid",)),), roots=("model.llm.layers.{layer}.", *ROOTS),
+    ),
+    "step3p5": Family(  # also the text model inside step3p7
+        {"hidden_size": "hidden_size", "hidden_act": ("hidden_act", "silu"), **NARROW,
+         "top_k": "moe_top_k|num_experts_per_tok", "num_experts": "moe_num_experts|n_routed_experts",
+         "routing.scaling_factor": "moe_router_scaling_factor", "experts.limit": ("swiglu_limits[]", None),
+         "experts.shared_limit": ("swiglu_limits_shared[]", None)},
+        {**SIGMOID, "routing.normalize": True, "experts.limit_position": "post"},
+        {"w_router": ("moe.gate.weight", "mlp.gate.weight"),
+         "selection_bias": ("moe.router_bias", "mlp.gate.e_score_correction_bias")},
+        ({f"w_{name}": Place(f"moe.{name}_proj.weight", stack="stacked", scales="_scale_inv")
+          for name in ("gate", "up", "down")}, both(MLP)[1]),
+        (each("", experts="share_expert."), *SHARED_EXPERTS), ("share_expert_dims|share_expert_dim",),
+        (("moe_router_activation", ("sigmoid",)), ("norm_expert_weight", (True,)), ("use_moe_router_bias", (True,)),
+         ("mlp_bias", (False,))),
     ),
     "minimax_m2": MINIMAX_M2,
     "minimax_m3_vl_text": Family(

@@ -12,6 +12,7 @@ from .form import (
     MLP,
     NARROW,
     NORM0,
+    ROOTS,
     SCALED,
     SHARED_EXPERTS,
     SIZES,
@@ -25,7 +26,7 @@ from .form import (
     both,
     each,
     fused,
-)  # fmt: skip
+)
 
 QWEN_SHARED = ({**each(MLP, experts="shared_expert."), "w_shared_gate": Place("mlp.shared_expert_gate.weight")},)
 QWEN = Family({**SIZES, **COUNT, **NARROW, **FLAG}, SOFTMAX, GATE, both(MLP))
@@ -110,12 +111,13 @@ FAMILIES = {
     "granitemoehybrid": GRANITE_SHARED,
     "granitemoe_swa": GRANITE_SHARED,
     "aria_text": Family(  # the experts are silu whatever hidden_act says; the shared ones do as it says
-        {"hidden_size": "hidden_size", "top_k": "moe_topk", "num_experts": "moe_num_experts", **WIDE},
+        {"hidden_size": "hidden_size", "top_k": "moe_topk", "num_experts": "moe_num_experts", **WIDE,
+         "experts.shared_activation": ("hidden_act", "silu")},
         {**LOGITS0, "experts.activation": "silu"}, {"w_router": ("mlp.router.weight",)},
         (fused("mlp.experts.fc1.weight", "mlp.experts.fc2.weight", "in_out"),
          fused("mlp.experts.gate_up_proj", "mlp.experts.down_proj", "in_out")),
         SHARED_EXPERTS, ("moe_num_shared_experts", "intermediate_size"),
-        (("hidden_act", ("silu",)), ("mlp_bias", (False,))),
+        (("mlp_bias", (False,)),),
     ),
     "gpt_oss": GPT_OSS._replace(experts=(
         {**fused("mlp.experts.gate_up_proj_blocks", "mlp.experts.down_proj_blocks", "out_in", "blocks", EVEN_ODD),
@@ -137,6 +139,13 @@ FAMILIES = {
     ),
     "deepseek_v2": DEEPSEEK_V2,
     "mistral4": MISTRAL._replace(fields={**MISTRAL.fields, **FLAG}),
+    "mistral_large4_text": MISTRAL._replace(
+        rules={**MISTRAL.rules, "routing.normalize": True},
+        tensors={"w_router": ("gate.weight", "mlp.gate.weight")},
+        experts=(each("", **W123), each(MLP, **W123), both(MLP)[1]),
+        shared=(each("", **W123, experts="shared_experts."), *SHARED_EXPERTS),
+        roots=("layers.{layer}.", *ROOTS),
+    ),
     "switch_transformers": Family(
         {"hidden_size": "d_model", "intermediate_size": "d_ff", "num_experts": "num_experts",
          "dispatch.capacity": "expert_capacity", "hidden_act": ("dense_act_fn", "relu"),
