@@ -119,10 +119,11 @@ FAMILIES = {
     "ReMoE": "remoe",
     "ZAYA": "zaya1-8b",
     "LongCat-Flash": "longcat-flash",
+    "Gemma-4, DiffusionGemma": "gemma-4-26b-a4b diffusiongemma-26b-a4b",
 }
 # Families whose rules the configuration cannot state yet.
 COMING = (
-    "A.X K1", "Gemma-4, DiffusionGemma", "Inkling", "JetMoE", "Kimi-K3", "MoE++", "Muse Spark", "PhiMoE",
+    "A.X K1", "Inkling", "JetMoE", "Kimi-K3", "MoE++", "Muse Spark", "PhiMoE",
 )  # fmt: skip
 NAMES = tuple(sorted(name for row in FAMILIES.values() for name in row.split()))
 
