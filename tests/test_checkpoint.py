@@ -24,7 +24,7 @@ def assert_read(directory, config, params, layer=1):
     assert set(named) == set(params)
     for name, wanted in params.items():
         array = np.stack([named[name](e) for e in range(len(wanted))]) if callable(named[name]) else named[name]
-        assert array.dtype == np.float32 and array.shape == wanted.shape, name
+        assert array.dtype == wanted.dtype and array.shape == wanted.shape, name
         assert np.array_equal(array, wanted), name
     return got
 
