@@ -17,6 +17,7 @@ from .config import (  # noqa: E402  (the versions come first: other modules rea
     ImportanceLoss,
     LossesConfig,
     MoEConfig,
+    MutualInformationLoss,
     RoutingConfig,
     ZLoss,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "MoEGrads",
     "MoEParams",
     "MoERecord",
+    "MutualInformationLoss",
     "Numerics",
     "RoutingConfig",
     "SharedParams",

@@ -75,6 +75,7 @@ class MoEGrads(NamedTuple):
     d_logits_importance: object = None
     d_logits_device: object = None
     d_logits_communication: object = None
+    d_logits_mutual_information: object = None
     d_scores: object = None  # (T, E), where the weights' rule goes back through them
     d_topk_weights: object = None  # (T, K)
     router: RouterGrads = None

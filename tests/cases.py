@@ -14,6 +14,7 @@ from refmoe import (
     ImportanceLoss,
     LossesConfig,
     MoEConfig,
+    MutualInformationLoss,
     RoutingConfig,
     ZLoss,
 )
@@ -38,7 +39,11 @@ def config_of(routing=None, dispatch=None, experts=None, losses=None, **sizes):
 
 def losses_of(balance=None, z=None, importance=None, **others):
     """Sections as dictionaries of their fields; the coefficient of z stands alone."""
-    kinds = {"device": DeviceLoss, "communication": CommunicationLoss}
+    kinds = {
+        "device": DeviceLoss,
+        "communication": CommunicationLoss,
+        "mutual_information": MutualInformationLoss,
+    }
     return LossesConfig(
         balance=None if balance is None else BalanceLoss(coefficient=0.3, **balance),
         z=None if z is None else ZLoss(coefficient=z),
@@ -241,7 +246,13 @@ CASES = {
             communication={"num_devices": 2, "scope": "sequence", "probs": "sigmoid"},
         ),
     ),
-    "devices_normalized": config_of(losses=losses_of(device={"num_devices": 3, "probs": "normalized_sigmoid"})),
+    "devices_normalized": config_of(
+        losses=losses_of(
+            device={"num_devices": 3, "probs": "normalized_sigmoid"}, mutual_information={"terms": "marginal"}
+        )
+    ),
+    "information": config_of(routing={"normalize": True}, losses=losses_of(mutual_information={})),
+    "certainty": config_of(losses=losses_of(mutual_information={"terms": "conditional"})),
     "one_expert": config_of(num_experts=1, top_k=1, routing={"score_fn": "sigmoid"}, losses=losses_of({}, 0.2)),
 }
 

@@ -304,6 +304,17 @@ MUTANTS = {
             "devices",
         ),
     ],
+    "losses.mutual": [
+        ("return p * slope * loss.coefficient * d / count", "return p * slope * d / count", "information"),
+        (
+            "return p * slope * loss.coefficient * d / count",
+            "return slope * loss.coefficient * d / count",
+            "information",
+        ),
+        ("m.centre(m.log_mean_softmax(z) + p * 0, p, z)", "(m.log_mean_softmax(z) + p * 0)", "information"),
+        ("slope = slope - m.centre(z, p, z)", "slope = slope + m.centre(z, p, z)", "information"),
+        ("* d / count\n", "* d\n", "information"),
+    ],
     "losses.scopes": [
         ("out[scopes.tokens] = rows", "out[-len(rows) :] = rows", "losses"),
     ],

@@ -87,6 +87,7 @@ SMALL = {
             communication={"num_devices": 2, "device_limit": 2},
         ),
     ),
+    "information": config_of(**_TINY, losses=losses_of(mutual_information={})),
     "normalized_sigmoid": config_of(**_TINY, losses=losses_of({"probs": "normalized_sigmoid"})),
     "sigmoid_loss": config_of(**_TINY, losses=losses_of({"probs": "sigmoid", "scope": "sequence"})),
 }

@@ -48,6 +48,7 @@ ALSO_NEUTRAL = {
     "losses.importance": [{"losses": {"importance": {"gates": "topk", "eps": 0.5}}}],
     "losses.device": [{"losses": {"device": {"num_devices": 3}}}],
     "losses.communication": [{"losses": {"communication": {"num_devices": 2, "device_limit": 2}}}],
+    "losses.mutual_information": [{"losses": {"mutual_information": {"terms": "marginal"}}}],
     "losses.bias_update_rate": [{"losses": {"bias_update_rate": 0.25}}],  # read by the controller, not by the layer
 }
 

@@ -16,6 +16,7 @@ from refmoe import (
     Given,
     ImportanceLoss,
     LossesConfig,
+    MutualInformationLoss,
     Numerics,
     ZLoss,
     update_selection_bias,
@@ -52,12 +53,15 @@ NINE = [
     ("importance", ImportanceLoss(coefficient=1, gates="topk", ddof=1), 0.3975992246691078),
     ("z", ZLoss(coefficient=1), 3.404649313371019),
 ]
-# Six more numbers from the same table of logits, worked out in forty digits: experts 0, 1 and 2, 3 on two devices.
+# More numbers from the same table of logits, worked out in forty digits: experts 0, 1 and 2, 3 on two devices.
 MORE = [
     ("device", DeviceLoss(coefficient=1, num_devices=2), 1.1215691961866252),
     ("communication", CommunicationLoss(coefficient=1, num_devices=2, device_limit=2), 0.8107845980933126),
     ("balance", BalanceLoss(coefficient=1, probs="relu"), 2.111111111111111),
     ("importance", ImportanceLoss(coefficient=1, form="deviation"), 0.018275194772885504),
+    ("mutual_information", MutualInformationLoss(coefficient=1), -0.11212035075163476),
+    ("mutual_information", MutualInformationLoss(coefficient=1, terms="marginal"), -1.3507054528921834),
+    ("mutual_information", MutualInformationLoss(coefficient=1, terms="conditional"), 1.2385851021405487),
 ]
 IDS = "A B C A-normalized-sigmoid A-sigmoid cv2-softmax cv2-topk cv2-topk-ddof1 z".split()
 
@@ -89,7 +93,7 @@ def test_the_nine_values_in_float64(kind, loss, want):
 
 @pytest.mark.parametrize(("kind", "loss", "want"), MORE, ids=lambda v: v if isinstance(v, str) else "")
 def test_more_values_of_the_same_table(kind, loss, want):
-    assert abs(value(kind, loss, LOGITS) - want) <= 4 * np.spacing(abs(want))
+    assert abs(value(kind, loss, LOGITS) - want) <= 4 * np.spacing(max(abs(want), 1.0))
     assert value(kind, loss, LOGITS, EXACT) == pytest.approx(want, rel=2e-7)
 
 
@@ -246,6 +250,81 @@ def test_squared_deviations_are_the_squared_variation_over_the_number_of_experts
         got, d_got = record_of(LOGITS, importance=ImportanceLoss(coefficient=1, gates=gates, form="deviation"))
         assert got.losses.importance == pytest.approx(of_cv2.losses.importance / 4, rel=1e-14)
         assert np.allclose(d_got.d_logits_importance, d_cv2.d_logits_importance / 4, rtol=1e-12, atol=1e-17)
+
+
+# --- mutual information ----------------------------------------------------------------------------------------------
+
+
+def information(logits, num=EXACT, **fields):
+    loss = MutualInformationLoss(coefficient=1, **fields)
+    record, grads = record_of(logits, num, top_k=1, mutual_information=loss)
+    return float(record.losses.mutual_information), grads.d_logits_mutual_information
+
+
+def test_rows_that_differ_by_constants_share_no_information():
+    row = np.float32([0.25, -1.75, 2.125])
+    for logits in ([row] * 4, [row, row + np.float32(2)], [row]):
+        value, gradient = information(logits)
+        assert same_bits(np.float32(value), np.float32(0)) and same_bits(
+            gradient, np.zeros((len(logits), 3), np.float32)
+        )
+        assert information(logits, terms="marginal")[0] == -information(logits, terms="conditional")[0]
+
+
+def test_certain_tokens_on_different_experts_have_all_of_it():
+    """Two tokens, two experts, logits +-50: -log 2; nearly no gradient is left."""
+    value, gradient = information([[50, -50], [-50, 50]])
+    assert value == -np.float32(np.log(2)) and 0 < np.abs(gradient).max() < 1e-40
+    # one expert for both: nothing, to within e^-100 and of the right sign
+    value, _ = information([[50, -50], [51, -50]])
+    assert -1e-40 < value < 0
+
+
+def test_columns_that_agree_by_symmetry_have_no_marginal_gradient():
+    """P = (1/2, 1/2) whatever the numbers are; only the conditional half is left."""
+    logits = [[0.7, -1.1], [-1.1, 0.7]]
+    value, gradient = information(logits, terms="marginal")
+    assert value == -np.float32(np.log(2)) and same_bits(gradient, np.zeros((2, 2), np.float32))
+    assert same_bits(information(logits)[1], information(logits, terms="conditional")[1])
+
+
+def test_the_gradient_in_the_words_of_the_literature():
+    """p_j / T (log(P_j / p_j) + KL(p || P)), and -p_j / T (log p_j + H) for the conditional half."""
+    p = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
+    P = p.mean(axis=0)
+    kl = (p * np.log(p / P)).sum(axis=1, keepdims=True)
+    assert np.allclose(information(LOGITS, FLOAT64)[1], p / 6 * (np.log(P / p) + kl), rtol=1e-12, atol=1e-17)
+    H = -(p * np.log(p)).sum(axis=1, keepdims=True)
+    got = information(LOGITS, FLOAT64, terms="conditional")[1]
+    assert np.allclose(got, -p / 6 * (np.log(p) + H), rtol=1e-12, atol=1e-17)
+
+
+@pytest.mark.parametrize("gap", [200.0, 3000.0, 1e5, 3e38])
+def test_information_of_distant_logits(gap):
+    """Probabilities below every format, and a loss that is all in them: decided, with the sign of the exact value."""
+    logits = [[gap, 0, -gap], [gap, 0, 0], [0, 0, -gap]]
+    for terms in ("marginal", "conditional", "both"):
+        value, gradient = information(logits, terms=terms)
+        assert np.isfinite(value) and np.isfinite(gradient).all()
+    value, _ = information([[gap, 0], [gap, 1]])
+    assert value <= 0 and np.signbit(value)
+
+
+# --- importance of columns that agree --------------------------------------------------------------------------------
+
+
+def test_importances_that_agree_by_symmetry_have_no_variance():
+    for logits in ([[1, 0], [0, 1]], [[1, 0, 3], [0, 3, 1], [3, 1, 0]]):
+        for form in ("cv2", "deviation"):
+            record, grads = record_of(logits, EXACT, top_k=1, importance=ImportanceLoss(coefficient=1, form=form))
+            assert same_bits(record.losses.importance, np.zeros((), np.float32)) and not grads.d_logits_importance.any()
+
+
+def test_without_a_single_gate_importance_is_zero():
+    given = Given(topk_indices=np.full((6, 1), -1))
+    loss = ImportanceLoss(coefficient=1, gates="topk")
+    record, grads = record_of(LOGITS, EXACT, given, top_k=1, importance=loss)
+    assert record.losses.importance == 0 and not grads.d_logits_importance.any()
 
 
 # --- pooled over layers ----------------------------------------------------------------------------------------------

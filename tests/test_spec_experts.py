@@ -187,6 +187,7 @@ LOSS_CASES = [
         for d in (0, 1)
         for e in (0.0, 1e-10)
     ),
+    *(("mutual_information", {"terms": terms}) for terms in ("both", "marginal", "conditional")),
     *(("importance", {"gates": g, "form": "deviation"}) for g in ("softmax", "topk")),
     *(
         (name, {"num_devices": n, "probs": probs, "scope": scope} | limit)

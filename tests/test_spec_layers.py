@@ -85,6 +85,7 @@ KITCHEN_SINK = {
             "importance": {"coefficient": 0.2, "form": "deviation"},
             "device": {"coefficient": 0.5, "num_devices": 2, "scope": "sequence"},
             "communication": {"coefficient": 0.7, "num_devices": 3, "device_limit": 2, "probs": "normalized_sigmoid"},
+            "mutual_information": {"coefficient": 0.9},
         },
     },
     "input weights, dropped by probability": {
@@ -219,6 +220,7 @@ KITCHEN_SINK = {
 def test_every_other_choice(name, profile, store):
     config = config_of(**KITCHEN_SINK[name])
     upstream = {"balance": 2.0, "z": -0.5, "importance": 3.0, "device": 0.3, "communication": -1.5}
+    upstream["mutual_information"] = 1.25
     inputs = [tame(store, (T, config.hidden_size), seed) for seed in (3, 4)]
     d_logits = tame("float32", (T, config.num_experts), 9)
     given = SEQUENCES | init_given(config, T)

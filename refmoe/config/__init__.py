@@ -24,6 +24,7 @@ from .losses import (  # noqa: F401 (one door for every section)
     DeviceLoss,
     ImportanceLoss,
     LossesConfig,
+    MutualInformationLoss,
     ZLoss,
 )
 from .reading import build, load_json, with_house_names

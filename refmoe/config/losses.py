@@ -59,6 +59,14 @@ class CommunicationLoss(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MutualInformationLoss(Section):
+    """coefficient * (sum_e P_e log P_e + mean_t H(p_t)): minus the mutual information.   Spec 4.8"""
+
+    coefficient: float = field(default=0.0, metadata=FLOAT)  # times the loss
+    terms: str = field(default="both", metadata=one_of("both", "marginal", "conditional"))  # only P, or only H
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossesConfig(Section):
     """The losses the router adds to the task's.   Spec 4"""
 
@@ -67,6 +75,7 @@ class LossesConfig(Section):
     importance: ImportanceLoss | None = field(default=None, metadata={"section": ImportanceLoss})
     device: DeviceLoss | None = field(default=None, metadata={"section": DeviceLoss})
     communication: CommunicationLoss | None = field(default=None, metadata={"section": CommunicationLoss})
+    mutual_information: MutualInformationLoss | None = field(default=None, metadata={"section": MutualInformationLoss})
     bias_update_rate: float = field(default=0.0, metadata=WEIGHT)  # step of the selection-bias controller
 
     @property

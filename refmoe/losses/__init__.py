@@ -30,6 +30,7 @@ from .controllers import (
     update_selection_bias,
 )
 from .importance import importance_loss, importance_loss_backward
+from .mutual import mutual_information_loss, mutual_information_loss_backward
 from .pooled import pooled_balance_loss, pooled_balance_loss_backward
 from .scopes import Scopes, balance_counts, communication_counts, device_counts, loss_scopes
 from .z import z_loss, z_loss_backward
@@ -44,6 +45,7 @@ class Losses(NamedTuple):
     balance_counts: object = None  # (S, E) int64: the counts each scope's fractions were made of
     device: object = None
     communication: object = None
+    mutual_information: object = None
 
 
 LOSSES = {
@@ -52,6 +54,7 @@ LOSSES = {
     "importance": (importance_loss, importance_loss_backward),
     "device": (device_loss, device_loss_backward),
     "communication": (communication_loss, communication_loss_backward),
+    "mutual_information": (mutual_information_loss, mutual_information_loss_backward),
 }
 
 # What a pair reads, in the order of its arguments: fields of the routing record, `counts` and `scopes`.
@@ -61,6 +64,7 @@ READS = {
     "importance": ("logits", "topk_indices", "scopes"),
     "device": ("logits", "counts", "scopes"),
     "communication": ("logits", "counts", "scopes"),
+    "mutual_information": ("logits", "scopes"),
 }
 
 # The gradients a backward returns, in order.
@@ -70,6 +74,7 @@ GIVES = {
     "importance": ("d_logits_importance",),
     "device": ("d_logits_device",),
     "communication": ("d_logits_communication",),
+    "mutual_information": ("d_logits_mutual_information",),
 }
 
 # Who was chosen how often, for the losses whose fractions count it.
@@ -141,6 +146,8 @@ __all__ = [
     "loss_arguments",
     "loss_gradients",
     "loss_scopes",
+    "mutual_information_loss",
+    "mutual_information_loss_backward",
     "pooled_balance_loss",
     "pooled_balance_loss_backward",
     "required_bias",

@@ -10,16 +10,15 @@ def importance_loss(logits, topk_indices, scopes, config, num):
 
     logits (T, E), topk_indices (T, K) -> scalar. Shazeer et al. 2017
     """
-    if not len(scopes.tokens):
-        return np.zeros((), num.dtype)
     loss = config.losses.importance
 
     def formula(m, z, chosen):
         gates = m.masked_softmax(z, m.real(chosen) == 1)
-        variance, scale = _moments(m, m.sum(gates, axis=-2), loss, config.num_choices)
+        variance, scale = _moments(m, m.column_sums(gates, z), loss, config.num_choices)
         return variance / scale * loss.coefficient
 
-    return num.evaluate("losses.importance", formula, *_gate_inputs(logits, topk_indices, scopes, loss), core=2)
+    z, chosen = _gate_inputs(logits, topk_indices, scopes, loss)
+    return num.evaluate("losses.importance", formula, z, chosen, core=2) if chosen.any() else np.zeros((), num.dtype)
 
 
 def importance_loss_backward(d_loss, logits, topk_indices, scopes, config, num):
@@ -28,29 +27,28 @@ def importance_loss_backward(d_loss, logits, topk_indices, scopes, config, num):
     d_loss scalar, logits (T, E), topk_indices (T, K) -> d_logits_importance (T, E)
     """
     loss, E = config.losses.importance, config.num_choices
-    if not len(scopes.tokens):
-        return np.zeros_like(logits)
 
     def formula(m, z, chosen, d):
         # loss = c V / S,   V = Var(I),   S = mean(I)^2 + eps,   I = sum_t g_t,   g_t = softmax(z_t)
         # The gates of a token sum to one, so mean(I) and S are constants, and the mean drops out of V's centred slope.
         gates = m.masked_softmax(z, m.real(chosen) == 1)
-        importance = m.sum(gates, axis=-2)
+        importance = m.column_sums(gates, z)
         _, scale = _moments(m, importance, loss, E)
         slope = m.centre(importance + gates * 0, gates, z) * 2 / _over(loss, E)
         return gates * slope / scale * loss.coefficient * d
 
     inputs = _gate_inputs(logits, topk_indices, scopes, loss)
+    if not inputs[1].any():
+        return np.zeros_like(logits)
     d = np.broadcast_to(d_loss, inputs[0].shape)
     return spread(num.evaluate("d_logits_importance", formula, *inputs, d, core=2), scopes, logits)
 
 
 def _moments(m, importance, loss, num_experts):
-    """The spread of the importances and what it is divided by."""
+    """How far the importances spread, and what that is divided by."""
     total = m.sum(importance, keepdims=True)
     mean = total / num_experts
-    deviation = importance - mean
-    spread_out = m.sum(deviation * deviation, keepdims=True) / _over(loss, num_experts)
+    spread_out = m.squared_deviations(importance) / _over(loss, num_experts)
     return m.last(spread_out), m.last(total * total if loss.form == "deviation" else mean * mean + loss.eps)
 
 

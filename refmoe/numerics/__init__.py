@@ -34,7 +34,8 @@ FLOAT32_STAGES = frozenset(
     load_error load_integral required_bias bias_edges
     losses.device losses.communication d_logits_device d_logits_communication
     raw_logits clean_logits noise noise_logits noise_std d_raw_logits
-    d_clean_logits d_noise_logits d_noise_std""".split()
+    d_clean_logits d_noise_logits d_noise_std
+    losses.mutual_information d_logits_mutual_information""".split()
 )
 STORE_STAGES = frozenset(
     """x w_router router_bias w_gate w_up w_down b_gate b_up b_down w_shared_gate expert_scale global_scale

@@ -9,9 +9,10 @@ import numpy as np
 from . import elementary
 from .beyond import Beyond
 from .precise import Precise, exceeds
+from .tables import PreciseTables, Tables
 
 
-class Arithmetic:
+class Arithmetic(Tables):
     """The functions composed from a reading's primitives; `x` is one of its values, exact where it is branched on."""
 
     def minimum(self, x, bound):
@@ -209,7 +210,7 @@ class Binary64(Plain):
         return np.max(x, axis=axis, keepdims=keepdims)
 
 
-class PreciseArithmetic(Arithmetic, Precise):
+class PreciseArithmetic(PreciseTables, Arithmetic, Precise):
     """Object arrays of intervals of any precision; exact where the formula is rational, `Beyond` where not finite."""
 
     def constant(self, number):

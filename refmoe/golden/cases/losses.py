@@ -22,6 +22,7 @@ NOTES = {
     "LargeLogits": ("log-sum-exp without shift", "overflow"),
     "ZeroAtBalance": ("sign(0) taken as +-1", "biases that never rest"),
     "DeviceCounts": ("choices counted where tokens are meant, or a token counted twice", "traffic balanced wrongly"),
+    "Information": ("the sign, one half for the other, or the log of an underflowed mean", "NaN, or balance undone"),
     "ReluWeights": ("softmax in place of the weights, or a gradient at zero", "experts that never switch off"),
     "ControllerSign": ("sign reversed, or load compared with a rounded mean", "collapse"),
     **controllers.NOTES,
@@ -105,6 +106,14 @@ def _scopes():
 
 def _devices():
     logits = f32(FIXTURE)
+    for terms in ("both", "marginal", "conditional"):
+        config = sizes(4, 2, losses={"mutual_information": {**ONE, "terms": terms}})
+        yield Case(f"mutual information: {terms}", ("Information",), "loss", {"logits": logits}, config)
+    config = sizes(4, 2, losses={"mutual_information": ONE})
+    same = f32([[1.0, 0.5, -0.5, 0.0], [3.0, 2.5, 1.5, 2.0]])
+    yield Case("rows that differ by a constant: +0", ("Information",), "loss", {"logits": same}, config)
+    far = f32([[1500.0, 0.0, -5.0, 1.0], [1499.0, 0.0, 0.0, 0.0]])
+    yield Case("information below every format", ("Information", "LargeLogits"), "loss", {"logits": far}, config)
     for name, more in (("device", {}), ("communication", {"device_limit": 2})):
         section = {name: {**ONE, "num_devices": 2, **more}}
         yield Case(
