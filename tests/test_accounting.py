@@ -395,7 +395,7 @@ def test_sweep_command(capsys):
         (["minimax-m3", "--sweep", "num_experts"], "--sweep: expected a model that is counted whole, got minimax-m3"),
         (["mixtral"], "model: expected one of .*got 'mixtral'; did you mean 'mixtral-8x"),
         (["mixtral-8x7b", "dbrx", "--sweep", "num_experts"], "--sweep: expected one model, got mixtral-8x7b, dbrx"),
-        (["phi-3.5-moe", "--sweep", "num_experts"], "--sweep: expected a model with a preset of its layer"),
+        (["nemotron-3-super", "--sweep", "num_experts"], "--sweep: expected a model with a preset of its layer"),
     ],
 )
 def test_refusals(arguments, sentence):

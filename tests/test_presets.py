@@ -60,6 +60,7 @@ SIZES = {
     "mixtral-8x7b": (4096, 14336, 8, 2, 0),
     "nemotron-3-nano": (2688, 1856, 128, 6, 3712),
     "olmoe-1b-7b": (2048, 1024, 64, 8, 0),
+    "phi-3.5-moe": (4096, 6400, 16, 2, 0),
     "qwen1.5-moe-a2.7b": (2048, 1408, 60, 4, 5632),
     "qwen3-235b-a22b": (4096, 1536, 128, 8, 0),
     "qwen3-30b-a3b": (2048, 768, 128, 8, 0),
@@ -70,7 +71,7 @@ SIZES = {
     "switch-base-128": (768, 3072, 128, 1, 0),
     "switch-base-8": (768, 3072, 8, 1, 0),
 }
-ALONE = ("nemotron-3-super", "phi-3.5-moe")  # models whose layer the configuration cannot state yet
+ALONE = ("nemotron-3-super",)  # models whose layer the configuration cannot state yet
 # Every family of published layers, and the presets that state it. Rows of several presets differ in sizes alone, or in
 # what the family's models chose differently.
 FAMILIES = {
@@ -120,10 +121,11 @@ FAMILIES = {
     "ZAYA": "zaya1-8b",
     "LongCat-Flash": "longcat-flash",
     "Gemma-4, DiffusionGemma": "gemma-4-26b-a4b diffusiongemma-26b-a4b",
+    "PhiMoE": "phi-3.5-moe",
 }
 # Families whose rules the configuration cannot state yet.
 COMING = (
-    "A.X K1", "Inkling", "JetMoE", "Kimi-K3", "MoE++", "Muse Spark", "PhiMoE",
+    "A.X K1", "Inkling", "JetMoE", "Kimi-K3", "MoE++", "Muse Spark",
 )  # fmt: skip
 NAMES = tuple(sorted(name for row in FAMILIES.values() for name in row.split()))
 
@@ -254,8 +256,8 @@ def _binds(part, experts):
 
 
 def test_a_model_without_a_layer_says_what_is_missing():
-    with pytest.raises(ValueError, match=r"got 'phi-3\.5-moe'; its layer needs a SparseMixer .* does not have yet"):
-        load_preset("phi-3.5-moe")
+    with pytest.raises(ValueError, match=r"got 'nemotron-3-super'; its layer needs experts in .* does not have yet"):
+        load_preset("nemotron-3-super")
     with pytest.raises(ValueError, match=r"model: expected one of .*got 'phi-3\.5'; did you mean 'phi-3.5-moe'"):
         model_info("phi-3.5")
 
