@@ -147,7 +147,7 @@ static int run(const struct product *p, refmoe_tiers *tiers)
     int64_t units = 0;
     for (int64_t e = 0; e < p->experts; e++)
         units += refmoe_units(p, &cut, e);
-    int threads = is_forked_child ? 1 : (int)lower(p->threads, units > 0 ? units : 1);
+    int threads = is_forked_child || !refmoe_openmp() ? 1 : (int)lower(p->threads, units > 0 ? units : 1);
     struct scratch *scratch = take_scratch(p, &cut, threads);
     if (!scratch)
         return REFMOE_NO_MEMORY;

@@ -24,12 +24,21 @@
    and never a sum. Each thread computes under round-to-nearest without flush-to-zero and puts back the mode it found.
 
    Ownership. The caller owns every array. `out` may be uninitialised; each of its elements is written exactly once and
-   nothing else is written. `acc` may be `out` itself; no other array may overlap `out`. Scratch memory is taken and
-   given back within the call.
+   nothing else is written. `acc` may be `out` itself; no other array may overlap `out`. Arrays need the alignment of
+   their elements and no more.
+
+   Workspace. Each call takes scratch memory and gives it back before it returns: for each thread at most 2.5 MiB and
+   192 bytes for each term of the longest sum (K; the Ms of the pairs together; the rows of the largest expert). Its
+   stack stays below 64 KiB a thread.
 
    Errors. Everything is checked before the first write; a status other than REFMOE_OK means out is untouched. Functions
-   print nothing, never exit, and keep no state, so calls from several threads at once are safe. A child made
-   by fork() computes serially, because the thread pool of its parent does not exist in it.                          */
+   print nothing, never exit, and keep no state.
+
+   Threads. `threads` is the most that a call uses: no more than there is work for, one without OpenMP. Calls from
+   several threads at once are safe if their outputs do not overlap. The threads are OpenMP's and outlive the call. A
+   child made by fork() computes serially, because the thread pool of its parent does not exist in it.
+
+   Building. `make lib`; the bits depend on the flags of flags.mk. Fast-math and big-endian processors are refused.  */
 
 #ifndef REFMOE_KERNELS_H
 #define REFMOE_KERNELS_H

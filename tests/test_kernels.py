@@ -89,6 +89,14 @@ def test_a_long_sum_fills_many_packed_runs(kernel):
     assert_same(case, rule, kernel, list(case.outputs(NumpyEngine(), rule)), threads=(1, 2))
 
 
+@pytest.mark.parametrize("profile", ("exact", "chain"))
+@each_kernel
+def test_long_sums_of_many_rows_take_several_units(kernel, profile):
+    rule = Rule(profile, "float32")
+    case = Case(wide, rule, counts=(3, 140), M=5, K=2053)
+    assert_same(case, rule, kernel, list(case.outputs(NumpyEngine(), rule)), threads=(1, 2))
+
+
 # ---- midpoints ----
 
 @pytest.mark.parametrize("force", (None, "compensated", "exact"))

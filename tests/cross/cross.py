@@ -64,7 +64,7 @@ def build(target, folder):
     must([*compiler(target, "-c"), *kernels], folder)
     objects = [Path(name).with_suffix(".o") for name in SOURCES]
     for driver in DRIVERS:
-        must([*compiler(target, HERE / f"{driver}.c", *objects), "-o", driver], folder)
+        must([*compiler(target, HERE / f"{driver}.c", *objects), "-Wl,--wrap=aligned_alloc", "-o", driver], folder)
     return [folder / driver for driver in DRIVERS]
 
 

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "memory.h"
 #include "refmoe_kernels.h"
 
 enum { E = 2, N = 3, M = 4, K = 5 };
@@ -129,6 +130,39 @@ static void check_table(void)
     expect("the tile of no profile", 0, refmoe_tile_rows(0, 3) + refmoe_tile_cols(0, -1));
 }
 
+/* ---- memory refused at each place in turn ---- */
+
+static void check_memory(void)
+{
+    const refmoe_how how = HOW(0, 2, REFMOE_EXACT, REFMOE_FLOAT32, 0);
+    int status = REFMOE_NO_MEMORY, allowed = 0;
+    for (; status == REFMOE_NO_MEMORY && allowed < 100; allowed++) {
+        memset(out, 0xA5, sizeof out);
+        allocations_allowed = allowed;
+        status = refmoe_grouped_matmul_f32(&how, E, N, M, K, good_offsets, x, w, NULL, NULL, out, NULL);
+        expect("memory refused", status == REFMOE_NO_MEMORY, is_untouched());
+    }
+    allocations_allowed = INT32_MAX;
+    expect("memory granted", REFMOE_OK, status);
+    expect("several allocations were refused", 1, allowed > 2);
+}
+
+/* ---- scratch memory where much of it is used: the header's bound holds, and is not idle ---- */
+
+enum { MANY = 512, SOME = 64, LONG = 512 };
+
+static void check_workspace(int kernel, int profile)
+{
+    static float a[MANY * LONG], b[SOME * LONG], c[MANY * SOME];
+    const int64_t offsets[2] = {0, MANY};
+    const refmoe_how how = HOW(kernel, 1, profile, REFMOE_FLOAT32, 0);
+    taken_bytes = 0;
+    expect("a product of many rows", REFMOE_OK,
+           refmoe_grouped_matmul_f32(&how, 1, MANY, SOME, LONG, offsets, a, b, NULL, NULL, c, NULL));
+    expect("workspace within its bound", 1, taken_bytes <= (5 << 19) + 192 * LONG);
+    expect("a bound that is not idle", 1, taken_bytes > 2 << 20);
+}
+
 /* ---- a child made by fork after a parallel call ---- */
 
 enum { ROWS = 64, SIDE = 64 };
@@ -168,8 +202,12 @@ int main(void)
         check_refusal(&calls[i]), expect(calls[i].name, 1, is_untouched());
     check_pairs();
     check_table();
+    check_memory();
+    for (int kernel = 0; kernel < refmoe_kernel_count(); kernel++)
+        for (int profile = REFMOE_EXACT; profile <= REFMOE_CHAIN && refmoe_kernel_runs_here(kernel); profile++)
+            check_workspace(kernel, profile);
     check_fork();
     if (failures == 0)
-        printf("ok   %d bad calls refused, the table's ends, a forked child\n", count);
+        printf("ok   %d bad calls refused, the table's ends, memory refused and bounded, a forked child\n", count);
     return failures != 0;
 }

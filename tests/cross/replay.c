@@ -15,13 +15,15 @@
 
    where item is double for the profile REFMOE_UNFUSED and float for the others. Every kernel that runs here makes each
    call with 1 and 2 threads (1 without OpenMP), then in a caller's hostile floating-point mode, then, if exact, with
-   its tiers forced. Outputs stand between guard words; operands are compared afterwards.                           */
+   its tiers forced. Outputs stand between guard words; operands are compared afterwards; scratch memory is held
+   against the bound that the header gives.                                                                         */
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "environment.h"
+#include "memory.h"
 #include "refmoe_kernels.h"
 
 /* Flush subnormals and round upwards; the bits of the mode without the sticky flags. */
@@ -127,6 +129,19 @@ static void compare_tiers(const struct replay *r, int call, const struct way *wa
         fail(r, call, way, "the tiers do not add up to the outputs");
 }
 
+/* The header's bound: 2.5 MiB a thread, and 192 bytes for each term of the longest sum. */
+static void compare_workspace(const struct replay *r, int call, const struct way *way)
+{
+    const int64_t *offsets = r->offsets.data;
+    int64_t longest = call < 3 ? r->head.k : call == 3 ? r->head.m : call == 4 ? r->head.m + r->head.m2 : 0;
+    for (int64_t e = 0; e < r->head.e && call > 4; e++)
+        if (offsets[e + 1] - offsets[e] > longest)
+            longest = offsets[e + 1] - offsets[e];
+    if (taken_bytes > way->how.threads * ((5 << 19) + 192 * longest))
+        fail(r, call, way, "more scratch memory than the header allows");
+    taken_bytes = 0;
+}
+
 static int run_call(const struct replay *r, int call, const struct way *way, void *out, refmoe_tiers *tiers)
 {
     if (r->item == sizeof(float))
@@ -154,6 +169,7 @@ static void check_call(const struct replay *r, int call, const struct way *way)
         fail(r, call, way, "the caller's floating-point mode was not put back");
     compare(r, call, way, out);
     compare_tiers(r, call, way, &tiers);
+    compare_workspace(r, call, way);
     free(room);
 }
 

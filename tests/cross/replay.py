@@ -47,7 +47,7 @@ def of_sizes(rule, tiles):
 
 
 def long_sums(rule):
-    yield "a long sum", Case(made.wide, rule, (3, 12), M=35, K=2053)
+    yield "a long sum", Case(made.wide, rule, (3, 140), M=5, K=2053)
 
 
 def filled(rule, counts, M, K, M2=3, **operands):
