@@ -77,6 +77,13 @@ def test_other_byte_orders_and_fast_math_do_not_compile(tmp_path, capsys):
     assert "little-endian" in capsys.readouterr().out
 
 
+def test_a_missing_emulator_is_an_error_or_is_named(monkeypatch):
+    monkeypatch.setattr(cross.shutil, "which", lambda tool: None if tool.startswith("qemu") else tool)
+    with pytest.raises(SystemExit, match=r"arm \(no qemu-arm-static\); on Debian: apt-get install .*qemu-user-static"):
+        cross.choose(["native", "arm"], able=False)
+    assert cross.choose(["native", "arm"], able=True) == (["native"], ["arm (no qemu-arm-static)"])
+
+
 # ---- the library ----
 
 

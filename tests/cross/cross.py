@@ -37,7 +37,7 @@ class Target(NamedTuple):
 
 TARGETS = {
     "native": Target("gcc", ("-fopenmp", "-pthread"), refused=(BIG_ENDIAN, ("-ffast-math",))),
-    "sanitized": Target("gcc", ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"), refused=()),
+    "sanitized": Target("gcc", ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"), refused=()),
     "aarch64": Target(
         "aarch64-linux-gnu-gcc", ("-fopenmp", "-pthread", "-static"), ("qemu-aarch64-static",),
         packages=("gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross", "qemu-user-static")),
