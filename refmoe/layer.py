@@ -178,7 +178,9 @@ def moe_backward(d_y, x, params, record, config, num, given=None, d_losses=None,
     # weights = f(logits);  losses = g(logits)
     routing = record.routing
     kept = record.plan.slot_row >= 0 if config.dispatch.normalize_after_drop else routing.topk_indices >= 0
-    task, d_scores, router, named = weigh_backward(experts.d_topk_weights, routing, kept, params, config, num, into)
+    task, d_scores, router, named = weigh_backward(
+        experts.d_topk_weights, routing, kept, params, config, num, into, given
+    )
     grads |= named
     counts = record.losses.balance_counts
     sources = {"d_logits_task": task} | losses.loss_gradients(d_losses, routing, config, num, given, counts)

@@ -3,6 +3,8 @@
 Each gradient is one stage that evaluates the derivative at the logit, never from a stored, rounded score.
 """
 
+import numpy as np
+
 
 def softmax(logits, num):
     """scores_j = exp(logits_j) / sum_i exp(logits_i).   Spec 1.2
@@ -23,6 +25,22 @@ def softmax_backward(d_scores, logits, num):
 def _softmax_backward(m, d_scores, z):
     p = m.softmax(z)
     return p * m.centre(d_scores, p, z)
+
+
+def softmax_tokens(logits, num):
+    """scores_te = exp(logits_te) / sum_i exp(logits_ie), over the tokens i of one scope.   Spec 1.2; Mesh-TensorFlow
+
+    logits (T, E) of one scope -> scores (T, E)
+    """
+    return np.ascontiguousarray(num.evaluate("scores", lambda m, z: m.softmax(z), logits.T, core=1).T)
+
+
+def softmax_tokens_backward(d_scores, logits, num):
+    """d_logits_te = p_te (d_scores_te - sum_i d_scores_ie p_ie), p the softmax over tokens.   Spec 5.2
+
+    d_scores (T, E), logits (T, E) of one scope -> d_logits (T, E)
+    """
+    return np.ascontiguousarray(num.evaluate("d_logits_task", _softmax_backward, d_scores.T, logits.T, core=1).T)
 
 
 def sigmoid(logits, num):
@@ -75,6 +93,7 @@ def relu_backward(d_scores, logits, num):
 
 SCORE_FNS = {
     "softmax": (softmax, softmax_backward),
+    "softmax_tokens": (softmax_tokens, softmax_tokens_backward),
     "sigmoid": (sigmoid, sigmoid_backward),
     "sqrt_softplus": (sqrt_softplus, sqrt_softplus_backward),
     "relu": (relu, relu_backward),

@@ -30,7 +30,24 @@ MUTANTS = {
             "sparsemixer",
         ),
     ],
+    "routing.scope": [
+        (
+            "SCORE_FNS[config.routing.score_fn][1], [d_scores, logits]",
+            "SCORE_FNS[config.routing.score_fn][1], [logits, logits]",
+            "softmax_tokens",
+        ),
+        (
+            "SCORE_FNS[config.routing.score_fn][1], [d_scores, logits]",
+            "SCORE_FNS['softmax'][1], [d_scores, logits]",
+            "softmax_tokens",
+        ),
+    ],
     "scores": [
+        (
+            "_softmax_backward, d_scores.T, logits.T, core=1).T",
+            "_softmax_backward, -d_scores.T, logits.T, core=1).T",
+            "softmax_tokens",
+        ),
         ('"d_logits_task", _softmax_backward, d_scores', '"d_logits_task", _softmax_backward, -d_scores', "gelu_tanh"),
         ("return p * m.centre(d_scores, p, z)", "return p * d_scores", "gelu_tanh"),
         ("return p * m.centre(d_scores, p, z)", "return m.centre(d_scores, p, z)", "gelu_tanh"),
@@ -101,7 +118,13 @@ MUTANTS = {
         ("return w * m.centre(G, w, z) * c", "return w * G * c", "silu"),
         ("return w * m.centre(G, w, z) * c", "return m.centre(G, w, z) * c", "silu"),
         ("return _d_score(m, G, s, u, routing) * slope(m, z)", "return _d_score(m, G, s, u, routing)", "gelu"),
-        ("return G * c", "return G", "gelu"),
+        ("return G * c / _count(m, used)", "return G * c", "divided"),
+        ("return G * c / _count(m, used)", "return G / _count(m, used)", "divided"),
+        (
+            "    if not routing.normalize:\n        return G * c",
+            "    if not routing.normalize:\n        return G",
+            "gelu",
+        ),
         ("s = m.where(mask, s, 0)", "s = m.where(mask, s, s)", "after_drop"),
         (
             "numerator = numerator + G * routing.norm_eps",

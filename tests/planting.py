@@ -67,6 +67,10 @@ SMALL = {
         experts={"constant_experts": 1, "identity_experts": 1, "zero_experts": 1},
     ),
     "shared": config_of(**_TINY, experts={"shared_intermediate_size": 2, "shared_gate": True}),
+    "softmax_tokens": config_of(
+        **_TINY, routing={"score_fn": "softmax_tokens", "divide_by_count": True, "scaling_factor": 1.5}
+    ),
+    "divided": config_of(**_TINY, routing={"score_fn": "sigmoid", "divide_by_count": True, "scaling_factor": 1.5}),
     "sparsemixer": config_of(
         **_TINY,
         routing={

@@ -69,6 +69,9 @@ def _selection(rng, E, K):
     rules = [
         {"selection": "per_group", **plain, "num_groups": shares},
         {"selection": "threshold", **plain, "threshold": rng.choice([0.0, 0.25, 0.5])},
+        {"selection": "expert_choice", **plain, "score_fn": rng.choice(["softmax", "softmax_tokens", "sigmoid"])},
+        {"score_fn": "softmax_tokens"},
+        {"normalize": False, "norm_eps": 0.0, "divide_by_count": True},
         {"selection": "top_p", **plain, "top_p": rng.choice([0.1, 0.5, 0.9, 1.0, 2.5])},
         {"selection": "hash", **plain, "hash_vocab_size": rng.randint(1, 5), "selection_bias": False},
     ]

@@ -43,5 +43,28 @@ FIELDS = {
         "losses": {"balance": {}},
         "top_k": 2,
     },
+    "expert_choice": {
+        "routing": {"selection": "expert_choice"},
+        "dispatch": {"capacity_factor": 1.0},
+        "losses": {"balance": {}},
+        "top_k": 2,
+    },
+    "expert_choice_tokens": {
+        "routing": {
+            "selection": "expert_choice",
+            "score_fn": "softmax_tokens",
+            "divide_by_count": True,
+            "scaling_factor": 1.5,
+        },
+        "dispatch": {"capacity": 1, "capacity_scope": "sequence"},
+        "top_k": 2,
+    },
+    "expert_choice_normalized": {
+        "routing": {"selection": "expert_choice", "normalize": True, "router_bias": True},
+        "dispatch": {"capacity": 3},
+        "top_k": 2,
+    },
+    "softmax_tokens": {"routing": {"score_fn": "softmax_tokens", "normalize": True}, "top_k": 2},
+    "divided_sigmoid": {"routing": {"score_fn": "sigmoid", "divide_by_count": True, "scaling_factor": 2.5}, "top_k": 2},
     "top_p_softmax": {"routing": {"selection": "top_p", "top_p": 0.7, "selection_bias": True}, "top_k": 2},
 }

@@ -183,6 +183,7 @@ def test_an_alias_beside_its_own_field_is_refused():
 
 # --- refusals -----------------------------------------------------------------------------------------------------
 
+CHOICE = {"selection": "expert_choice"}
 MIXER = {"selection": "sparsemixer", "selection_base": "logits"}
 REFUSALS = [
     ({"routing": {"input_norm_eps": 0.5}}, "routing.input_norm_eps: expected its default without input_norm, got 0.5"),
@@ -229,6 +230,30 @@ REFUSALS = [
         {"routing": {"selection": "threshold", "second_expert": "random"}},
         "routing.second_expert: expected 'all' or 'sampled', got 'random'; selection 'threshold' gives a token any",
     ),
+    (
+        {"routing": {"selection": "expert_choice"}},
+        "dispatch.capacity: expected a capacity or capacity_factor with selection 'expert_choice', got None; every",
+    ),
+    (
+        {"routing": {"selection": "expert_choice"}, "dispatch": {"capacity": 1, "keep_at_most": 1}},
+        "dispatch.keep_at_most: expected None with selection 'expert_choice', got 1; experts that choose drop nothing",
+    ),
+    (
+        {"routing": CHOICE, "dispatch": {"capacity": 1}, "losses": {"balance": {"counts": "first"}}},
+        "losses.balance.counts: expected 'all' with selection 'expert_choice', got 'first'; a token's experts",
+    ),
+    (
+        {"routing": CHOICE, "dispatch": {"capacity": 1}, "experts": {"zero_experts": 1}},
+        "experts: expected no experts without weights with selection 'expert_choice', got 1; what has no weights",
+    ),
+    (
+        {"routing": {"divide_by_count": True, "normalize": True}},
+        "routing.divide_by_count: expected False with routing.normalize, got True; a weight is shared out among",
+    ),
+    (
+        {"routing": {"score_fn": "softmax_tokens"}, "dispatch": {"capacity_scope": "sequence"}},
+        "dispatch.capacity_scope: expected 'batch' without a capacity, got 'sequence'; a scope is that of a capacity",
+    ),
     ({"routing": {"sparsemixer_eps": 0.5}}, "routing.sparsemixer_eps: expected 0.01 with selection 'topk', got 0.5"),
     ({"routing": MIXER, "top_k": 3}, "top_k: expected 2 with selection 'sparsemixer', got 3; SparseMixer has"),
     (
@@ -272,7 +297,7 @@ REFUSALS = [
     ({"routing": {"normalize": True, "norm_eps": -1.0}}, "norm_eps: expected at least 0.0, got -1.0"),
     (
         {"routing": {"score_fn": "softplus"}},
-        "score_fn: expected one of 'softmax', 'sigmoid', 'sqrt_softplus', 'relu', got 'softplus'",
+        "score_fn: expected one of 'softmax', 'softmax_tokens', 'sigmoid', 'sqrt_softplus', 'relu', got 'softplus'",
     ),
     ({"routing": {"scaling_factor": float("nan")}}, "scaling_factor: expected a finite number, got nan"),
     ({"dispatch": {"capacity": -1}}, "capacity: expected at least 0, got -1"),

@@ -117,6 +117,57 @@ def test_rules_without_a_fixed_number_are_those_the_configuration_knows():
     assert variable == set(VARIABLE_SELECTIONS) and tuple(selection.SELECTIONS) == SELECTIONS
 
 
+# --- expert choice ---------------------------------------------------------------------------------------------------
+
+CHOICE = {"selection": "expert_choice", "selection_base": "logits"}
+
+
+def test_each_expert_takes_its_best_tokens():
+    # expert 0 likes tokens 1 and 3, expert 1 tokens 0 and 1 (a tie with token 2 goes to the lowest), expert 2: 3 and 0
+    logits = [[0, 2, 3], [5, 1, 0], [1, 1, 0], [4, 0, 9]]
+    record = chosen(logits, CHOICE, dispatch={"capacity": 2}, num_experts=3)
+    assert record.topk_indices.tolist() == [[1, 2], [0, 1], [-1, -1], [0, 2]]
+    # token 0: 3 from its place at expert 2, 1 at expert 1, 4 short of expert 0; token 1 and 2 tie at expert 1
+    assert record.margin.tolist() == [1, 0, 0, 1]
+    record = chosen(logits, CHOICE, dispatch={"capacity": 0}, num_experts=3)
+    assert (record.topk_indices == -1).all() and np.isposinf(record.margin).all()
+    record = chosen(logits, CHOICE, dispatch={"capacity": 9}, num_experts=3)
+    assert (record.topk_indices == np.arange(3)).all() and np.isposinf(record.margin).all()
+
+
+def test_scopes_choose_apart_and_the_capacity_drops_nothing_more():
+    config = config_of(
+        routing={"selection": "expert_choice"},
+        dispatch={"capacity_factor": 1.0, "capacity_scope": "sequence"},
+        **SIZES,
+    )
+    x, params, _ = make(config, EXACT, 9)
+    ids = np.array([2, 2, 2, 0, 0, 0, 0, 0, 0])
+    record = refmoe.moe_forward(x, params, config, EXACT, Given(sequence_ids=ids))
+    for sequence, capacity in ((2, 1), (0, 2)):  # ceil(1.0 * tokens * 2 / 6)
+        named = record.routing.topk_indices[ids == sequence]
+        assert np.bincount(named[named >= 0], minlength=6).tolist() == [capacity] * 6
+    assert ((record.plan.slot_row >= 0) == (record.routing.topk_indices >= 0)).all()
+
+
+def test_a_softmax_over_tokens_is_a_column_of_each_scope():
+    config = config_of(routing={"score_fn": "softmax_tokens"}, dispatch={"capacity": 9, "capacity_scope": "sequence"})
+    logits = np.zeros((3, 6), np.float32)
+    logits[1] = 100
+    given = Given(logits=logits, sequence_ids=np.array([0, 1, 0]))
+    record = route(None, refmoe.MoEParams(), config, EXACT, given)
+    assert record.scores[:, 0].tolist() == [0.5, 1, 0.5]
+    record = chosen([[0] * 6, [0] * 6, [-1000] * 6], {"score_fn": "softmax_tokens"})
+    assert record.scores[:, 0].tolist() == [0.5, 0.5, 0]
+
+
+def test_a_weight_divided_by_the_number_of_experts():
+    config = config_of(routing={"score_fn": "sigmoid", "divide_by_count": True}, **SIZES | {"top_k": 3})
+    indices, z = np.array([[0, 1, -1], [2, -1, -1], [-1, -1, -1]]), np.zeros((3, 6), np.float32)
+    weights = refmoe.routing.topk_weights(z, z + 0.5, indices, indices >= 0, config, EXACT)
+    assert weights.tolist() == [[0.25, 0.25, 0], [0.5, 0, 0], [0, 0, 0]]
+
+
 # --- SparseMixer -----------------------------------------------------------------------------------------------------
 
 MIXER = {"selection": "sparsemixer", "selection_base": "logits"}
@@ -197,6 +248,15 @@ RULES = {
     "threshold": {"routing": {"selection": "threshold", "threshold": 0.1, "score_fn": "relu", "selection_bias": True}},
     "threshold on logits": {"routing": {"selection": "threshold", "threshold": 1.5, "selection_base": "logits"}},
     "sparsemixer": {"routing": {"selection": "sparsemixer", "selection_base": "logits"}},
+    "expert_choice": {"routing": CHOICE, "dispatch": {"capacity": 3}},
+    "expert_choice, biased": {
+        "routing": {"selection": "expert_choice", "selection_bias": True, "score_fn": "softmax_tokens"},
+        "dispatch": {"capacity_factor": 0.75, "capacity_scope": "sequence"},
+    },
+    "expert_choice, by a rule": {
+        "routing": {"selection": "expert_choice", "score_fn": "sigmoid"},
+        "dispatch": {"capacity_factor": 0.5, "capacity_rule": "mesh_tf"},
+    },
     "top_p": {"routing": {"selection": "top_p", "top_p": 0.75}},
     "top_p of one half": {"routing": {"selection": "top_p", "top_p": 0.5, "selection_bias": True}},
     "top_p never reached": {"routing": {"selection": "top_p", "top_p": 9.0}},
@@ -232,6 +292,12 @@ CAUSAL = {
         "top_k": 1,
     },
     "sparsemixer": {"routing": {"selection": "sparsemixer", "selection_base": "logits"}},
+    "expert_choice": {"routing": {"selection": "expert_choice"}, "dispatch": {"capacity": 2}},
+    "expert_choice in a sequence": {
+        "routing": {"selection": "expert_choice"},
+        "dispatch": {"capacity": 1, "capacity_scope": "sequence", "slot_order": "token_major"},
+    },
+    "softmax_tokens": {"routing": {"score_fn": "softmax_tokens"}},
     "capacity of the batch": {"dispatch": {"capacity": 2, "slot_order": "token_major"}},
     "capacity of a sequence, slot-major": {"dispatch": {"capacity": 2, "capacity_scope": "sequence"}},
     "capacity of a sequence, slot-major, one choice": {

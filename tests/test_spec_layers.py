@@ -119,6 +119,25 @@ KITCHEN_SINK = {
         "routing": {"selection": "per_group", "num_groups": 2, "score_fn": "sigmoid", "selection_bias": True},
         "losses": EVERYTHING,
     },
+    "experts that choose": {
+        "routing": {"selection": "expert_choice", "selection_bias": True, "normalize": True},
+        "dispatch": {"capacity": 2, "capacity_scope": "sequence"},
+        "losses": EVERYTHING,
+    },
+    "experts that choose by a softmax over tokens": {
+        "routing": {
+            "selection": "expert_choice",
+            "score_fn": "softmax_tokens",
+            "divide_by_count": True,
+            "scaling_factor": 1.5,
+        },
+        "dispatch": {"capacity_factor": 0.75, "capacity_scope": "sequence"},
+        "experts": {"weight_position": "input"},
+    },
+    "a softmax over tokens, normalised": {
+        "routing": {"score_fn": "softmax_tokens", "normalize": True, "norm_eps": 0.125},
+        "losses": EVERYTHING,
+    },
     "two rounds of SparseMixer": {
         "routing": {
             "selection": "sparsemixer",

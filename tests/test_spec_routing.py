@@ -12,7 +12,7 @@ from refmoe import dispatch, routing, scores
 # --- 1: routing ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("score_fn", scores.SCORE_FNS)
+@pytest.mark.parametrize("score_fn", LAW.SCORE_FNS)
 def test_scores(score_fn):
     z, G, num = hard_logits(1), wild("float32", (24, 6), 2), policy()
     G[6], G[7] = 1.25, 0.0
@@ -54,6 +54,8 @@ WEIGHT_RULES = [
     {"normalize": True},
     {"normalize": True, "scaling_factor": 0.1},
     {"normalize": True, "norm_eps": 1e-20},
+    {"divide_by_count": True},
+    {"divide_by_count": True, "scaling_factor": 0.7},
     {"normalize": True, "norm_eps": 0.7, "scaling_factor": 1.7},
     {"normalize": True, "norm_eps": 0.5, "norm_eps_mode": "clamp"},
     {"normalize": True, "norm_eps": 0.25, "norm_eps_mode": "clamp", "scaling_factor": 2.5},
@@ -62,10 +64,10 @@ WEIGHT_RULES = [
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("rule", WEIGHT_RULES, ids=json.dumps)
-@pytest.mark.parametrize("score_fn", scores.SCORE_FNS)
+@pytest.mark.parametrize("score_fn", LAW.SCORE_FNS)
 def test_weights(score_fn, rule, after):
     if after and not rule.get("normalize"):
-        rule = {**rule, "normalize": True}
+        rule = {**rule, "normalize": True, "divide_by_count": False}
     config = config_of(routing={"score_fn": score_fn, **rule}, dispatch={"normalize_after_drop": after}, top_k=3)
     num, cfg, rng = policy(), config.to_dict(), np.random.default_rng(7)
     z = hard_logits(3, distant=False)

@@ -38,6 +38,9 @@ def route(row, x):
         rows = zip(x["d_topk_weights"], made["logits"], made["scores"], made["topk_indices"], strict=True)
         back = [LAW.topk_weights_backward(*values, config) for values in rows]
         made |= {"d_logits_task": [task for task, _ in back], "d_scores": [scores for _, scores in back]}
+        if config["routing"]["score_fn"] == "softmax_tokens":
+            saved = made["d_scores"], made["logits"], config, given_of(x)
+            made["d_logits_task"] = LAW.softmax_tokens_backward(*saved)
     return made
 
 

@@ -35,7 +35,7 @@ class RoutingConfig(Section):
     """From logits to weights.   Spec 1"""
 
     score_fn: str = field(
-        default="softmax", metadata=one_of("softmax", "sigmoid", "sqrt_softplus", "relu")
+        default="softmax", metadata=one_of("softmax", "softmax_tokens", "sigmoid", "sqrt_softplus", "relu")
     )  # of the logits
     router_bias: bool = False  # a bias that is part of the logits
     jitter: str = field(default="none", metadata=one_of("none", "router", "block"))  # who reads x * given.jitter
@@ -61,6 +61,7 @@ class RoutingConfig(Section):
     group_mask: str = field(
         default="-inf", metadata=one_of("-inf", "zero")
     )  # what experts of other groups are ranked as
+    divide_by_count: bool = False  # divide the weights of a token by the number of its experts
     normalize: bool = False  # divide the kept weights by their sum
     norm_eps: float = field(default=0.0, metadata=WEIGHT)  # of that sum
     norm_eps_mode: str = field(default="add", metadata=one_of("add", "clamp"))  # sum + eps, or max(sum, eps)

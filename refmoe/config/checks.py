@@ -5,8 +5,9 @@ import math
 
 from ..refusals import require
 
-SELECTIONS = ("topk", "per_group", "hash", "threshold", "top_p", "sparsemixer")
-VARIABLE_SELECTIONS = ("threshold", "top_p")  # a token has any number of experts; K is the largest count
+SELECTIONS = ("topk", "per_group", "hash", "threshold", "top_p", "sparsemixer", "expert_choice")
+# A token has any number of experts; K is the largest count.
+VARIABLE_SELECTIONS = ("threshold", "top_p", "expert_choice")
 
 POSITIVE = {"minimum": 1}
 COUNT = {"minimum": 0}
@@ -127,6 +128,7 @@ def _rules(config):
     r = config.routing
     yield from _variable(config)
     yield from _sparsemixer(config)
+    yield from _expert_choice(config)
     for name, (rule, neutral) in _READ_BY.items():
         value = getattr(r, name)
         ok, fix = r.selection == rule or value == neutral, f"set selection={rule!r}"
@@ -161,6 +163,27 @@ def _sparsemixer(config):
         yield got == value, f"routing.{name}", f"{value!r} with selection 'sparsemixer'", got, fix
 
 
+def _expert_choice(config):
+    """Experts that choose need to know how many tokens they take; then nobody is left to drop."""
+    r, d = config.routing, config.dispatch
+    by_scope = r.score_fn == "softmax_tokens"
+    if r.selection != "expert_choice":
+        ok, fix = d.limited or not by_scope or d.capacity_scope == "batch", "a scope is that of a capacity"
+        yield ok, "dispatch.capacity_scope", "'batch' without a capacity", d.capacity_scope, fix
+        return
+    fix = "every expert takes as many tokens as its capacity"
+    yield d.limited, "dispatch.capacity", "a capacity or capacity_factor with selection 'expert_choice'", None, fix
+    fix = "experts that choose drop nothing: leave it out"
+    for name in ("capacity_devices", "keep_at_most"):
+        yield getattr(d, name) is None, f"dispatch.{name}", "None with selection 'expert_choice'", getattr(d, name), fix
+    ok, fix = config.num_choices == config.num_experts, "what has no weights has no capacity"
+    got = config.num_choices - config.num_experts
+    yield ok, "experts", "no experts without weights with selection 'expert_choice'", got, fix
+    loss, fix = config.losses.balance, "a token's experts are listed by id: none is its first choice"
+    ok = loss is None or loss.counts == "all"
+    yield ok, "losses.balance.counts", "'all' with selection 'expert_choice'", loss and loss.counts, fix
+
+
 def _variable(config):
     """What needs to know how many experts a token has."""
     rule = config.routing.selection
@@ -175,6 +198,9 @@ def _variable(config):
 
 
 def _weights(config):
+    r, fix = config.routing, "a weight is shared out among the experts of a token, or normalised over them"
+    ok = not (r.divide_by_count and r.normalize)
+    yield ok, "routing.divide_by_count", "False with routing.normalize", r.divide_by_count, fix
     r, after = config.routing, config.dispatch.normalize_after_drop
     fix = "set routing.normalize=True or leave it out"
     yield r.normalize or r.norm_eps == 0.0, "routing.norm_eps", "0 without normalize", r.norm_eps, fix

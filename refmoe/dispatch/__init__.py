@@ -4,7 +4,13 @@ A slot is a (token, k) pair, numbered t K + k; a row is a position in expert ord
 """
 
 from .capacity import CAPACITY_RULES, capacity_of
-from .drops import DROP_POLICIES, SLOT_ORDERS, coin_keeps, kept_slots
+from .drops import (
+    DROP_POLICIES,
+    SLOT_ORDERS,
+    capacity_scopes,
+    coin_keeps,
+    kept_slots,
+)
 from .plan import Plan, count_assigned, make_plan, row_tokens, row_weights
 from .rows import combine, combine_backward, permute, permute_backward, slot_values, weighted_rows
 
@@ -14,6 +20,7 @@ __all__ = [
     "SLOT_ORDERS",
     "Plan",
     "capacity_of",
+    "capacity_scopes",
     "coin_keeps",
     "combine",
     "combine_backward",

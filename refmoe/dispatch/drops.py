@@ -20,7 +20,7 @@ def kept_slots(topk_indices, topk_weights, config, given, scores=None):
         return waiting
     order = _queue(topk_weights, scores, dispatch, given)
     kept = np.zeros(waiting.size, bool)
-    for tokens in _scopes(len(waiting), dispatch, given):
+    for tokens in capacity_scopes(len(waiting), dispatch, given):
         here = np.zeros(waiting.shape, bool)
         here[tokens] = waiting[tokens]
         slots = order[here.reshape(-1)[order]]
@@ -39,7 +39,8 @@ def coin_keeps(topk_weights, coin, factor):
     return kept
 
 
-def _scopes(num_tokens, dispatch, given):
+def capacity_scopes(num_tokens, dispatch, given):
+    """The tokens, as arrays of those that share a capacity.   Spec 2.2"""
     if dispatch.capacity_scope == "batch":
         return [np.arange(num_tokens)]
     return [np.flatnonzero(given.sequence_ids == s) for s in np.unique(given.sequence_ids)]

@@ -32,6 +32,8 @@ def _pooled(logits, config, num, given):
     loss = config.losses.balance
     got, fix = loss and loss.selection, "set losses.balance.selection='plain': only logits are known here"
     require(got == "plain", ValueError, "losses.balance", "a loss with selection 'plain'", repr(got), fix)
+    got, fix = config.routing.score_fn, "a softmax over tokens is taken layer by layer"
+    require(got != "softmax_tokens", ValueError, "routing.score_fn", "scores of single tokens", repr(got), fix)
     z, repeated = np.concatenate(logits), {}
     for name in ("token_mask", "sequence_ids"):
         if getattr(given, name) is not None:

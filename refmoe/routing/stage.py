@@ -4,11 +4,11 @@ import numpy as np
 
 from .. import selection
 from ..refusals import require
-from ..scores import SCORE_FNS
 from .choice import choice_scores
 from .logits import make_logits
 from .record import RouterGrads
 from .scales import scale_weights, scale_weights_backward
+from .scope import make_scores
 from .weights import topk_weights, topk_weights_backward
 
 
@@ -21,7 +21,7 @@ def route(x, params, config, num, given):
     logits = record.logits
     for made in (record.raw_logits, logits):
         _refuse_nonfinite(made)
-    scores = SCORE_FNS[config.routing.score_fn][0](logits, num)
+    scores = make_scores(logits, config, num, given)
     lse = num.evaluate("lse", lambda m, z: m.logsumexp(z), logits, core=1)
     if given.topk_indices is not None:
         indices = selection.given(given.topk_indices, config.num_choices)
@@ -53,7 +53,7 @@ def weigh(record, kept, params, config, num, given=None):
     return record._replace(unscaled_topk_weights=weights, topk_weights=scaled)
 
 
-def weigh_backward(d_topk_weights, record, kept, params, config, num, into):
+def weigh_backward(d_topk_weights, record, kept, params, config, num, into, given=None):
     """From the weights to the logits, the scores and the scales.   Spec 5.3
 
     d_topk_weights (T, K) -> d_logits_task (T, E), d_scores (T, E) or None, RouterGrads, parameter gradients by name
@@ -67,7 +67,7 @@ def weigh_backward(d_topk_weights, record, kept, params, config, num, into):
         made = made._replace(d_unscaled_topk_weights=d_topk_weights)
         grads = {name: d for name, d in zip(("expert_scale", "global_scale"), d_scales) if d is not None}
     saved = record.logits, record.scores, record.topk_indices, kept
-    return *topk_weights_backward(d_topk_weights, *saved, config, num), made, grads
+    return *topk_weights_backward(d_topk_weights, *saved, config, num, given), made, grads
 
 
 def _refuse_nonfinite(logits):

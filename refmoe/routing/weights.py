@@ -3,7 +3,8 @@
 import numpy as np
 
 from ..refusals import require
-from ..scores import ELEMENTWISE_SLOPES, SCORE_FNS
+from ..scores import ELEMENTWISE_SLOPES
+from .scope import make_scores_backward
 from .sparsemixer import sparsemixer_weights, sparsemixer_weights_backward
 
 
@@ -13,7 +14,7 @@ def topk_weights(logits, scores, topk_indices, kept, config, num, given=None):
     logits (T, E), scores (T, E), topk_indices (T, K), kept (T, K) bool: the slots that count -> topk_weights (T, K)
     c is the scaling factor; a slot that does not count has weight +0.
     (a) softmax, normalised, eps 0:  c softmax(kept logits): one stage over the logits
-    (b) not normalised:              c scores
+    (b) not normalised:              c scores, or c scores / n with divide_by_count, n the slots that count
     (c) otherwise:                   c scores / (sum scores + eps), or over max(sum scores, eps)
     (d) selection "sparsemixer":     c h softmax(logits near the largest), by rounds; h given.multipliers
     """
@@ -24,6 +25,8 @@ def topk_weights(logits, scores, topk_indices, kept, config, num, given=None):
     c = routing.scaling_factor
     index = _safe(topk_indices)
     s = np.take_along_axis(scores, index, axis=-1)
+    if routing.divide_by_count:
+        return num.evaluate("topk_weights", _shared_out, s, kept, core=1, c=c)
     if not routing.normalize:
         w = s if c == 1.0 else num.evaluate("topk_weights", lambda m, s: s * c, s)
         return np.where(kept, w, np.zeros_like(w))
@@ -34,7 +37,7 @@ def topk_weights(logits, scores, topk_indices, kept, config, num, given=None):
     return num.evaluate("topk_weights", lambda m, s, u: _normalized(m, s, u, routing) * c, s, kept, core=1)
 
 
-def topk_weights_backward(d_topk_weights, logits, scores, topk_indices, kept, config, num):
+def topk_weights_backward(d_topk_weights, logits, scores, topk_indices, kept, config, num, given=None):
     """The router's task gradient: d_logits_task, and d_scores where the rule goes back through them.   Spec 5.3
 
     d_topk_weights (T, K) and the forward's arguments -> d_logits (T, E), d_scores (T, E) or None
@@ -64,7 +67,7 @@ def topk_weights_backward(d_topk_weights, logits, scores, topk_indices, kept, co
         "d_scores", lambda m, G, s, u: _d_score(m, G, s, u, routing), d_topk_weights, gathered[1], kept, core=1
     )
     d_scores = _scatter(d_s, topk_indices, used, logits)
-    return SCORE_FNS[routing.score_fn][1](d_scores, logits, num), d_scores
+    return make_scores_backward(d_scores, logits, config, num, given), d_scores
 
 
 def softmax_of_kept(config):
@@ -78,6 +81,17 @@ def _kept_softmax_backward(m, G, z, used, c):
     w = m.masked_softmax(z, m.real(used) == 1)
     G = m.where(m.real(used) == 1, G, 0)
     return w * m.centre(G, w, z) * c
+
+
+def _shared_out(m, s, used, c):
+    """c s / n over the n used slots."""
+    return m.where(m.real(used) == 1, s, 0) * c / _count(m, used)
+
+
+def _count(m, used):
+    """How many slots are used; 1 where none is."""
+    n = m.sum(used, keepdims=True)
+    return m.where(m.real(n) == 0, 1, n)
 
 
 def _normalized(m, s, used, routing):
@@ -100,6 +114,8 @@ def _d_score(m, G, s, used, routing):
     mask = m.real(used) == 1
     c = routing.scaling_factor
     G = m.where(mask, G, 0)
+    if routing.divide_by_count:
+        return G * c / _count(m, used)
     if not routing.normalize:
         return G * c
     s = m.where(mask, s, 0)

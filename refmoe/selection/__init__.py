@@ -5,6 +5,7 @@ A rule takes an `Offer` and gives the experts of each token and the margin of th
 
 from typing import NamedTuple
 
+from .expert_choice import expert_choice
 from .hashed import hashed
 from .ranked import grouped, listed, per_group, ranked, topk, topk_margin
 from .replay import given, require_distinct
@@ -13,7 +14,7 @@ from .threshold import threshold
 from .top_p import top_p
 
 __all__ = ["SELECTIONS", "Offer", "Rule", "given", "grouped", "is_causal", "per_group", "ranked", "require_distinct"]
-__all__ += ["hashed", "listed", "sparsemixer", "threshold", "top_p", "topk", "topk_margin"]
+__all__ += ["expert_choice", "hashed", "listed", "sparsemixer", "threshold", "top_p", "topk", "topk_margin"]
 
 
 class Offer(NamedTuple):
@@ -42,6 +43,7 @@ SELECTIONS = {
     "threshold": Rule(threshold, fixed=False),
     "top_p": Rule(top_p, fixed=False),
     "sparsemixer": Rule(sparsemixer),
+    "expert_choice": Rule(expert_choice, causal=False, fixed=False),
 }
 
 
@@ -54,4 +56,5 @@ def is_causal(config):
     one = config.top_k == 1 and rule.fixed  # slot-major lets a later token's first choice in before a second one
     in_order = dispatch.slot_order == "token_major" or (dispatch.slot_order == "slot_major" and one)
     queue = dispatch.capacity_scope == "sequence" and dispatch.drop_policy == "position" and in_order
-    return rule.causal and (queue or not dispatch.limited)
+    across = not rule.causal or config.routing.score_fn == "softmax_tokens"
+    return not across and (queue or not dispatch.limited)

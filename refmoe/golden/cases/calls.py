@@ -49,7 +49,7 @@ def route(config, num, arrays):
     if "logits" in arrays:
         del made["logits"]
     if "d_topk_weights" in arrays:
-        back = routing.topk_weights_backward(arrays["d_topk_weights"], *saved, used, config, num)
+        back = routing.topk_weights_backward(arrays["d_topk_weights"], *saved, used, config, num, _given(arrays))
         made |= dict(zip(("d_logits_task", "d_scores"), back, strict=True))
     return made
 

@@ -12,6 +12,11 @@ NOTES = {
         "survivors by the wrong scale, the first expert left in round 2, or a multiplier on the way back",
         "weights and gradients of Phi-3.5-MoE off",
     ),
+    "ExpertChoice": (
+        "ties between tokens to the highest, or a token's experts in the order they came",
+        "slots swapped",
+    ),
+    "SoftmaxTokens": ("a softmax over experts where one over tokens is meant, or over the whole batch", "other scores"),
 }
 
 
@@ -35,6 +40,7 @@ def cases():
                sizes(6, 2, routing=routing | {"selection_bias": True}), refused="selection_bias")  # fmt: skip
     yield from _variable()
     yield from _sparsemixer()
+    yield from _expert_choice()
 
 
 def _variable():
@@ -66,3 +72,14 @@ def _sparsemixer():
     inputs |= {"multipliers": f32([[1 / 3, 1.0], [1 / 3, 1 / 3], [1.0, 1.0]])}
     comment = "a sampled choice: the multiplier weighs, and does not flow back"
     yield Case(comment, ("SparseMixer", "Replay", "UnusedSlot"), "route", inputs, config)
+
+
+def _expert_choice():
+    inputs = {"logits": f32([[0, 2, 3], [5, 1, 0], [1, 1, 0], [4, 0, 9]]), "d_topk_weights": f32([[1.0, -0.5]] * 4)}
+    config = sizes(3, 2, routing={"selection": "expert_choice"}, dispatch={"capacity": 2})
+    yield Case("each expert takes two tokens", ("ExpertChoice", "VariableCount"), "route", inputs, config)
+    routing = {"selection": "expert_choice", "score_fn": "softmax_tokens", "divide_by_count": True}
+    inputs |= {"sequence_ids": ints([1, 1, 0, 0])}
+    config = sizes(3, 2, routing=routing, dispatch={"capacity": 1, "capacity_scope": "sequence"})
+    yield Case("one token of each sequence, by a softmax over tokens, weights divided by the count",
+               ("ExpertChoice", "SoftmaxTokens"), "route", inputs, config)  # fmt: skip
