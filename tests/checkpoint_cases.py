@@ -212,6 +212,11 @@ def mistral_large4(p):
     return block(w123, root)(p) | each(root, own, "w1", "w3", "w2", "shared_experts.")
 
 
+def gemma4(p):
+    router = {"proj.weight": "w_router", "scale": "router_norm", "per_expert_scale": "expert_scale"}
+    return fused(ROOT, p) | {f"{ROOT}router.{name}": p[leaf] for name, leaf in router.items()}
+
+
 def inkling2(root, p):
     return {f"{root}experts.w13_weight": interleaved(p["w_gate"], p["w_up"]), f"{root}experts.w2_weight": p["w_down"]}
 
@@ -269,6 +274,11 @@ INKLING2 = {**COMMON, "moe_intermediate_size": F, "n_routed_experts": E, "route_
             "mlp_up_softcap": 25.0, "scoring_func": "sigmoid"}  # fmt: skip
 STEP = {"hidden_size": D, "moe_intermediate_size": F, "moe_num_experts": E, "moe_top_k": K, "share_expert_dim": S,
         "moe_router_scaling_factor": 3.0, "swiglu_limits": [0.0, 7.0], "swiglu_limits_shared": [0.0, 16.0]}  # fmt: skip
+LAGUNA = {**but(QWEN_SHARED, "norm_topk_prob"), "moe_routed_scaling_factor": 2.5, "moe_router_logit_softcapping": 30.0}
+LONGCAT = {"hidden_size": D, "expert_ffn_hidden_size": F, "n_routed_experts": E, "moe_topk": K, "zero_expert_num": 2,
+           "zero_expert_type": "identity", "routed_scaling_factor": 6.0, "router_bias": False}  # fmt: skip
+GEMMA4 = {"hidden_size": D, "moe_intermediate_size": F, "num_experts": E, "top_k_experts": K, "rms_norm_eps": 1e-6,
+          "hidden_activation": "gelu_pytorch_tanh", "enable_moe_block": True, "intermediate_size": 99}  # fmt: skip
 ARIA = {"hidden_size": D, "moe_topk": K, "moe_num_experts": E, "intermediate_size": F, "moe_num_shared_experts": 2}
 FILTER = {**but(MIXTRAL, "hidden_act"), "swiglu_limit": 7.0, "swiglu_alpha": 1.702}
 M3 = {**MIXTRAL, "hidden_act": "swigluoai", "shared_intermediate_size": S, "routed_scaling_factor": 2.0,
@@ -301,6 +311,12 @@ STEP_LAYER = {"routing": {**SIGMOID, "scaling_factor": 3.0},
               "experts": {"limit": 7.0, "limit_position": "post", "shared_limit": 16.0, "shared_intermediate_size": S}}
 INKLING2_LAYER = {"routing": {**SIGMOID, "norm_eps": 1e-20, "scaling_factor": 8.0},
                   "experts": {"gate_softcap": 4.0, "up_softcap": 25.0}}  # fmt: skip
+LAGUNA_LAYER = {"routing": {**SIGMOID, "scaling_factor": 2.5, "logits_softcap": 30.0},
+                "experts": {"shared_intermediate_size": S}}  # fmt: skip
+LONGCAT_LAYER = {"routing": {"selection_bias": True, "scaling_factor": 6.0}, "experts": {"identity_experts": 2}}
+GEMMA4_LAYER = {"routing": {"input_norm": "rms_scaled", "normalize": True, "per_expert_scale": True},
+                "experts": {"activation": "gelu_tanh"}}  # fmt: skip
+PHI_LAYER = {"routing": {"selection": "sparsemixer", "selection_base": "logits", "sparsemixer_eps": 0.02}}
 SWITCH_LAYER = {"top_k": 1, "dispatch": {"capacity": 8, "capacity_scope": "sequence"},
                 "experts": {"gated": False, "activation": "relu"}}  # fmt: skip
 
@@ -420,6 +436,15 @@ CASES = {
     "aria, gelu beside": (inside({**ARIA, "hidden_act": "gelu_pytorch_tanh"}, "aria_text", "aria"),
                           {**LOGITS0, "experts": {"shared_intermediate_size": 2 * F, "shared_activation": "gelu_tanh"}},
                           renamed(aria, "model.", "language_model.model.")),
+    "laguna old": (typed("laguna", LAGUNA), LAGUNA_LAYER,
+                   block(each, bias="experts.e_score_correction_bias", beside="shared_expert.")),
+    "laguna uncapped": (typed("laguna", {**LAGUNA, "moe_router_logit_softcapping": 0.0}),
+                        {**LAGUNA_LAYER, "routing": {**SIGMOID, "scaling_factor": 2.5}}, deepseek(fused)),
+    "longcat_flash": (typed("longcat_flash", LONGCAT), LONGCAT_LAYER,
+                      block(each, router="router.classifier.weight", bias="router.e_score_correction_bias")),
+    "phimoe": (typed("phimoe", {**MIXTRAL, "router_jitter_noise": 0.02}), PHI_LAYER, block(w123, SPARSE)),
+    "gemma4": (inside(GEMMA4, "gemma4_text", "gemma4"), GEMMA4_LAYER,
+               renamed(gemma4, "model.", "model.language_model.")),
     "lfm2_moe": (typed("lfm2_moe", LFM2), {"routing": {**SIGMOID, "norm_eps": 1e-6}},
                  block(w123, FEED, bias="expert_bias")),
     "lfm2_moe plain": (typed("lfm2_moe", {**LFM2, "norm_topk_prob": False, "use_expert_bias": False}),

@@ -126,8 +126,12 @@ BLOCKS = [
           BIASED_SHARED, args=(0,)),
     Block("laguna", "laguna.LagunaSparseMoeBlock", "LagunaConfig", NARROW | dict(
               shared_expert_intermediate_size=S, moe_routed_scaling_factor=2.5),
-          layer(UNSCALED | dict(scaling_factor=2.5), dict(shared_intermediate_size=S)), BIASED_SHARED,
-          part="the soft cap of the logits, off by default (logits_softcap)"),
+          layer(UNSCALED | dict(scaling_factor=2.5), dict(shared_intermediate_size=S)), BIASED_SHARED),
+    Block("laguna, soft cap", "laguna.LagunaSparseMoeBlock", "LagunaConfig", NARROW | dict(
+              shared_expert_intermediate_size=S, moe_routed_scaling_factor=2.5,
+              moe_router_logit_softcapping=1.5),
+          layer(UNSCALED | dict(scaling_factor=2.5, logits_softcap=1.5), dict(shared_intermediate_size=S)),
+          BIASED_SHARED),
     Block("hy_v3", "hy_v3.HYV3MoE", "HYV3Config", NARROW | dict(num_shared_experts=2, router_scaling_factor=2.5),
           layer(SCALED, TWO_SHARED), BLOCK_BIAS._replace(shared="shared_experts")),
     Block("dots3_note, vision", "dots3_note.Dots3NoteVisionMoE", "Dots3NoteVisionConfig", dict(

@@ -79,6 +79,41 @@ def with_granite_mlp(model, cls, config, fields):
     return prepare
 
 
+def with_experts(model, cls):
+    """Puts the decoder layer's experts beside its router, with random values of their own."""
+
+    def prepare(block):
+        module = importlib.import_module(f"transformers.models.{model}.modeling_{model}")
+        block.experts = getattr(module, cls)(block.config)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for tensor in block.experts.parameters():
+                tensor.normal_(0, 0.5, generator=generator)
+
+    return prepare
+
+
+def router_then_experts(block, x):
+    """Both read x, where the decoder layer gives the experts a norm of it."""
+    x = x.reshape(-1, D)
+    _, weights, indices = block(x)
+    return block.experts(x, indices, weights)
+
+
+def some_skip(block):
+    """A bias that sends some tokens, and not all, to the expert that does nothing."""
+    block.gate.balancing_biases *= 0.2
+    block.gate.balancing_biases[-1] = 0.2
+
+
+def with_logits_noted(block, x):
+    """The logits as a leaf of the graph: what lies before them is a net that refmoe has not."""
+    logits, *_ = block.gate(x, router_states=torch.ones(1, 1, 8))
+    block.seen = logits.detach().requires_grad_()
+    block.gate.router_mlp.forward = lambda states: block.seen.reshape(*x.shape[:2], -1)
+    return block(x)
+
+
 def without_output_bias(block):
     block.bias.data.zero_()
 
@@ -182,8 +217,34 @@ BLOCKS = [
               hidden_size=D, expert_ffn_hidden_size=F, n_routed_experts=E, moe_topk=K, zero_expert_num=0,
               routed_scaling_factor=6.0),
           layer(dict(selection_bias=True, scaling_factor=6.0)),
-          Layout(router="router.classifier.weight", selection_bias="router.e_score_correction_bias"),
-          part="identity experts (num_zero_experts)"),
+          Layout(router="router.classifier.weight", selection_bias="router.e_score_correction_bias")),
+    Block("longcat_flash, identities", "longcat_flash.LongcatFlashMoE", "LongcatFlashConfig", dict(
+              hidden_size=D, expert_ffn_hidden_size=F, n_routed_experts=E, moe_topk=K, zero_expert_num=8,
+              routed_scaling_factor=6.0),
+          layer(dict(selection_bias=True, scaling_factor=6.0), dict(identity_experts=8)),
+          Layout(router="router.classifier.weight", selection_bias="router.e_score_correction_bias",
+                 form="halves, more gates")),
+    Block("zaya", "zaya.ZayaSparseMoeBlock", "ZayaConfig", SIZES | dict(
+              num_experts_per_tok=1, moe_intermediate_size=F, num_experts=E, router_hidden_size=8),
+          layer(dict(selection_bias=True), dict(zero_experts=1), top_k=1),
+          Layout(router=None, selection_bias="gate.balancing_biases"), args=(1,), call=with_logits_noted, logits="seen",
+          prepare=some_skip,
+          part="the net that makes the logits: these and their gradient are exchanged"),
+    # the router reads a norm of its own, and an expert's weight has a learned scale
+    *[Block(model, f"{model}.{prefix}TextRouter", f"{prefix}TextConfig", NARROW | dict(
+                top_k_experts=K, enable_moe_block=True, hidden_activation="gelu_pytorch_tanh", rms_norm_eps=0.25),
+            layer(dict(input_norm="rms_scaled", input_norm_eps=0.25, normalize=True, per_expert_scale=True),
+                  dict(activation="gelu_tanh")),
+            Layout(router="proj.weight", more=dict(router_norm="scale", expert_scale="per_expert_scale")),
+            prepare=with_experts(model, experts), call=router_then_experts, scales=dict(scale=8.0), seed=1,
+            part="the decoder layer's own: a dense branch, a norm of what the experts read")
+      for model, prefix, experts in (("gemma4", "Gemma4", "Gemma4TextExperts"),
+                                     ("diffusion_gemma", "DiffusionGemma", "DiffusionGemmaTextExperts"))],
+    # two passes, a softmax each over what is near the largest
+    Block("phimoe", "phimoe.PhimoeSparseMoeBlock", "PhimoeConfig", LOCAL | dict(
+              num_experts_per_tok=2, router_jitter_noise=0.3),
+          layer(dict(selection="sparsemixer", sparsemixer_eps=0.3, selection_base="logits"), top_k=2), ROUTER,
+          part="the sampled choices of training, an estimator"),
     Block("jetmoe", "jetmoe.JetMoeMoE", "JetMoeConfig", LOCAL | dict(activation_function="silu"), layer(RENORMALISED),
           Layout(router="router.layer.weight", experts="", form="two stacks"), prepare=without_output_bias,
           part="the bias added after the combine, here zero (output_bias)"),

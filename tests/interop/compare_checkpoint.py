@@ -114,7 +114,7 @@ def test_the_command_line_makes_a_bundle_of_it(saved, tmp_path):
 
 
 def test_every_family_that_transformers_ships_is_saved():
-    """kimi_k2 has no class of its own there, its files name DeepSeek-V3's; of two only the blocks are compared."""
+    """kimi_k2 has no class of its own there, its files name DeepSeek-V3's; of three only the blocks are compared."""
     compared = {row.model_type for row in MODELS}
     inside = {
         "qwen3_vl_moe_text": "qwen3_vl_moe",
@@ -126,4 +126,5 @@ def test_every_family_that_transformers_ships_is_saved():
         "kimi_k2",
         "glm5_next_text",
         "mistral_large4_text",
+        "gemma4_text",
     }

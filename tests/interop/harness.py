@@ -13,6 +13,7 @@ import torch
 from layouts import Layout, find, read
 
 import refmoe
+from refmoe.layer import NON_DIFFERENTIABLE
 from refmoe.recipes import assemble_params, name_params
 
 # Sizes, all different so that no two axes can be taken for each other, multiples of four as some kernels need.
@@ -42,7 +43,8 @@ class Block(NamedTuple):
     call: object = None  # (block, x) -> y, where calling it is not enough
     prepare: object = None  # (block) -> None, after the random values
     args: tuple = ()  # of the block's constructor, after the configuration
-    part: str = ""  # what of the block this row leaves out, for want of a field
+    logits: str = ""  # path of the router's logits, noted in the call, where its net is none of refmoe's
+    part: str = ""  # what of the block this row leaves out
 
 
 class OtherExperts(AssertionError):
@@ -62,22 +64,31 @@ def run(row):
     block, x, d_y = build(row)
     y, indices = transformers_forward(row, block, x)
     (y * d_y).sum().backward()
+    named, theirs = read(row.layout, block, values), {"x": gradient(x).reshape(-1, D)}
+    theirs |= read(row.layout, block, gradient)
     given = refmoe.Given(
         topk_indices=indices if row.replay else None, sequence_ids=_sequences(row), token_ids=_token_ids(row)
     )
-    params = assemble_params(read(row.layout, block, values))
-    x_flat, d_flat = (values(t).reshape(-1, D) for t in (x, d_y))
-    record = refmoe.moe_forward(x_flat, params, row.layer, NUM, given)
-    grads = refmoe.moe_backward(d_flat, x_flat, params, record, row.layer, NUM, given)
+    if row.logits:  # the block has its own way of saying that an expert is none, so that its indices are not compared
+        logits, indices = find(block, row.logits), None
+        given, theirs["logits"] = given._replace(logits=values(logits)), gradient(logits)
+        named["w_router"] = np.zeros((row.layer.num_choices, D))
+    record, ours = refmoes(row, named, values(x).reshape(-1, D), values(d_y).reshape(-1, D), given)
     if indices is not None:
         check_selection(row, record.routing, indices)
-    theirs = {"x": gradient(x).reshape(-1, D)} | read(row.layout, block, gradient)
-    ours = {"x": grads.d_x} | name_params(grads.params)
-    flowing = theirs.keys() - {"selection_bias", "hash_table"}
-    errors = {name: error(name, ours.get(name), theirs[name]) for name in theirs if name in flowing}
+    flowing = [name for name in theirs if name not in NON_DIFFERENTIABLE]
+    errors = {name: error(name, ours.get(name), theirs[name]) for name in flowing}
     worst = max(errors, key=errors.get)
     forward = error("y", record.y, values(y).reshape(-1, D))
     return Result(row.name, forward, errors[worst], worst, row.part)
+
+
+def refmoes(row, named, x, d_y, given):
+    """(record, gradients by name) of refmoe's layer."""
+    params = assemble_params(named)
+    record = refmoe.moe_forward(x, params, row.layer, NUM, given)
+    grads = refmoe.moe_backward(d_y, x, params, record, row.layer, NUM, given)
+    return record, {"x": grads.d_x, "logits": grads.d_logits} | name_params(grads.params)
 
 
 # --- transformers -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy as np
 class Layout(NamedTuple):
     """Dotted paths inside the block; None for what it does not have."""
 
-    router: str = "gate.weight"  # (E, D)
+    router: str | None = "gate.weight"  # (E, D); None where the logits are given
     router_bias: str | None = None  # (E,)
     selection_bias: str | None = None  # (E,), or (1, E)
     hash_table: str | None = None  # (V, K) expert ids
@@ -22,6 +22,7 @@ class Layout(NamedTuple):
     shared: str | None = None
     shared_form: str = "linears"  # a row of SHARED
     shared_gate: str | None = None  # (1, D)
+    more: dict = {}  # other parameters as they are: name -> path
 
 
 def read(layout, block, pick):
@@ -29,7 +30,9 @@ def read(layout, block, pick):
 
     The names are those of refmoe: "w_gate", "shared.w_gate" ...
     """
-    named = {"w_router": pick(find(block, layout.router))}
+    named = {name: pick(find(block, path)) for name, path in layout.more.items()}
+    if layout.router is not None:
+        named["w_router"] = pick(find(block, layout.router))
     for name, path in (("router_bias", layout.router_bias), ("selection_bias", layout.selection_bias)):
         if path is not None:
             named[name] = _flat(pick(find(block, path)))
@@ -116,7 +119,14 @@ def _two_stacks(block, pick):
     return {"w_gate": w_gate, "w_up": w_up, "w_down": pick(block.output_linear.weight)}
 
 
+def _halves_more_gates(experts, pick):
+    """Halves, and rows of gate_up_proj for experts that have no weights; nothing reads them."""
+    w_gate, w_up = np.split(pick(experts.gate_up_proj)[: len(experts.down_proj)], 2, axis=1)
+    return {"w_gate": w_gate, "w_up": w_up, "w_down": pick(experts.down_proj)}
+
+
 EXPERTS = {
+    "halves, more gates": _halves_more_gates,
     "halves": _halves,
     "halves, transposed": _halves_transposed,
     "halves, transposed, biased": _halves_transposed_biased,

@@ -9,12 +9,8 @@ import importlib
 import torch
 
 MISSING = {
-    "diffusion_gemma": "router_input_norm, per_expert_scale; the router reads the residual, the experts a normed copy",
-    "gemma4": "router_input_norm, per_expert_scale; the router reads the residual, the experts a normed copy",
     "inkling": "norm_over_shared, router_global_scale, shared experts apart and weighted by the router",
     "muse_spark": "logits_scale, latent_size with a norm before, a norm after each expert",
-    "phimoe": "selection sparsemixer: two passes of masked softmax, weights that do not sum to 1",
-    "zaya": "one more class than experts, without weights (num_zero_experts, zero); logits from a net with memory",
 }
 ELSEWHERE = {
     "vitpose_backbone": "the last linear map is chosen by the id of a data set; nothing is routed",

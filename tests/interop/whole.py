@@ -131,6 +131,12 @@ MODELS = [
     Model("beam", V3 | dict(num_experts=8, mlp_layer_types=["dense", "sparse"])),
     Model("axk2", V3 | LATENT_ATTENTION, prepare=with_positive_bias),
     Model("mistral4", V3 | LATENT_ATTENTION, "Mistral4ForCausalLM", alone=True),
+    Model("laguna", NARROW | dict(shared_expert_intermediate_size=20, moe_routed_scaling_factor=2.5,
+                                  moe_router_logit_softcapping=1.5, mlp_layer_types=["dense", "sparse"])),
+    Model("longcat_flash", LATENT_ATTENTION | dict(
+              hidden_size=16, vocab_size=32, num_layers=2, num_attention_heads=4, expert_ffn_hidden_size=12,
+              ffn_hidden_size=20, n_routed_experts=8, moe_topk=3, zero_expert_num=4), alone=True),
+    Model("phimoe", LOCAL | dict(num_experts_per_tok=2, router_jitter_noise=0.3)),
     Model("minimax_m2", LOCAL),
     Model("hy_v4", V3 | LATENT_ATTENTION | dict(swiglu_limit=1.0), alone=True),
     *[Model("deepseek_v4", ROUTED | dict(

@@ -48,7 +48,7 @@ def read_layer(directory, layer):
     root = _find_root(shards, family, settings, layer, where)
     source = _Source(shards, root, where, _block(quantization, where))
     params = assemble_params(_parameters(source, family, config))
-    return Layer(config, params, title, _notes(model_type, source, params, settings))
+    return Layer(config, params, title, _notes(model_type, source, params, _unread(settings, family)))
 
 
 def _parameters(source, family, config):
@@ -147,6 +147,12 @@ def _block(quantization, where):
     if not (isinstance(block, list) and len(block) == 2 and all(type(size) is int and size > 0 for size in block)):
         raise ValueError(f"{where}: expected weight_block_size [rows, columns], got {block!r}; correct config.json")
     return tuple(block)
+
+
+def _unread(settings, family):
+    """The fields of config.json that the family's configuration does not come from."""
+    read = [field if isinstance(field, str) else field[0] for field in family.fields.values()]
+    return {name: value for name, value in settings.items() if name not in "|".join(read).split("|")}
 
 
 def _notes(model_type, source, params, settings):

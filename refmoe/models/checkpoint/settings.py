@@ -80,8 +80,8 @@ def layer_config(family, settings, where, layer=0):
 
 
 def _coherent(flat):
-    """Without the fields that say something about what is not there. A limit of 0 means none."""
-    flat = {path: value or None if path.endswith("limit") else value for path, value in flat.items()}
+    """Without the fields that say something about what is not there. A limit or a cap of 0 means none."""
+    flat = {path: value or None if path.endswith(("limit", "softcap")) else value for path, value in flat.items()}
     beside = flat.get("experts.shared_activation")
     flat["experts.shared_activation"] = ACTIVATIONS.get(beside, beside)
     limit, shared = flat.get("experts.limit"), flat.get("experts.shared_limit")

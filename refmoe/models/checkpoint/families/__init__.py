@@ -7,9 +7,6 @@ FAMILIES = {**softmax.FAMILIES, **sigmoid.FAMILIES}
 
 # Published families whose layer today's configuration cannot state, and what it lacks.
 NOT_YET = {
-    "phimoe": "selection by two masked arg-max passes (SparseMixer)",
-    "longcat_flash": "identity experts without weights",
-    "gemma4_text": "a norm before the router and a scale for each expert",
     "jetmoe": "an output bias after the combine",
     "inkling_mm_model": "shared experts weighted by the router",
     "muse_spark_text": "latent experts with norms",

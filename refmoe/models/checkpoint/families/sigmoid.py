@@ -154,6 +154,14 @@ FAMILIES = {
         {**GATE, "selection_bias": ("moe.router.expert_bias", "mlp.gate.e_score_correction_bias")},
         both(MLP), SHARED_EXPERTS, ("shared_expert_intermediate_size",),
     ),
+    "laguna": Family(
+        {**SIZES, **COUNT, **NARROW, "routing.scaling_factor": ("moe_routed_scaling_factor", 1.0),
+         "routing.logits_softcap": ("moe_router_logit_softcapping", None)},
+        {**SIGMOID, "routing.normalize": True},
+        {**GATE, "selection_bias": ("mlp.experts.e_score_correction_bias", "mlp.gate.e_score_correction_bias")},
+        both(MLP), (each(MLP, experts="shared_expert."), *SHARED_EXPERTS), ("shared_expert_intermediate_size",),
+        (("moe_apply_router_weight_on_input", (False,)),),
+    ),
     "lfm2_moe": Family(
         {**{k: v for k, v in SIZES.items() if k != "hidden_act"}, **COUNT, **NARROW, **FLAG, **SCALED,
          "routing.selection_bias": "use_expert_bias"},
