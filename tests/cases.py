@@ -88,6 +88,13 @@ CASES = {
         routing={"noise": "learned", "noise_floor": 0.125, "normalize": True}, losses=losses_of({}, 0.2)
     ),
     "noisy_fixed": config_of(routing={"noise": "fixed", "noise_std": 1 / 6, "logits_scale": 2.0}),
+    "two_norm": config_of(routing={"normalize": True, "norm_p": 2}, losses=losses_of({}, 0.2)),
+    "three_norm": config_of(routing={"score_fn": "sigmoid", "normalize": True, "norm_p": 3, "scaling_factor": 1.5}),
+    "zero_experts_normalized": config_of(routing={"normalize": True}, experts={"zero_experts": 3}, top_k=4),
+    "zero_experts_sigmoid": config_of(
+        routing={"score_fn": "sigmoid", "normalize": True, "norm_eps": 0.1, "scaling_factor": 2.0},
+        experts={"zero_experts": 2, "identity_experts": 1},
+    ),
     "scaled_weights": config_of(
         routing={"normalize": True, "scaling_factor": 2.0, "per_expert_scale": True, "global_scale": True},
     ),

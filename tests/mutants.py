@@ -1,8 +1,9 @@
 """One-line errors, at least one for each line of backward maths: what the gradient check must not let pass.
 
 module -> rows (text that stands in it exactly once, what replaces it, the detector in `planting` that must fail).
-Two lines have no row because no error in them can be seen: the gradient of an unused slot is +0 before it is masked,
-and the importance loss divides by a mean that is T / E whatever the logits are, so that it has no gradient.
+Three lines have no row because no error in them can be seen: the gradient of an unused slot is +0 before it is masked,
+the importance loss divides by a mean that is T / E whatever the logits are, so that it has no gradient, and the rows of
+zero experts weigh +0, so that nothing comes back to them.
 """
 
 MUTANTS = {
@@ -136,6 +137,16 @@ MUTANTS = {
         ("return m.where(mask, numerator * c / (den * den), 0)", "return numerator * c / (den * den)", "after_drop"),
         ("numerator * c / (den * den), 0)", "numerator / (den * den), 0)", "sqrt_softplus"),
         ("numerator * c / (den * den), 0)", "numerator * c / den, 0)", "sqrt_softplus"),
+        ("return _d_score_of_norm(m, G, s, routing.norm_p) * c", "return _d_score_of_norm(m, G, s, 2)", "three_norm"),
+        ("m.take(before, other) - m.take(before, own)", "m.take(before, other) + m.take(before, own)", "two_norm"),
+        ("return m.sum(pairs * m.take(s, other)) /", "return m.sum(pairs) /", "two_norm"),
+        ("/ (q * m.root(q, p))", "/ m.root(q, p)", "three_norm"),
+        ("* m.take(G, other)", "* m.take(G, own)", "two_norm"),
+        (
+            "kept = kept & counted(topk_indices, config)\n    used",
+            "used",
+            "zero_experts",
+        ),
         ("slice(None), None)) - m.take(G", "slice(None), None)) + m.take(G", "sqrt_softplus"),
         ("return m.sum(pairs * m.take(s, (..., None, slice(None))))", "return m.sum(pairs)", "sqrt_softplus"),
         ("(d_scores, logits, num), d_scores", "(-d_scores, logits, num), d_scores", "gelu_tanh"),
@@ -270,7 +281,6 @@ MUTANTS = {
             "parts = [-d_y_rows[c:i], np.zeros_like(d_y_rows[i:])]",
             "weightless",
         ),
-        ("parts = [d_y_rows[c:i], np.zeros_like(d_y_rows[i:])]", "parts = [d_y_rows[c:i], d_y_rows[i:]]", "weightless"),
         ("for other in (x_rows, v)]", "for other in (v, x_rows)]", "weightless"),
         (
             "second = np.ascontiguousarray(weights[:, 1:])",

@@ -51,6 +51,13 @@ SMALL = {
         **_TINY, routing={"jitter": "router", "input_norm": "rms_scaled", "noise": "learned", "normalize": True}
     ),
     "jittered_block": config_of(**_TINY, routing={"jitter": "block", "normalize": True}),
+    "two_norm": config_of(**_TINY, routing={"normalize": True, "norm_p": 2}),
+    "three_norm": config_of(
+        **_TINY, routing={"score_fn": "sigmoid", "normalize": True, "norm_p": 3, "scaling_factor": 1.5}
+    ),
+    "zero_experts": config_of(
+        **_TINY | {"top_k": 4}, routing={"score_fn": "sigmoid", "normalize": True}, experts={"zero_experts": 3}
+    ),
     "scaled": config_of(**_TINY, routing={"normalize": True, "per_expert_scale": True, "global_scale": True}),
     "below_eps": config_of(
         **_TINY, routing={"score_fn": "sigmoid", "normalize": True, "norm_eps": 9.0, "norm_eps_mode": "clamp"}

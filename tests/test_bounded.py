@@ -15,6 +15,7 @@ from refmoe.numerics import bounded
 from refmoe.numerics.arithmetic import PreciseArithmetic
 from refmoe.numerics.bounded import Bounded, BoundedArithmetic
 from refmoe.numerics.contract import _bound
+from refmoe.numerics.fixed_point import as_fraction
 from refmoe.numerics.precise import PrecisionNeeded
 from refmoe.numerics.rounding import _SLACK, UNIT
 
@@ -160,6 +161,33 @@ def test_a_choice_among_intervals_waits_for_enough_bits():
     more = PreciseArithmetic(200)
     truth = 1 / (1 + mpmath.exp(-mpmath.mpf(1e-3))) > mpmath.mpf(near)
     assert [v.lo for v in more.choose(more.sigmoid(more.array(np.array([1e-3]))), near, 0, 1)] == [int(truth)]
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 7])
+def test_roots_and_powers_stay_within_their_bounds(p):
+    x = np.abs(draw((1e-6, 1e6), 4)) + 1e-6
+    roots = [mpmath.root(mpmath.mpf(float(v)), p) for v in x]
+    assert ratios(M.root(Bounded(x, 0.0), p), roots).max() <= _SLACK
+    assert ratios(M.power(Bounded(x, 0.0), p), [mpmath.mpf(float(v)) ** p for v in x]).max() <= _SLACK
+    exact = PreciseArithmetic(200)
+    for v, truth in zip(x[::20], roots[::20]):
+        (made,) = exact.root(exact.array(np.array([v])), p)
+        low, high = (
+            mpmath.mpf(end.numerator) / end.denominator for end in (as_fraction(made.lo), as_fraction(made.hi))
+        )
+        assert low <= truth <= high and high - low <= truth * mpmath.mpf(2) ** -190
+    (made,) = exact.root(exact.array(np.array([1.5**p])), p)
+    assert made.exact and made.lo == 1.5
+
+
+def test_a_sum_over_roots_stays_within_its_bound_and_sees_what_cancels():
+    terms, squares = draw((-3, 3), 5, 64).reshape(-1, 4)[:16], np.abs(draw((0.1, 9), 6, 64))[:16, None]
+    truth = [sum(mpmath.mpf(float(t)) / mpmath.sqrt(float(q)) for t, (q,) in zip(c, squares)) for c in terms.T]
+    assert ratios(M.sum_over_roots(Bounded(terms, 0.0), Bounded(squares, 0.0)), truth).max() <= _SLACK
+    exact = PreciseArithmetic(200)
+    rows = np.array([[1.0, 1.0], [2.0, 1.0], [-2.0, 3.0], [0.0, 1.0]])
+    made = exact.sum_over_roots(exact.array(rows), exact.array(np.array([[2.0], [8.0], [2.0], [3.0]])))
+    assert made[0, 0].exact and made[0, 0].lo == 0 and not made[0, 1].exact  # 1/sqrt 2 + 2/sqrt 8 - 2/sqrt 2
 
 
 COMPOSED = {

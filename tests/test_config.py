@@ -123,6 +123,8 @@ ALIASES = {
     "topk_group": (2, 2),
     "norm_topk_prob": (True, True),
     "norm_topk_eps": (1e-20, 1e-20),
+    "norm_topk_p": (2, 2),
+    "moe_normalize_expert_weights": (2, 2),
     "routed_scaling_factor": (2.5, 2.5),
     "e_score_correction_bias": (True, True),
     "group_score_topn": (1, 1),
@@ -150,6 +152,8 @@ ALIASES = {
 }
 COMPANIONS = {
     "norm_topk_eps": {"norm_topk_prob": True},
+    "norm_topk_p": {"norm_topk_prob": True},
+    "moe_normalize_expert_weights": {"norm_topk_prob": True},
     "shared_act": {"shared_expert_intermediate_size": 4},
     "n_group": {"topk_group": 2},
     "topk_group": {"n_group": 3},
@@ -186,6 +190,11 @@ def test_an_alias_beside_its_own_field_is_refused():
 CHOICE = {"selection": "expert_choice"}
 MIXER = {"selection": "sparsemixer", "selection_base": "logits"}
 REFUSALS = [
+    ({"routing": {"norm_p": 2}}, "routing.norm_p: expected 1 without normalize, got 2; set routing.normalize=True"),
+    (
+        {"routing": {"normalize": True, "norm_p": 2, "norm_eps": 0.5}},
+        "routing.norm_eps: expected 0 with norm_p above 1, got 0.5; a norm of scores is not 0 where a score is not",
+    ),
     ({"routing": {"input_norm_eps": 0.5}}, "routing.input_norm_eps: expected its default without input_norm, got 0.5"),
     (
         {"routing": {"input_norm": "rms_scaled", "input_norm_eps": 0}},

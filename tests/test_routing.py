@@ -29,9 +29,15 @@ def f32(values):
     return np.array(values, np.float32)
 
 
-def weights(routing, scores, indices=(0, 1), kept=None, logits=None, **sections):
+def of_ids(routing, indices, scores, zeros, **sections):
+    """A configuration with as many ids as scores, the last `zeros` of them zero experts."""
+    experts = {"experts": {"zero_experts": zeros}} if zeros else {}
+    return config_of(routing=routing, top_k=len(indices), num_experts=len(scores) - zeros, **experts, **sections)
+
+
+def weights(routing, scores, indices=(0, 1), kept=None, logits=None, zeros=0, **sections):
     """topk_weights of one token, as a list."""
-    config = config_of(routing=routing, top_k=len(indices), num_experts=len(scores), **sections)
+    config = of_ids(routing, indices, scores, zeros, **sections)
     index = np.array([indices])
     kept = index >= 0 if kept is None else np.array([kept])
     logits = f32([logits if logits is not None else [0] * len(scores)])
@@ -222,6 +228,34 @@ def test_weights_normalised_with_an_epsilon():
     assert weights(add, [0.0, 0.0, 0.75]) == [0, 0]  # the epsilon is what it is for
 
 
+def test_weights_over_a_p_norm():
+    two = {"normalize": True, "norm_p": 2, "score_fn": "sigmoid"}
+    assert weights(two, [0.75, 1.0, 0.5]) == [np.float32(0.6), np.float32(0.8)]  # over 1.25, exactly
+    assert weights(two | {"scaling_factor": 5.0}, [0.75, 1.0, 0.5]) == [3, 4]
+    assert weights(two, [0.75, 1.0, 0.5], (2, -1)) == [1, 0]
+    three = two | {"norm_p": 3, "scaling_factor": 6.0}
+    assert weights(three, [0.375, 0.5, 0.625], (0, 1, 2)) == [3, 4, 5]  # 27 + 64 + 125 = 216
+    assert weights(two, [1e-30, 0.0], (0, 1)) == [1, 0]
+    # d_s_j = (G_j q - s_j sum G s) / q^1.5 with q = 25/16: (25/16 - 9/16, -3/4) / (125/64) at G = (1, 0), times 1/4
+    want = [np.float32(16 / 125), np.float32(-12 / 125), 0]
+    assert backward(two, [1, 0], [0.75, 1.0, 0.5]) == (want, None)
+
+
+def test_the_slots_of_zero_experts_weigh_nothing_and_change_no_sum():
+    last = {"experts": {"zero_experts": 1}}
+    for routing in ({"normalize": True}, {"normalize": True, "score_fn": "sigmoid"}):
+        got = weights(routing, [0.5, 0.5, 0.75], (2, 0), logits=[0, 0, 300], zeros=1)
+        assert got == [0, 1]
+        d_logits, _ = backward(routing, [4, 8], [0.5, 0.5, 0.75], (2, 0), [0, 0, 300], zeros=1)
+        assert d_logits == [0, 0, 0]
+    assert weights({}, [0.5, 0.25, 0.25], (0, 2), zeros=1) == [0.5, 0]
+    assert weights({"normalize": True}, [0.5, 0.25, 0.25], (2,), zeros=1) == [0]  # a token that skips the layer
+    config = config_of(routing={"normalize": True, "scaling_factor": 3.0}, num_experts=1, top_k=2, **last)
+    x, params, _ = make(config, EXACT, 1)
+    record = refmoe.moe_forward(x, params, config, EXACT, Given(logits=f32([[-1, 5]])))
+    assert record.routing.topk_indices.tolist() == [[1, 0]] and record.routing.topk_weights.tolist() == [[0, 3]]
+
+
 def test_learned_scales_multiply_the_stored_weights():
     unscaled, indices = f32([[0.25, 0.75], [1.0, 0.0]]), np.array([[2, 0], [1, -1]])
     expert, common = f32([0.5, -2, 4]), f32([8])
@@ -318,8 +352,8 @@ def test_given_indices_keep_their_order_and_take_live_weights():
 # --- back ------------------------------------------------------------------------------------------------------------
 
 
-def backward(routing, G, scores, indices=(0, 1), logits=None, num=EXACT, **sections):
-    config = config_of(routing=routing, top_k=len(indices), num_experts=len(scores), **sections)
+def backward(routing, G, scores, indices=(0, 1), logits=None, num=EXACT, zeros=0, **sections):
+    config = of_ids(routing, indices, scores, zeros, **sections)
     index = np.array([indices])
     cast = lambda a: np.array([a], num.dtype)  # noqa: E731
     logits = [0] * len(scores) if logits is None else logits

@@ -203,6 +203,16 @@ KITCHEN_SINK = {
         "routing": {"input_norm": "rms_scaled", "input_norm_eps": 0.25, "jitter": "block", "noise": "learned"},
         "experts": {"activation": "relu", "gated": False},
     },
+    "the 3-norm of the scores": {
+        "routing": {"score_fn": "sigmoid", "normalize": True, "norm_p": 3, "scaling_factor": 1.5},
+        "experts": {"activation": "relu"},
+    },
+    "zero experts beside the normaliser": {
+        "top_k": 4,
+        "routing": {"normalize": True},
+        "dispatch": {"capacity": 3, "normalize_after_drop": True},
+        "experts": {"activation": "relu", "zero_experts": 3},
+    },
     "learned scales, dropped": {
         "routing": {"score_fn": "sigmoid", "normalize": True, "per_expert_scale": True, "global_scale": True},
         "dispatch": {"capacity": 2, "normalize_after_drop": True, "drop_policy": "probability"},
@@ -241,7 +251,7 @@ def test_every_other_choice(name, profile, store):
     upstream = {"balance": 2.0, "z": -0.5, "importance": 3.0, "device": 0.3, "communication": -1.5}
     upstream["mutual_information"] = 1.25
     inputs = [tame(store, (T, config.hidden_size), seed) for seed in (3, 4)]
-    d_logits = tame("float32", (T, config.num_experts), 9)
+    d_logits = tame("float32", (T, config.num_choices), 9)
     given = SEQUENCES | init_given(config, T)
     if config.dispatch.drop_policy == "random":
         given["protected"] = np.arange(T) == 4

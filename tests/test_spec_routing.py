@@ -59,6 +59,8 @@ WEIGHT_RULES = [
     {"normalize": True, "norm_eps": 0.7, "scaling_factor": 1.7},
     {"normalize": True, "norm_eps": 0.5, "norm_eps_mode": "clamp"},
     {"normalize": True, "norm_eps": 0.25, "norm_eps_mode": "clamp", "scaling_factor": 2.5},
+    {"normalize": True, "norm_p": 2},
+    {"normalize": True, "norm_p": 3, "scaling_factor": 1.5},
 ]
 
 

@@ -204,6 +204,10 @@ def _weights(config):
     r, after = config.routing, config.dispatch.normalize_after_drop
     fix = "set routing.normalize=True or leave it out"
     yield r.normalize or r.norm_eps == 0.0, "routing.norm_eps", "0 without normalize", r.norm_eps, fix
+    yield r.normalize or r.norm_p == 1, "routing.norm_p", "1 without normalize", r.norm_p, fix
+    ok, fix = r.norm_p == 1 or r.norm_eps == 0.0, "a norm of scores is not 0 where a score is not"
+    yield ok, "routing.norm_eps", "0 with norm_p above 1", r.norm_eps, fix
+    fix = "set routing.normalize=True or leave it out"
     yield r.normalize or not after, "dispatch.normalize_after_drop", "False without routing.normalize", after, fix
 
 

@@ -19,6 +19,8 @@ HF_NAMES = {
     "topk_group": "routing.top_groups",
     "norm_topk_prob": "routing.normalize",
     "norm_topk_eps": "routing.norm_eps",
+    "norm_topk_p": "routing.norm_p",
+    "moe_normalize_expert_weights": "routing.norm_p",
     "routed_scaling_factor": "routing.scaling_factor",
     "e_score_correction_bias": "routing.selection_bias",
     "router_input_norm": "routing.input_norm",

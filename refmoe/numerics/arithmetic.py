@@ -26,6 +26,17 @@ class Arithmetic(Tables):
     def clip(self, x, low, high):
         return self.where(self.real(x) < low, low, self.minimum(x, high))
 
+    def power(self, x, p):
+        """x^p for a whole p >= 0, by multiplications."""
+        out = 1
+        for _ in range(p):
+            out = out * x
+        return out
+
+    def root(self, x, p):
+        """x^(1/p) for x > 0 and a whole p >= 1."""
+        return x if p == 1 else self.sqrt(x) if p == 2 else self.exp(self.log(x) / p)
+
     def softmax(self, z):
         """exp(z_j) / sum_i exp(z_i) along the last axis, shifted by the maximum."""
         powers = self.exp(z - self.max(z, keepdims=True))
@@ -212,6 +223,8 @@ class Binary64(Plain):
 
 class PreciseArithmetic(PreciseTables, Arithmetic, Precise):
     """Object arrays of intervals of any precision; exact where the formula is rational, `Beyond` where not finite."""
+
+    root = Precise.root
 
     def constant(self, number):
         is_float = isinstance(number, (float, np.floating))

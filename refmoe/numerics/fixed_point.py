@@ -15,6 +15,16 @@ import numpy as np
 GUARD = 40  # working bits beyond those asked for
 
 
+def integer_root(n, p):
+    """The largest integer r with r^p <= n, by Newton's steps from above."""
+    if p == 2:
+        return isqrt(n)
+    r = 1 << -(-n.bit_length() // p)
+    while r**p > n:
+        r = ((p - 1) * r + n // r ** (p - 1)) // p
+    return r
+
+
 class Dyadic:
     """m 2^e, of any integers m and e. Products and comparisons are exact, and never shift by a difference of sizes."""
 

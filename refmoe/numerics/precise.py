@@ -151,6 +151,19 @@ def _sqrt(x, bits):
     return Interval(Dyadic(below, -shift), Dyadic(below + 1, -shift), bits)
 
 
+def _nth_root(x, p, bits):
+    """Exact for the p-th power of a rational number, else between two neighbours of a grid."""
+    if x <= 0:
+        raise PrecisionNeeded("root of a number not known to be positive")
+    n, d = as_fraction(x).as_integer_ratio()
+    root = Fraction(fixed.integer_root(n, p), fixed.integer_root(d, p))
+    if root**p == x:
+        return Interval(root, None, bits)
+    shift = max(0, bits + 8 - fixed.exponent(Fraction(n, d)) // p)
+    below = fixed.integer_root((n << p * shift) // d, p)
+    return Interval(Dyadic(below, -shift), Dyadic(below + 1, -shift), bits)
+
+
 @lru_cache(maxsize=64)
 def _sqrt_pi(bits):
     return _monotone(_sqrt, _pi(bits), bits)
@@ -243,6 +256,14 @@ class Precise:
 
     def sqrt(self, x):
         return self._apply(_sqrt, x)
+
+    def root(self, x, p):
+        """x^(1/p) of finite numbers above 0."""
+
+        def _root(x, bits):
+            return _nth_root(x, p, bits)
+
+        return x if p == 1 else self._apply(_root, x)
 
     def array(self, a):
         """Finite floats of any shape -> object array of exact Interval."""

@@ -15,15 +15,17 @@ def topk_weights(logits, scores, topk_indices, kept, config, num, given=None):
     c is the scaling factor; a slot that does not count has weight +0.
     (a) softmax, normalised, eps 0:  c softmax(kept logits): one stage over the logits
     (b) not normalised:              c scores, or c scores / n with divide_by_count, n the slots that count
-    (c) otherwise:                   c scores / (sum scores + eps), or over max(sum scores, eps)
+    (c) otherwise:                   c scores / (sum scores + eps), or over max(sum scores, eps), or over the p-norm
     (d) selection "sparsemixer":     c h softmax(logits near the largest), by rounds; h given.multipliers
+    Outside (d) the slots of zero experts do not count.
     """
     routing = config.routing
     if routing.selection == "sparsemixer":
         multipliers = None if given is None else given.multipliers
         return sparsemixer_weights(logits, topk_indices, kept, multipliers, config, num)
+    kept = kept & counted(topk_indices, config)
     c = routing.scaling_factor
-    index = _safe(topk_indices)
+    index = _safe(topk_indices, kept)
     s = np.take_along_axis(scores, index, axis=-1)
     if routing.divide_by_count:
         return num.evaluate("topk_weights", _shared_out, s, kept, core=1, c=c)
@@ -45,7 +47,8 @@ def topk_weights_backward(d_topk_weights, logits, scores, topk_indices, kept, co
     routing = config.routing
     if routing.selection == "sparsemixer":
         return sparsemixer_weights_backward(d_topk_weights, logits, topk_indices, kept, config, num), None
-    used, index = topk_indices >= 0, _safe(topk_indices)
+    kept = kept & counted(topk_indices, config)
+    used, index = topk_indices >= 0, _safe(topk_indices, kept)
     gathered = [np.take_along_axis(array, index, axis=-1) for array in (logits, scores)]
     if softmax_of_kept(config):
         # w = c softmax(z)
@@ -73,7 +76,16 @@ def topk_weights_backward(d_topk_weights, logits, scores, topk_indices, kept, co
 def softmax_of_kept(config):
     """True if the weights are a softmax over the logits kept, one stage forward and back.   Spec 1.5 (a)"""
     r = config.routing
-    return r.score_fn == "softmax" and r.normalize and r.norm_eps == 0.0 and not config.dispatch.normalize_after_drop
+    plain = r.norm_eps == 0.0 and r.norm_p == 1 and not config.dispatch.normalize_after_drop
+    return r.score_fn == "softmax" and r.normalize and plain
+
+
+def counted(topk_indices, config):
+    """The slots that may weigh: those used, but for zero experts, whose share goes to the others.   Spec 1.5
+
+    topk_indices (T, K) -> (T, K) bool
+    """
+    return (topk_indices >= 0) & (topk_indices < config.num_choices - config.experts.zero_experts)
 
 
 def _kept_softmax_backward(m, G, z, used, c):
@@ -95,8 +107,10 @@ def _count(m, used):
 
 
 def _normalized(m, s, used, routing):
-    """s / den over the used slots; den = sum s + eps, or max(sum s, eps)."""
+    """s / den over the used slots; den = sum s + eps, or max(sum s, eps), or the p-norm of s."""
     s = m.where(m.real(used) == 1, s, 0)
+    if routing.norm_p > 1:
+        return s / m.root(_powers(m, s, routing.norm_p), routing.norm_p)
     return s / _denominator(m, m.sum(s, keepdims=True), routing)
 
 
@@ -109,6 +123,12 @@ def _denominator(m, total, routing):
     return m.where(m.real(den) == 0, 1, den)
 
 
+def _powers(m, s, p):
+    """sum s^p of scores that are not negative, or 1 where all of them are 0: then the weights are, too."""
+    none = m.real(m.max(s, keepdims=True)) == 0
+    return m.where(none, 1, m.sum(m.power(s, p), keepdims=True))
+
+
 def _d_score(m, G, s, used, routing):
     """d_s_j = c (G_j - sum_i G_i s_i / den) / den; not normalised: c G_j; a sum clamped to eps is a constant."""
     mask = m.real(used) == 1
@@ -119,6 +139,8 @@ def _d_score(m, G, s, used, routing):
     if not routing.normalize:
         return G * c
     s = m.where(mask, s, 0)
+    if routing.norm_p > 1:
+        return _d_score_of_norm(m, G, s, routing.norm_p) * c
     total = m.sum(s, keepdims=True)
     den = _denominator(m, total, routing)
     # sum_i s_i (G_j - G_i) + eps G_j, over den: the same number without cancelling
@@ -128,6 +150,14 @@ def _d_score(m, G, s, used, routing):
     else:
         numerator = m.where(m.real(total) < routing.norm_eps, G * den, numerator)
     return m.where(mask, numerator * c / (den * den), 0)
+
+
+def _d_score_of_norm(m, G, s, p):
+    """With q = sum s^p: d_s_j = (G_j q - s_j^(p-1) sum_i G_i s_i) / q^(1 + 1/p), in differences as below."""
+    q, before = _powers(m, s, p), m.power(s, p - 1)
+    own, other = (..., slice(None), None), (..., None, slice(None))
+    pairs = m.take(G, own) * m.take(before, other) - m.take(before, own) * m.take(G, other)
+    return m.sum(pairs * m.take(s, other)) / (q * m.root(q, p))
 
 
 def _differences(m, G, s):
@@ -144,9 +174,8 @@ def _refuse_zero_sums(s, kept, routing):
     require(ok, ValueError, "routing.normalize", "a positive sum of kept scores", got, fix)
 
 
-def _safe(topk_indices):
+def _safe(topk_indices, used):
     """The indices, an unused slot pointing where a used one of its token does, so that every slot can be gathered."""
-    used = topk_indices >= 0
     stand_in = np.take_along_axis(topk_indices, used.argmax(axis=-1)[:, None], axis=-1)
     return np.where(used, topk_indices, np.maximum(stand_in, 0))
 

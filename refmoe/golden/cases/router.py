@@ -4,6 +4,11 @@ from .form import Recipe, sizes
 from .gradients import layer_case
 
 NOTES = {
+    "PNorm": ("a sum where a p-norm is meant, or a gradient of the sum", "weights too small, and a biased gradient"),
+    "ZeroShare": (
+        "zero experts counted in the normaliser",
+        "a token that skips half its experts loses half its weight",
+    ),
     "RouterInput": (
         "the router reads x where it should read its own input, or the experts read the router's",
         "other experts, and a gradient that misses a path",
@@ -34,9 +39,21 @@ def scales():
 
 
 def front():
-    """What the router does to its input and to its logits."""
+    """What the router does to its input, to its logits, and to the sum of its scores."""
     yield from _input()
     yield from _logits()
+    yield from _sums()
+
+
+def _sums():
+    for p in (2, 3):
+        for score in ("softmax", "sigmoid"):
+            routing = {"score_fn": score, "normalize": True, "norm_p": p, "scaling_factor": 1.5}
+            yield _case(f"{score} over its {p}-norm", "PNorm", routing)
+    zero = {"zero_experts": 2, "identity_experts": 1}
+    for score in ("softmax", "sigmoid"):
+        routing = {"score_fn": score, "normalize": True}
+        yield _case(f"zero experts leave their share, {score}", "ZeroShare", routing, top_k=3, experts=zero)
 
 
 def _input():
@@ -66,6 +83,6 @@ def _drawn(name):
     return {name: Recipe(name, shape, recipe)}
 
 
-def _case(comment, flag, routing, store="float32", given=None, **sections):
-    config = sizes(4, 2, 3, 2, routing=routing, **sections)
+def _case(comment, flag, routing, store="float32", given=None, top_k=2, **sections):
+    config = sizes(4, top_k, 3, 2, routing=routing, **sections)
     return layer_case(comment, (flag,), config, "bell" if store == "float32" else "bf16", store=store, **given or {})
