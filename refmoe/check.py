@@ -5,11 +5,13 @@ over h, is the derivative to full precision. Branches, selection, counts and max
 complex functions are NumPy's and SciPy's, so none of the library's derivatives takes part.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from .experts import routed_experts, shared_expert
+from . import soft
+from .experts import expert_ffn, routed_experts, shared_expert
 from .inputs import Given
 from .layer import forward, moe_backward, moe_forward
 from .losses import LOSSES
@@ -131,6 +133,9 @@ class ComplexStep:
             out[rows] = x_rows[rows] @ w[e].T + (0 if bias is None else bias[e])
         return out
 
+    def contract_backward_w(self, name, d_rows, x_rows, offsets):
+        return np.stack([d_rows[a:b].T @ x_rows[a:b] for a, b in pairwise(offsets)])
+
     def sum(self, name, terms):
         return sum(term[0] * term[1] if isinstance(term, tuple) else term for term in terms)
 
@@ -163,8 +168,7 @@ def make_given(config, num_tokens):
 
 def _subjects(config, x, params, d_y, given, record, grads):
     """(name, hand-derived gradient, where it is taken, the scalar function of that tensor alone)."""
-    num, chosen = ComplexStep(), record
-    weights, logits, plan = record.routing.topk_weights, record.routing.logits, record.plan
+    num, chosen, logits = ComplexStep(), record, record.routing.logits
 
     block = config.routing.jitter == "block"  # then the parts of d_x are parts of d_jittered_x, taken there
     read, given_read = (record.routing.jittered_x, given._replace(jitter=None)) if block else (x, given)
@@ -179,12 +183,9 @@ def _subjects(config, x, params, d_y, given, record, grads):
     def of_router(v):
         return forward(read, params, config, num, given_read, chosen, seen=v)
 
-    def routed(x=read, weights=weights):
-        return np.sum(d_y * routed_experts(x, weights, plan, params, config.experts, num)[1])
-
     yield "d_x", grads.d_x, x, lambda v: whole(x=v)
-    yield "d_x_experts", grads.d_x_experts, read, lambda v: routed(x=v)
-    yield "d_topk_weights", grads.d_topk_weights, weights, lambda v: routed(weights=v)
+    of_routed = _of_plan if record.soft is None else _of_mixtures
+    yield from of_routed(config, read, params, d_y, given, record, grads, num)
     if grads.d_x_shared is not None:
         yield (
             "d_x_shared",
@@ -202,6 +203,49 @@ def _subjects(config, x, params, d_y, given, record, grads):
     named, gradients = name_params(params), name_params(grads.params)
     for name, gradient in gradients.items():
         yield f"d_{name}", gradient, named[name], lambda v, name=name: whole(params=assemble_params(named | {name: v}))
+
+
+def _of_plan(config, x, params, d_y, given, record, grads, num):
+    """What stands between x and routed where experts are chosen."""
+    weights, plan = record.routing.topk_weights, record.plan
+
+    def routed(x=x, weights=weights):
+        return np.sum(d_y * routed_experts(x, weights, plan, params, config.experts, num)[1])
+
+    yield "d_x_experts", grads.d_x_experts, x, lambda v: routed(x=v)
+    yield "d_topk_weights", grads.d_topk_weights, weights, lambda v: routed(weights=v)
+
+
+def _of_mixtures(config, x, params, d_y, given, record, grads, num):
+    """The same of a soft mixture, with the logits' part through either softmax."""
+    made, back, scopes = record.soft, grads.soft, soft.soft_scopes(len(x), config, given)
+    offsets, logits = soft.slot_offsets(scopes, config), record.routing.logits
+
+    def routed(x=x, to_slots=made.dispatch_weights, to_tokens=made.combine_weights):
+        rows = soft.mix_tokens(x, to_slots, scopes, config, num)
+        y_rows = expert_ffn(rows, params, offsets, config.experts, num).y_rows
+        return np.sum(d_y * soft.mix_slots(y_rows, to_tokens, scopes, config, num))
+
+    def of_cosines(cosines):
+        logits = soft.scaled_logits(cosines, params.soft_scale, num)
+        return _task(d_y, forward(x, params, config, num, given._replace(logits=logits)))
+
+    def of_units(unit_x=made.unit_x, unit_slots=made.unit_slots):
+        return of_cosines(num.contract("cosines", unit_x, unit_slots))
+
+    yield "d_x_experts", grads.d_x_experts, x, lambda v: routed(x=v)
+    yield "d_dispatch_weights", back.d_dispatch_weights, made.dispatch_weights, lambda v: routed(to_slots=v)
+    yield "d_combine_weights", back.d_combine_weights, made.combine_weights, lambda v: routed(to_tokens=v)
+    yield (
+        "d_logits_dispatch",
+        back.d_logits_dispatch,
+        logits,
+        lambda v: routed(to_slots=soft.dispatch_weights(v, scopes, num)),
+    )
+    yield "d_logits_combine", back.d_logits_combine, logits, lambda v: routed(to_tokens=soft.combine_weights(v, num))
+    yield "d_cosines", back.d_cosines, made.cosines, of_cosines
+    yield "d_unit_x", back.d_unit_x, made.unit_x, lambda v: of_units(unit_x=v)
+    yield "d_unit_slots", back.d_unit_slots, made.unit_slots, lambda v: of_units(unit_slots=v)
 
 
 def _task(d_y, out):

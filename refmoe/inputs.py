@@ -60,7 +60,7 @@ def check_inputs(x, params, config, num, given, keep):
 
 
 # What a router computes is finite: what makes it must be.
-_FINITE_PARAMS = ("selection_bias", "router_norm", "expert_scale", "global_scale")
+_FINITE_PARAMS = ("selection_bias", "router_norm", "expert_scale", "global_scale", "soft_scale")
 
 
 def _check_params(params, config, num):
@@ -116,10 +116,12 @@ def _check_given(given, num_tokens, config, num):
         array = getattr(given, name)
         if array is not None:
             _check_integers(f"given.{name}", array, tuple(sizes[a] for a in axes), "b" if name in _BOOLEAN else "iu")
+    ok, fix = given.topk_indices is None or config.routing.selection != "soft", "a soft mixture chooses nobody"
+    require(ok, ValueError, "given.topk_indices", "None with routing.selection 'soft'", "an array", fix)
     if given.topk_indices is not None:
         selection.given(given.topk_indices, config.num_choices)
     if given.logits is not None:
-        num.check_stored("given.logits", given.logits, (num_tokens, config.num_choices))
+        num.check_stored("given.logits", given.logits, (num_tokens, config.num_logits))
     _check_drawn(given, num_tokens, config, num)
     _check_token_ids(given, config)
     _check_multipliers(given, num_tokens, config, num)
@@ -185,10 +187,8 @@ def _check_integers(argument, array, shape, kinds):
 
 
 def _check_sequences(given, config):
-    dispatch = config.dispatch
-    needed = (dispatch.limited and dispatch.capacity_scope == "sequence") or config.losses.by_sequence
     fix = "pass them, or count by batch"
-    ok = given.sequence_ids is not None or not needed
+    ok = given.sequence_ids is not None or not config.needs_sequences
     require(ok, ValueError, "given.sequence_ids", "the sequence of each token", "None", fix)
 
 
@@ -214,7 +214,7 @@ def check_upstream(d_y, x, record, params, config, num, d_losses, d_logits, into
     tokens = len(record.routing.logits)
     require(tokens == len(x), ValueError, "record", f"the record of these {len(x)} tokens", f"one of {tokens}", fix)
     if d_logits is not None:
-        num.check_stored("d_logits", d_logits, (len(x), config.num_choices))
+        num.check_stored("d_logits", d_logits, (len(x), config.num_logits))
     if d_losses is not None:
         _check_d_losses(d_losses, config)
     if into is not None:

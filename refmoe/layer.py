@@ -33,6 +33,7 @@ from .routing import (
     weigh,
     weigh_backward,
 )
+from .soft import SoftGrads, SoftRecord, soft_experts, soft_experts_backward, soft_logits_backward
 
 # Nothing flows into these: they are constants of the way back.
 NON_DIFFERENTIABLE = (
@@ -59,6 +60,7 @@ class MoERecord(NamedTuple):
     shared: SharedRecord = None
     losses: Losses = None
     y: object = None  # (T, D)
+    soft: SoftRecord = None  # in place of a plan
 
 
 class MoEGrads(NamedTuple):
@@ -84,6 +86,7 @@ class MoEGrads(NamedTuple):
     rows: RowGrads = None
     shared: SharedGrads = None
     params: MoEParams = None
+    soft: SoftGrads = None
 
 
 # --- forward: Spec 3.5 -----------------------------------------------------------------------------------------------
@@ -96,14 +99,30 @@ def forward(x, params, config, num, given, chosen=None, seen=None):
     """
     if chosen is not None:
         given = given._replace(topk_indices=chosen.routing.topk_indices)
-    routing = route(x if seen is None else seen, params, config, num, given)
+    mixed = _soft if config.routing.selection == "soft" else _routed
+    record = mixed(x, params, config, num, given, chosen, x if seen is None else seen)
+    x = _read_by_all(x, record.routing, config, given)
+    has_shared = config.experts.shared_intermediate_size > 0
+    shared = shared_expert(x, params.shared, config.experts, num) if has_shared else None
+    y = num.sum("y", [record.routed, shared.shared]) if has_shared else record.routed
+    return record._replace(shared=shared, y=y)
+
+
+def _routed(x, params, config, num, given, chosen, seen):
+    """A plan says who goes where."""
+    routing = route(seen, params, config, num, given)
     x = _read_by_all(x, routing, config, given)
     routing, plan = _weights_and_plan(routing, params, config, num, given, chosen)
     experts, routed = routed_experts(x, routing.topk_weights, plan, params, config.experts, num)
-    has_shared = config.experts.shared_intermediate_size > 0
-    shared = shared_expert(x, params.shared, config.experts, num) if has_shared else None
-    y = num.sum("y", [routed, shared.shared]) if has_shared else routed
-    return MoERecord(routing, plan, experts, routed, shared, _losses(routing, config, num, given, chosen), y)
+    made = _losses(routing, config, num, given, chosen)
+    return MoERecord(routing=routing, plan=plan, experts=experts, routed=routed, losses=made)
+
+
+def _soft(x, params, config, num, given, chosen, seen):
+    """Everybody goes everywhere, in part."""
+    logits, soft, experts, routed = soft_experts(x, seen, params, config, num, given)
+    routing = RoutingRecord(logits=logits)
+    return MoERecord(routing=routing, soft=soft, experts=experts, routed=routed, losses=Losses())
 
 
 def _read_by_all(x, routing, config, given):
@@ -167,8 +186,8 @@ def moe_backward(d_y, x, params, record, config, num, given=None, d_losses=None,
     into = MoEParams(shared=SharedParams()) if into is None else into
     read = _read_by_all(x, record.routing, config, given)
     # y = routed + shared
-    saved = read, record.routing.topk_weights, record.plan, record.experts
-    experts, grads = routed_experts_backward(d_y, *saved, params, config.experts, num, into)
+    back = _soft_backward if record.soft is not None else _routed_backward
+    made, grads = back(d_y, read, params, record, config, num, given, d_losses, into)
     shared, d_x_shared = None, None
     if record.shared is not None:
         saved = read, params.shared, record.shared
@@ -176,27 +195,53 @@ def moe_backward(d_y, x, params, record, config, num, given=None, d_losses=None,
         grads |= {f"shared.{name}": grad for name, grad in named.items()}
         d_x_shared = shared.d_x_shared
     # weights = f(logits);  losses = g(logits)
-    routing = record.routing
-    kept = record.plan.slot_row >= 0 if config.dispatch.normalize_after_drop else routing.topk_indices >= 0
-    task, d_scores, router, named = weigh_backward(
-        experts.d_topk_weights, routing, kept, params, config, num, into, given
-    )
-    grads |= named
-    counts = record.losses.balance_counts
-    sources = {"d_logits_task": task} | losses.loss_gradients(d_losses, routing, config, num, given, counts)
-    of = {stage: [d for name, d in sources.items() if name.startswith(f"d_{stage}_")] for stage in LOSSES_READ}
+    sources = [(name, d) for name, d in made._asdict().items() if d is not None]
+    of = {stage: [d for name, d in sources if name.startswith(f"d_{stage}_")] for stage in LOSSES_READ}
     d_logits = num.sum("d_logits", of["logits"] if d_logits is None else [*of["logits"], d_logits])
     d_x_router = None
     if given.logits is None:
-        d_x_router, made, named = make_logits_backward(d_logits, read, routing, params, config, num, given, into, of)
-        router, grads = router._replace(**made), grads | named
-    parts = [d for d in (experts.d_x_experts, d_x_shared, d_x_router) if d is not None]
-    d_x, router = _d_x(parts, router, config, num, given)
-    return MoEGrads(
-        d_x, experts.d_x_experts, d_x_shared, d_x_router, d_logits, **sources,
-        d_scores=d_scores, d_topk_weights=experts.d_topk_weights, router=router, d_y_rows=experts.d_y_rows,
-        d_weighted_x_rows=experts.d_weighted_x_rows, rows=experts.rows, shared=shared, params=assemble_params(grads),
+        back = _soft_router_backward if record.soft is not None else _router_backward
+        d_x_router, made, named = back(d_logits, read, params, record, made, config, num, given, into, of)
+        grads |= named
+    parts = [d for d in (made.d_x_experts, d_x_shared, d_x_router) if d is not None]
+    d_x, router = _d_x(parts, made.router, config, num, given)
+    return made._replace(
+        d_x=d_x, d_x_shared=d_x_shared, d_x_router=d_x_router, d_logits=d_logits, router=router, shared=shared,
+        params=assemble_params(grads),
     )  # fmt: skip
+
+
+def _routed_backward(d_y, x, params, record, config, num, given, d_losses, into):
+    """From y to the logits, by source, and to x through the experts: MoEGrads, parameters' gradients by name."""
+    routing, plan = record.routing, record.plan
+    saved = x, routing.topk_weights, plan, record.experts
+    experts, grads = routed_experts_backward(d_y, *saved, params, config.experts, num, into)
+    kept = plan.slot_row >= 0 if config.dispatch.normalize_after_drop else routing.topk_indices >= 0
+    saved = routing, kept, params, config, num, into, given
+    task, d_scores, router, named = weigh_backward(experts.d_topk_weights, *saved)
+    counts = record.losses.balance_counts
+    sources = losses.loss_gradients(d_losses, routing, config, num, given, counts)
+    made = MoEGrads(**experts._asdict(), d_logits_task=task, **sources, d_scores=d_scores, router=router)
+    return made, grads | named
+
+
+def _soft_backward(d_y, x, params, record, config, num, given, d_losses, into):
+    """The same through both mixtures; the logits have a part from each."""
+    saved = record.routing.logits, record.soft, record.experts
+    soft, d_x, d_y_rows, rows, grads = soft_experts_backward(d_y, x, params, *saved, config, num, given, into)
+    task = num.sum("d_logits_task", [soft.d_logits_combine, soft.d_logits_dispatch])
+    return MoEGrads(d_x_experts=d_x, d_y_rows=d_y_rows, rows=rows, soft=soft, d_logits_task=task), grads
+
+
+def _router_backward(d_logits, x, params, record, made, config, num, given, into, of):
+    d_x, stages, named = make_logits_backward(d_logits, x, record.routing, params, config, num, given, into, of)
+    return d_x, made._replace(router=made.router._replace(**stages)), named
+
+
+def _soft_router_backward(d_logits, x, params, record, made, config, num, given, into, of):
+    soft, d_x, named = soft_logits_backward(d_logits, x, params, record.soft, config, num, into)
+    stages = {name: d for name, d in soft._asdict().items() if d is not None}
+    return d_x, made._replace(soft=made.soft._replace(**stages)), named
 
 
 def _d_x(parts, router, config, num, given):

@@ -39,6 +39,7 @@ class MoEParams(NamedTuple):
     w_noise: object = None  # (E, D), of the noise's standard deviation
     expert_scale: object = None  # (E,), of the weights
     global_scale: object = None  # (1,), of all weights
+    soft_scale: object = None  # (1,), of a soft mixture's logits
     hash_table: object = None  # (V, K) int64, expert ids of each token id; carries no gradient
     w_constant: object = None  # (C, 2, D), of constant experts: how much of x, how much of the vector
     constant: object = None  # (C, D), their vectors
@@ -157,7 +158,7 @@ def parameter_shapes(config):
     D, F, E = config.hidden_size, config.intermediate_size, config.num_experts
     routing, experts = config.routing, config.experts
     ids = config.num_choices
-    shapes = {"w_router": ((ids, D), fan_in_exponent(D))}
+    shapes = {"w_router": ((config.num_logits, D), fan_in_exponent(D))}
     if routing.router_bias:
         shapes["router_bias"] = ((ids,), -3)
     if routing.selection_bias:
@@ -170,6 +171,8 @@ def parameter_shapes(config):
         shapes["expert_scale"] = ((config.num_choices,), 0)
     if routing.global_scale:
         shapes["global_scale"] = ((1,), 0)
+    if routing.selection == "soft":
+        shapes["soft_scale"] = ((1,), 0)
     if routing.hash_vocab_size:
         shapes["hash_table"] = ((routing.hash_vocab_size, config.top_k), 0)
     shapes |= _expert_shapes(experts, D, F, E)

@@ -153,7 +153,20 @@ CASES = {
     "stand_in": config_of(dispatch={"capacity": 2, "keep_at_most": 1}),
     "lots_by_device": config_of(
         routing={"score_fn": "sigmoid"},
-        dispatch={"capacity_factor": 0.8, "capacity_devices": 3, "drop_policy": "random"},
+        dispatch={
+            "capacity_factor": 0.8,
+            "capacity_devices": 3,
+            "drop_policy": "random",
+            "min_capacity": 1,
+            "capacity_multiple": 2,
+        },
+    ),
+    "soft": config_of(top_k=1, routing={"selection": "soft", "slots_per_expert": 2}, experts={"biases": True}),
+    "soft_by_sequence": config_of(
+        top_k=1,
+        num_experts=3,
+        routing={"selection": "soft", "soft_scope": "sequence", "soft_norm_eps": 0.01},
+        experts={"activation": "gelu", "gated": False, "shared_intermediate_size": 4},
     ),
     "weight_on_input": config_of(
         routing={"score_fn": "sigmoid"},

@@ -380,7 +380,59 @@ MUTANTS = {
         ("(1.0 if upstream is None else upstream, *read", "(1.0, *read", "upstream"),
         ("None if d_losses is None else getattr(d_losses, name)", "None", "upstream"),
     ],
+    "soft": [
+        (
+            "return (d - v * (m.sum(d * v, keepdims=True) / q)) / m.sqrt(q) + start",
+            "return d / m.sqrt(q) + start",
+            "soft",
+        ),
+        (
+            "return (d - v * (m.sum(d * v, keepdims=True) / q)) / m.sqrt(q) + start",
+            "return (d - v * (m.sum(d * v, keepdims=True) / q)) / q + start",
+            "soft",
+        ),
+        ("keepdims=True) / q)) / m.sqrt(q) + start", "keepdims=True))) / m.sqrt(q) + start", "soft"),
+        ("(name, _unit_backward, d_units, v,", "(name, _unit_backward, v, d_units,", "soft"),
+        ('"d_cosines", lambda m, d, scale: d * scale', '"d_cosines", lambda m, d, scale: d', "soft"),
+        ("return m.sum(d * z, axis=(-2, -1)) + m.sum(start", "return m.sum(d, axis=(-2, -1)) + m.sum(start", "soft"),
+        ('"d_unit_x", [(d_cosines, record.unit_slots)]', '"d_unit_x", [(d_logits, record.unit_slots)]', "soft"),
+        ('"d_unit_slots", d_cosines, record.unit_x)', '"d_unit_slots", d_cosines, x)', "soft"),
+        (
+            '"d_logits_combine", _softmax_backward, d_combine_weights',
+            '"d_logits_combine", _softmax_backward, -d_combine_weights',
+            "soft",
+        ),
+        (
+            '"d_logits_dispatch", _softmax_backward, scopes, num, d_dispatch_weights',
+            '"d_logits_dispatch", _softmax_backward, scopes, num, -d_dispatch_weights',
+            "soft",
+        ),
+        ("return p * m.centre(d, p, z)", "return m.centre(d, p, z)", "soft"),
+        ('"d_dispatch_weights", x, d_slots', '"d_dispatch_weights", -x, d_slots', "soft"),
+        (
+            '"d_x_experts", dispatch_weights, _turned(d_slots)',
+            '"d_x_experts", dispatch_weights[::-1], _turned(d_slots)',
+            "soft",
+        ),
+        (
+            '"d_y_rows", combine_weights[order], d_routed[order]',
+            '"d_y_rows", combine_weights[order], -d_routed[order]',
+            "soft",
+        ),
+        ('"d_combine_weights", d_routed, _by_scope(y_rows', '"d_combine_weights", d_routed, _by_scope(-y_rows', "soft"),
+        (
+            "mix_tokens_backward(rows.d_x_rows, x, record.dispatch_weights",
+            "mix_tokens_backward(rows.d_x_rows, x, record.combine_weights",
+            "soft",
+        ),
+        (
+            "dispatch_weights_backward(d_to_slots, logits, scopes, num)",
+            "dispatch_weights_backward(d_to_tokens, logits, scopes, num)",
+            "soft",
+        ),
+    ],
     "layer": [
+        ("[soft.d_logits_combine, soft.d_logits_dispatch]", "[soft.d_logits_combine]", "soft"),
         ('num.sum("d_x", parts)', 'num.sum("d_x", parts[:-1])', "silu"),
         ('num.sum("d_jittered_x", parts)', 'num.sum("d_jittered_x", parts[:-1])', "jittered_block"),
         (
@@ -395,12 +447,15 @@ MUTANTS = {
         ),
         ('is None else [*of["logits"], d_logits]', 'is None else of["logits"]', "upstream"),
         (
-            "d_logits, read, routing, params, config, num",
-            "-d_logits, read, routing, params, config, num",
+            "make_logits_backward(d_logits, x, record.routing",
+            "make_logits_backward(-d_logits, x, record.routing",
             "silu",
         ),
+        ("soft_logits_backward(d_logits, x", "soft_logits_backward(-d_logits, x", "soft"),
+        ("routed_experts_backward(d_y, *saved", "routed_experts_backward(-d_y, *saved", "silu"),
+        ("soft_experts_backward(d_y, x", "soft_experts_backward(-d_y, x", "soft"),
         ("shared_expert_backward(d_y, *saved", "shared_expert_backward(-d_y, *saved", "shared"),
-        ("kept = record.plan.slot_row >= 0 if", "kept = record.plan.slot_row < 9**9 if", "after_drop"),
+        ("kept = plan.slot_row >= 0 if", "kept = plan.slot_row < 9**9 if", "after_drop"),
     ],
     "numerics.arithmetic": [
         ("self._silu_slope(t * alpha)", "self._silu_slope(t)", "silu"),

@@ -37,6 +37,10 @@ SMALL = {
     ),
     "soft_caps": config_of(**_TINY, experts={"gate_softcap": 0.5, "up_softcap": 0.4, "alpha": 1.7}),
     "gelu": config_of(**_TINY, routing={"score_fn": "sigmoid", "scaling_factor": 1.5}, experts={"activation": "gelu"}),
+    "soft": config_of(
+        **_TINY | {"top_k": 1, "num_experts": 2},
+        routing={"selection": "soft", "slots_per_expert": 2, "soft_scope": "sequence", "soft_norm_eps": 0.1},
+    ),
     "gelu_tanh": config_of(**_TINY, experts={"activation": "gelu_tanh"}),
     "relu": config_of(**_TINY, experts={"activation": "relu", "gated": False}),
     "relu2": config_of(**_TINY, experts={"activation": "relu2", "gated": False}),

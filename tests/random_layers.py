@@ -15,6 +15,7 @@ import numpy as np
 
 from refmoe import Given, MoEConfig, Numerics, check_gradients, moe_backward, moe_forward
 from refmoe.config import CAPACITY_NAMES
+from refmoe.config.checks import SOFT_READS
 from refmoe.recipes import assemble_params, carried, generate, init_given, init_params, name_params
 
 
@@ -23,7 +24,7 @@ def draw_config(rng):
     E = rng.choice([1, 2, 3, 4, 6, 8])
     few, K = _weightless(rng, E), rng.randint(1, E)
     coin = {"second_expert": rng.choice(["all", "random"])} if K == 2 else {}
-    return {
+    drawn = {
         "hidden_size": rng.randint(1, 7),
         "intermediate_size": rng.randint(1, 6),
         "num_experts": E - sum(few.values()),
@@ -33,6 +34,7 @@ def draw_config(rng):
         "experts": _experts(rng) | few,
         "losses": _losses(rng, E),
     }
+    return _soft(rng, drawn) if rng.random() < 0.1 else drawn
 
 
 def _routing(rng, E):
@@ -81,6 +83,17 @@ def _selection(rng, E, K):
         mixer |= {"selection": "sparsemixer", "norm_eps": 0.0, "sparsemixer_eps": rng.choice([0.01, 0.3])}
         rules.append(plain | mixer)
     return rng.choice(rules) if rng.random() < 1 / 3 else {}
+
+
+def _soft(rng, config):
+    """The same experts in a soft mixture: what speaks of choosing left out."""
+    routing = {
+        "selection": "soft",
+        "slots_per_expert": rng.randint(1, 3),
+        "soft_scope": rng.choice(["batch", "sequence"]),
+    }
+    experts = {k: v for k, v in config["experts"].items() if k in SOFT_READS or k.startswith("shared_")}
+    return {**config, "top_k": 1, "routing": routing, "dispatch": {}, "losses": {}, "experts": experts}
 
 
 def _dispatch(rng):

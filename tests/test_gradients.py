@@ -57,6 +57,8 @@ def test_the_configurations_between_them_use_every_value_of_every_field():
     for name, spec in specs.items():
         if "." not in name:  # a size
             continue
+        if name == "dispatch.capacity_rule":  # twelve formulas of one integer: tests/test_dispatch.py
+            continue
         wanted = set(spec.metadata.get("one_of", {True, False} if isinstance(spec.default, bool) else ()))
         assert wanted <= used[name] and used[name] - {spec.default}, name
 

@@ -26,7 +26,7 @@ FLOORS = {
     "scores": 2, "activations": 2, "dispatch": 2, "grouped": 2,
     "selection": 2.5,
     "routing": 3, "experts": 3, "losses": 3,
-    "encodings": 3, "inputs": 3.5,
+    "encodings": 3, "inputs": 3.5, "soft": 3.5,
     "layer": 4,
     "__init__": ROOF, "__main__": ROOF, "check": ROOF, "info": ROOF, "bench": ROOF,
     "safetensors": ROOF,
@@ -251,6 +251,7 @@ NAMED_OTHERWISE = {
     "routed": "given as d_y", "y": "given as d_y", "shared": "given as d_y",
     **dict.fromkeys(LOSSES, "given in d_losses"),
     "raw_topk_weights": "a copy of the kept scores: d_scores",
+    "slot_rows": "what the experts read: d_x_rows",
 }  # fmt: skip
 
 

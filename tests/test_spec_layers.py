@@ -240,6 +240,18 @@ KITCHEN_SINK = {
             "normalize_after_drop": True,
         },
     },
+    "a soft mixture": {
+        "top_k": 1,
+        "num_experts": 3,
+        "routing": {"selection": "soft", "slots_per_expert": 2},
+        "experts": {"biases": True, "limit": 0.25, "shared_intermediate_size": 2},
+    },
+    "a soft mixture of each sequence": {
+        "top_k": 1,
+        "num_experts": 2,
+        "routing": {"selection": "soft", "soft_scope": "sequence", "soft_norm_eps": 0.5},
+        "experts": {"gated": False, "activation": "relu2"},
+    },
     "every expert": {"top_k": 6, "routing": {"score_fn": "sigmoid", "normalize": True, "norm_eps": 1e-20}},
 }
 
@@ -251,7 +263,7 @@ def test_every_other_choice(name, profile, store):
     upstream = {"balance": 2.0, "z": -0.5, "importance": 3.0, "device": 0.3, "communication": -1.5}
     upstream["mutual_information"] = 1.25
     inputs = [tame(store, (T, config.hidden_size), seed) for seed in (3, 4)]
-    d_logits = tame("float32", (T, config.num_choices), 9)
+    d_logits = tame("float32", (T, config.num_logits), 9)
     given = SEQUENCES | init_given(config, T)
     if config.dispatch.drop_policy == "random":
         given["protected"] = np.arange(T) == 4

@@ -136,7 +136,8 @@ def layer(row, x):
     params = {name.removeprefix("params."): value for name, value in x.items() if name.startswith("params.")}
     record = LAW.layer_forward(x["x"], params, config, law, given_of(x))
     made = LAW.layer_backward(x["d_y"], x["x"], params, record, config, law, given_of(x), None, x.get("d_logits"))
-    return flat(made) | record["routing"] | {"y": record["y"]} | (record["losses"] or {})
+    mixed = {} if record["soft"] is None else flat(record["soft"], "soft.")
+    return flat(made) | mixed | record["routing"] | {"y": record["y"]} | (record["losses"] or {})
 
 
 def flat(record, prefix=""):

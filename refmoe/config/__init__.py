@@ -49,6 +49,9 @@ class RoutingConfig(Section):
     selection_base: str = field(default="scores", metadata=one_of("scores", "logits"))  # what is ranked
     selection_bias: bool = False  # added to what is ranked, never to the weights
     selection: str = field(default="topk", metadata=one_of(*SELECTIONS))  # the rule that chooses
+    slots_per_expert: int = field(default=1, metadata=POSITIVE)  # of selection "soft", which chooses nobody
+    soft_scope: str = field(default="batch", metadata=one_of("batch", "sequence"))  # tokens that share slots
+    soft_norm_eps: float = field(default=1e-6, metadata=WEIGHT)  # of the lengths of tokens and slots
     hash_vocab_size: int = field(default=0, metadata=COUNT)  # rows of the table of selection "hash"
     threshold: float = field(default=0.0, metadata=FLOAT)  # what selection "threshold" asks a choice score to exceed
     top_p: float = field(default=1.0, metadata=WEIGHT)  # the sum of scores that selection "top_p" asks for
@@ -164,6 +167,19 @@ class MoEConfig(Section):
     def __post_init__(self):
         super().__post_init__()
         check_together(self)
+
+    @property
+    def needs_sequences(self):
+        """Does a rule count, or mix, within sequences?"""
+        drops = self.dispatch.limited and self.dispatch.capacity_scope == "sequence"
+        mixes = self.routing.selection == "soft" and self.routing.soft_scope == "sequence"
+        return drops or mixes or self.losses.by_sequence
+
+    @property
+    def num_logits(self):
+        """Logits of a token: one for each id it may choose, or for each slot of a soft mixture."""
+        soft = self.routing.selection == "soft"
+        return self.num_experts * self.routing.slots_per_expert if soft else self.num_choices
 
     @property
     def num_choices(self):

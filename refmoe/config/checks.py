@@ -5,7 +5,7 @@ import math
 
 from ..refusals import require
 
-SELECTIONS = ("topk", "per_group", "hash", "threshold", "top_p", "sparsemixer", "expert_choice")
+SELECTIONS = ("topk", "per_group", "hash", "threshold", "top_p", "sparsemixer", "expert_choice", "soft")
 # A token has any number of experts; K is the largest count.
 VARIABLE_SELECTIONS = ("threshold", "top_p", "expert_choice")
 
@@ -73,7 +73,7 @@ def _integer(value, where):
 
 def check_together(config):
     """Raises ValueError for the first pair of fields that contradict each other, naming both."""
-    for rules in (_front, _selection, _weights, _second_expert, _dispatch, _experts, _losses):
+    for rules in (_soft, _front, _selection, _weights, _second_expert, _dispatch, _experts, _losses):
         for holds, argument, expected, got, fix in rules(config):
             require(holds, ValueError, argument, expected, repr(got), fix)
 
@@ -93,6 +93,41 @@ def _front(config):
     ok = r.noise == "learned" or r.noise_floor == 0.01
     fix = "set noise='learned' or leave it out"
     yield ok, "routing.noise_floor", "its default without noise='learned'", r.noise_floor, fix
+
+
+# What a soft mixture reads: its own fields, and of `experts` what happens inside an expert or the shared one.
+SOFT_FIELDS = {"slots_per_expert": 1, "soft_scope": "batch", "soft_norm_eps": 1e-6}
+SOFT_EXPERTS = (
+    "gated",
+    "activation",
+    "alpha",
+    "limit",
+    "limit_position",
+    "gate_softcap",
+    "up_softcap",
+    "linear_offset",
+)
+SOFT_READS = {"selection", *SOFT_FIELDS, *SOFT_EXPERTS, "biases"}
+
+
+def _soft(config):
+    """Nobody is chosen, weighed, dropped or counted: every field that speaks of it must be left alone."""
+    if config.routing.selection != "soft":
+        for name, neutral in SOFT_FIELDS.items():
+            value, fix = getattr(config.routing, name), "set routing.selection='soft' or leave it out"
+            yield value == neutral, f"routing.{name}", f"{neutral!r} without selection 'soft'", value, fix
+        return
+    fix = "every slot is read: leave it at 1"
+    yield config.top_k == 1, "top_k", "1 with routing.selection 'soft'", config.top_k, fix
+    eps = config.routing.soft_norm_eps
+    yield eps > 0, "routing.soft_norm_eps", "a positive number", eps, "a token of zeros has no direction"
+    fix = "leave it out: a soft mixture does not read it"
+    for part in ("routing", "dispatch", "experts", "losses"):
+        section = getattr(config, part)
+        for spec in dataclasses.fields(section):
+            value, read = getattr(section, spec.name), spec.name in SOFT_READS or spec.name.startswith("shared_")
+            ok = read or value == spec.default
+            yield ok, f"{part}.{spec.name}", f"{spec.default!r} with routing.selection 'soft'", value, fix
 
 
 def _selection(config):

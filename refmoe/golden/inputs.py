@@ -69,7 +69,7 @@ def recipe_rows(config, num, tokens, backward, seed):
 
 def needs_sequences(config):
     """Does a rule count within sequences? Then the batch is two of them unless the user says otherwise."""
-    return config.dispatch.capacity_scope == "sequence" or config.losses.by_sequence
+    return config.dispatch.capacity_scope == "sequence" or config.needs_sequences
 
 
 def make_inputs(config, num, tokens, rows, stored, pool):

@@ -33,6 +33,7 @@ STAGES = {
     "experts.constant_logits": "3.6", "experts.constant_weights": "3.6",
     "losses.balance": "4.1", "losses.z": "4.2", "losses.importance": "4.3", "losses.device": "4.6",
     "losses.communication": "4.6", "losses.mutual_information": "4.8", "losses.balance_counts": "4.1", "y": "3.5",
+    "soft": "2.10", "grads.soft": "5.6", "grads.params.soft_scale": "5.6",
     "grads": "5.9", "grads.d_x_router": "5.1", "grads.d_scores": "5.3", "grads.d_logits_task": "5.3",
     "grads.d_logits_balance": "5.8", "grads.d_logits_z": "5.8", "grads.d_logits_importance": "5.8",
     "grads.d_logits_device": "5.8", "grads.d_logits_communication": "5.8",

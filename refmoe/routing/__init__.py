@@ -11,7 +11,7 @@ from .logits import is_jittered, make_logits, make_logits_backward, router_logit
 from .record import RouterGrads, RoutingRecord
 from .scales import scale_weights, scale_weights_backward
 from .sparsemixer import ESTIMATORS, sparsemixer_weights, sparsemixer_weights_backward
-from .stage import route, weigh, weigh_backward
+from .stage import refuse_nonfinite, route, weigh, weigh_backward
 from .weights import softmax_of_kept, topk_weights, topk_weights_backward
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "jitter_backward",
     "make_logits",
     "make_logits_backward",
+    "refuse_nonfinite",
     "route",
     "router_logits",
     "router_logits_backward",

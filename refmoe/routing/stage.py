@@ -20,7 +20,7 @@ def route(x, params, config, num, given):
     record = make_logits(x, params, config, num, given)
     logits = record.logits
     for made in (record.raw_logits, logits):
-        _refuse_nonfinite(made)
+        refuse_nonfinite(made)
     scores = make_scores(logits, config, num, given)
     lse = num.evaluate("lse", lambda m, z: m.logsumexp(z), logits, core=1)
     if given.topk_indices is not None:
@@ -70,7 +70,8 @@ def weigh_backward(d_topk_weights, record, kept, params, config, num, into, give
     return *topk_weights_backward(d_topk_weights, *saved, config, num, given), made, grads
 
 
-def _refuse_nonfinite(logits):
+def refuse_nonfinite(logits):
+    """Raises ValueError for a logit that is not finite.   Spec 1.1"""
     bad = np.False_ if logits is None else ~np.isfinite(logits)
     if bad.any():
         token, expert = np.argwhere(bad)[0].tolist()

@@ -52,7 +52,8 @@ def is_causal(config):
 
     Not where a rule, a score or a base of ranking looks across tokens, nor where a capacity lets later slots in first.
     """
-    dispatch, rule = config.dispatch, SELECTIONS[config.routing.selection]
+    soft = Rule(None, causal=False)  # chooses nobody, and mixes everybody
+    dispatch, rule = config.dispatch, SELECTIONS.get(config.routing.selection, soft)
     one = config.top_k == 1 and rule.fixed  # slot-major lets a later token's first choice in before a second one
     in_order = dispatch.slot_order == "token_major" or (dispatch.slot_order == "slot_major" and one)
     queue = dispatch.capacity_scope == "sequence" and dispatch.drop_policy == "position" and in_order

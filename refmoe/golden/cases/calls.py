@@ -124,7 +124,8 @@ def layer(config, num, arrays):
     record = moe_forward(x, params, config, num, given)
     grads = moe_backward(arrays["d_y"], x, params, record, config, num, given, d_logits=arrays.get("d_logits"))
     forward = {"y": record.y} | _named(record.routing, "topk_indices", "topk_weights", *ROUTER_STAGES)
-    return forward | _flat(record.losses or Losses()) | _flat(grads)
+    mixed = {} if record.soft is None else _flat(record.soft, "soft.")
+    return forward | mixed | _flat(record.losses or Losses()) | _flat(grads)
 
 
 def _flat(record, prefix=""):

@@ -21,6 +21,14 @@ NOTES = {
     "GivenLogits": ("router trained although its logits were given", "a gradient made up"),
     "UpstreamLogits": ("an upstream gradient of the logits ignored", "a loss of the user's without effect"),
     "ExactClass": ("any permutation, routing, padding or layout error", "a difference that no rounding excuses"),
+    "SoftMixture": (
+        "the two softmaxes exchanged, run over the wrong axis, or over every sequence at once",
+        "tokens of different sequences meet",
+    ),
+    "SoftLength": (
+        "the length of a token or slot without its epsilon, or its gradient left out",
+        "a router that drifts",
+    ),
     "NarrowStore": ("rounding points in other places than at stored tensors", "drift against a bf16 kernel"),
     "Chain": ("a float32 chain that is split or reordered", "the last bits"),
 }
@@ -41,6 +49,7 @@ def cases():
         )
     yield from _combinations()
     yield from _dropped()
+    yield from _soft()
 
 
 def _inputs(config, recipe="bell", tokens=TOKENS, **given):
@@ -52,8 +61,7 @@ def _inputs(config, recipe="bell", tokens=TOKENS, **given):
         key: Recipe(name, shape, recipe, 0, e if exponent is None else exponent)
         for key, (name, shape, e) in shapes.items()
     }
-    balance = config.losses.balance
-    if config.dispatch.capacity_scope == "sequence" or (balance is not None and balance.scope == "sequence"):
+    if config.dispatch.capacity_scope == "sequence" or config.needs_sequences:
         made["sequence_ids"] = np.arange(tokens, dtype=np.int64) // 2
     drawn = {name: Recipe(name, shape, rule) for name, (shape, rule) in given_shapes(config, tokens).items()}
     V = config.routing.hash_vocab_size
@@ -126,3 +134,20 @@ def _dropped():
         coin = f32([0.25, 0.999, 0.0, 0.5])
         config = sizes(3, 2, 3, 2, routing=routing, dispatch=dispatch)
         yield layer_case(f"a coin, renormalised after it: {after}", ("DropRenorm",), config, coin=coin)
+
+
+def _soft():
+    routing = {"selection": "soft", "slots_per_expert": 2}
+    yield layer_case(
+        "a soft mixture, two slots an expert", ("SoftMixture", "SoftLength"), sizes(2, 1, 3, 2, routing=routing)
+    )
+    routing = {"selection": "soft", "soft_scope": "sequence", "soft_norm_eps": 0.25}
+    experts = {"gated": False, "activation": "relu", "shared_intermediate_size": 2}
+    for profile, store in (("exact", "bf16"), ("chain", "float32")):
+        config = sizes(3, 1, 3, 2, routing=routing, experts=experts)
+        comment = f"a soft mixture of each sequence, {profile}, stored in {store}"
+        yield layer_case(comment, ("SoftMixture", "SoftLength"), config, "bf16", profile, store)
+    routing = {"selection": "soft"}
+    logits = f32([[0.5, 1.0, -1.0], [2.0, 0.0, 0.25], [0.0, 0.0, 0.0], [-1.0, -2.0, -3.0]])
+    config = sizes(3, 1, 3, 2, routing=routing)
+    yield layer_case("a soft mixture, given logits", ("SoftMixture", "GivenLogits"), config, logits=logits)
