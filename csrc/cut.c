@@ -18,6 +18,8 @@ struct cut refmoe_cut(const struct product *p)
 {
     int64_t most = most_rows_of_an_expert(p), tile = p->tile->rows;
     int64_t length = p->sum_rows ? most : p->pair[0].length + (p->pairs > 1 ? p->pair[1].length : 0);
+    if (p->across)
+        return (struct cut){refmoe_lane_rows(p, length), refmoe_lane_cols(p), length};
     int64_t fit = (INT64_C(1) << 18) / (length > 0 ? length : 1) / tile * tile;
     int64_t rows = lower(fit < tile ? tile : fit, MAX_UNIT_ROWS / tile * tile);
     int64_t needed = whole_tiles(p->sum_rows ? p->rows : most, tile);

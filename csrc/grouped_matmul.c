@@ -85,7 +85,10 @@ static void work(const struct product *p, const struct cut *cut, atomic_llong *n
         if (e == p->experts)
             break;
         struct unit unit = refmoe_make_unit(p, cut, e, number - begin);
-        refmoe_compute_unit(p, &unit, scratch);
+        if (p->across)
+            refmoe_compute_lanes(p, &unit, scratch);
+        else
+            refmoe_compute_unit(p, &unit, scratch);
     }
     leave_environment(found);
 }
@@ -103,27 +106,41 @@ static void *take(int64_t count, int64_t size)
 static void give_back(struct scratch *scratch, int count)
 {
     for (int t = 0; scratch && t < count; t++) {
-        free(scratch[t].packed_rows);
-        free(scratch[t].packed_cols);
+        void *room[] = {scratch[t].packed_rows, scratch[t].packed_cols, scratch[t].left,  scratch[t].right,
+                        scratch[t].value,       scratch[t].error,       scratch[t].norm};
+        for (size_t i = 0; i < sizeof room / sizeof *room; i++)
+            free(room[i]);
     }
     free(scratch);
 }
 
-static struct scratch *take_scratch(const struct product *p, const struct cut *cut, int count)
+static int take_lanes(const struct product *p, const struct cut *cut, struct scratch *s)
+{
+    struct lane_room room = refmoe_lane_room(p, cut->length);
+    s->right = take(1, room.right), s->left = take(1, room.left), s->value = take(1, room.value);
+    s->error = take(1, room.error), s->norm = take(1, room.norm);
+    return s->right && s->left && s->value && s->error && s->norm;
+}
+
+static int take_panels(const struct product *p, const struct cut *cut, struct scratch *s)
 {
     int64_t length = cut->length + 1, panel = p->tile->cols * (int64_t)p->item;
+    s->packed_rows = take(length, cut->rows * (int64_t)sizeof(double));
+    s->packed_cols = take(length + PANELS_BYTES / panel, panel);
+    return s->packed_rows && s->packed_cols;
+}
+
+static struct scratch *take_scratch(const struct product *p, const struct cut *cut, int count)
+{
     struct scratch *scratch = take(count, sizeof *scratch);
     if (!scratch)
         return NULL;
     memset(scratch, 0, (size_t)count * sizeof *scratch);
-    for (int t = 0; t < count; t++) {
-        scratch[t].packed_rows = take(length, cut->rows * (int64_t)sizeof(double));
-        scratch[t].packed_cols = take(length + PANELS_BYTES / panel, panel);
-        if (!scratch[t].packed_rows || !scratch[t].packed_cols) {
+    for (int t = 0; t < count; t++)
+        if (!(p->across ? take_lanes : take_panels)(p, cut, &scratch[t])) {
             give_back(scratch, count);
             return NULL;
         }
-    }
     return scratch;
 }
 
@@ -188,6 +205,7 @@ static int forward(const refmoe_how *how, size_t item, int64_t e, int64_t n, int
     struct product p = describe(how, item, e, n, m, offsets, acc, out);
     p.pair[0] = (struct operand){.a = x, .b = w, .a_row = k, .a_step = 1, .b_step = 1, .b_col = k, .length = k};
     p.bias = bias;
+    p.across = how->profile == REFMOE_UNFUSED ? 0 : REFMOE_LANES_ALONG;
     return run(&p, tiers);
 }
 
@@ -226,6 +244,7 @@ static int backward_x(const refmoe_how *how, size_t item, int64_t e, int64_t n, 
         return REFMOE_BAD_POINTER;
     struct product p = describe(how, item, e, n, k, offsets, acc, out);
     p.pairs = num_pairs;
+    p.across = how->profile == REFMOE_UNFUSED ? 0 : REFMOE_LANES_ACROSS;
     for (int q = 0; q < num_pairs; q++)
         p.pair[q] = (struct operand){.a = pair[q].d, .b = pair[q].w, .a_row = pair[q].m, .a_step = 1,
                                      .b_step = k, .b_col = 1, .length = pair[q].m};

@@ -89,6 +89,56 @@ static void turn_along_k(const float *b, int64_t b_col, int64_t length, int cols
     turn_float(b, 1, b_col, fours, length, 0, cols, width, dst);
 }
 
+/* ---- rows of x across the lanes (lanes.c) ---- */
+
+/* Four k of four rows of x from `from` on, rows beyond `cols` being zero. */
+static void turn_rows(const float *x, int64_t step, int64_t from, int64_t to, int cols, four *turned)
+{
+    float block[4][4] = {{0}};
+    for (int j = 0; j < cols; j++)
+        for (int64_t k = from; k < to; k++)
+            block[k - from][j] = x[j * step + k];
+    memcpy(turned, block, sizeof block);
+}
+
+static void turn_whole(const float *x, int64_t step, four *turned)
+{
+    turn_four(x, step, 4, (float *)turned);
+}
+
+/* Calls `use` (a statement) with `k`, `j` and turned[0..steps-1], each four j wide, for every four k and four rows. */
+#define FOR_EACH_BLOCK(use)                                                                                           \
+    for (int64_t run = 0; run < length; run += PACK_RUN)                                                              \
+        for (int j = 0; j < width; j += 4)                                                                            \
+            for (int64_t k = run; k < lower(run + PACK_RUN, length); k += 4) {                                        \
+                int steps = (int)lower(4, length - k), rows = (int)lower(4, cols - j);                                \
+                four turned[4];                                                                                       \
+                if (steps == 4 && rows == 4)                                                                          \
+                    turn_whole(x + j * step + k, step, turned);                                                       \
+                else                                                                                                  \
+                    turn_rows(x + j * step, step, k, k + steps, rows, turned);                                        \
+                for (int t = 0; t < steps; t++) {                                                                     \
+                    use                                                                                               \
+                }                                                                                                     \
+            }
+
+void refmoe_turn_chain(int64_t length, int cols, int width, const float *x, int64_t step, float *right)
+{
+    FOR_EACH_BLOCK(memcpy(right + (k + t) * width + j, &turned[t], sizeof turned[t]);)
+}
+
+void refmoe_turn_exact(int64_t length, int cols, int width, const float *x, int64_t step, double *right,
+                       double *squares)
+{
+    for (int j = 0; j < width; j++)
+        squares[j] = 0.0;
+    FOR_EACH_BLOCK(for (int i = 0; i < 4; i++) {
+        double value = (double)turned[t][i];
+        right[(k + t) * width + j + i] = value;
+        squares[j + i] += value * value;
+    })
+}
+
 static void pack_panel(const struct product *p, const struct operand *o, int64_t first, int cols, char *dst)
 {
     int width = p->tile->cols;

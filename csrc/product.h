@@ -19,6 +19,7 @@ struct product {
     const struct kernel *kernel;
     const struct tile *tile;
     int profile, format, force, threads, pairs, sum_rows;
+    int across; /* REFMOE_LANES_..., or 0 for unit.c */
     size_t item; /* bytes of a stored element */
     int64_t experts, rows, cols;
     const int64_t *offsets;
@@ -36,7 +37,10 @@ struct unit {
     char *out;
 };
 
-enum { MAX_UNIT_ROWS = 512, MAX_UNIT_COLS = 256, PANELS_BYTES = 1 << 18 };
+/* Products of lanes.c: the weights of an output lie side by side, or those of neighbouring outputs do. */
+enum { REFMOE_LANES_ALONG = 1, REFMOE_LANES_ACROSS = 2 };
+
+enum { MAX_UNIT_ROWS = 512, MAX_UNIT_COLS = 256, MAX_LANE_ROWS = 256, PANELS_BYTES = 1 << 18 };
 
 /* How an expert's block is cut: units of `rows` x `cols`, both whole tiles. Nothing here depends on the threads. */
 struct cut {
@@ -54,8 +58,12 @@ struct panel {
 /* What one thread works in. Packed rows are tiles of the unit's rows, k after k; packed columns likewise. */
 struct scratch {
     void *packed_rows, *packed_cols;
-    double row_bound[MAX_UNIT_ROWS], col_norm[MAX_UNIT_COLS];
+    double row_bound[MAX_UNIT_ROWS], col_norm[MAX_UNIT_COLS + MAX_TILE_COLS];
     struct grid row_grid[MAX_UNIT_ROWS], col_grid[MAX_UNIT_COLS];
+    char *left, *right, *value; /* of lanes.c: copied weights, turned rows of x, sums; */
+    double *error, *norm;       /* what the sums err by, and the norms of the rows, block by block of k */
+    const char *held;           /* the rows of x that `right` holds, and how many */
+    int64_t held_rows;
     refmoe_tiers tiers;
 };
 
@@ -68,7 +76,26 @@ int refmoe_make_panels(const struct product *product, const struct unit *unit, i
                        char *room);
 int64_t refmoe_panels_at_once(const struct product *product, int64_t length);
 
+/* Bytes that a unit of lanes.c works in. */
+struct lane_room {
+    int64_t right, left, value, error, norm;
+};
+
+/* right[k,j] = x[j * step + k], 0 for cols <= j < width, width a multiple of 4; squares[j] = sum_k x[j * step + k]^2. */
+void refmoe_turn_chain(int64_t length, int cols, int width, const float *x, int64_t step, float *right);
+void refmoe_turn_exact(int64_t length, int cols, int width, const float *x, int64_t step, double *right,
+                       double *squares);
+
 void refmoe_compute_unit(const struct product *product, const struct unit *unit, struct scratch *scratch);
+void refmoe_compute_lanes(const struct product *product, const struct unit *unit, struct scratch *scratch);
+int64_t refmoe_lane_rows(const struct product *product, int64_t length);
+int64_t refmoe_lane_cols(const struct product *product);
+struct lane_room refmoe_lane_room(const struct product *product, int64_t length);
+
+double refmoe_error_factor(const struct product *product, int64_t length);
+float refmoe_resolve_output(const struct product *product, const struct unit *unit, struct scratch *scratch,
+                            int64_t row, int64_t col, double value, int slot);
+
 
 static inline int64_t lower(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t whole_tiles(int64_t count, int64_t tile) { return (count + tile - 1) / tile * tile; }

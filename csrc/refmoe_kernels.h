@@ -28,7 +28,7 @@
    their elements and no more.
 
    Workspace. Each call takes scratch memory and gives it back before it returns: for each thread at most 2.5 MiB and
-   192 bytes for each term of the longest sum (K; the Ms of the pairs together; the rows of the largest expert). Its
+   288 bytes for each term of the longest sum (K; the Ms of the pairs together; the rows of the largest expert). Its
    stack stays below 64 KiB a thread.
 
    Errors. Everything is checked before the first write; a status other than REFMOE_OK means out is untouched. Functions

@@ -20,7 +20,7 @@
 
 #include "refmoe_kernels.h"
 
-enum { MAX_TILE_ROWS = 8, MAX_TILE_COLS = 32, NUM_PROFILES = 3, NUM_STORES = 3, MAX_PAIRS = 2 };
+enum { MAX_TILE_ROWS = 12, MAX_TILE_COLS = 32, MAX_SHAPES = 4, NUM_PROFILES = 3, NUM_STORES = 3, MAX_PAIRS = 2 };
 
 /* Bytes that a tile's row of columns fills a multiple of: panels are copied in such runs. */
 #if defined(__aarch64__)
@@ -41,6 +41,38 @@ struct tile {
     tile_function *multiply;
 };
 
+/* A tile with rows of x across the lanes (lanes.c) adds the same kind of sum from a left factor that was copied:
+   acc[i,j] += sum_k left(i,k) right[k,j],  k ascending.
+     left   double for exact, float for chain. Along k: left(i,k) lies at i * LEFT_PITCH bytes + k elements; across:
+            at k * tile rows + i elements
+     right  (length, width), dense; as left
+     acc    rows of the widest shape's width; only the first `width` columns are read and written
+   Meanwhile it fetches what comes next: a line a step, LEFT_BYTES / sizeof(float) elements of each row, rows `step`
+   elements apart. */
+typedef void lane_function(int rows, int64_t length, const void *left, const void *right, void *acc,
+                           const float *ahead, int64_t step);
+
+enum { LEFT_BYTES = 1024, LEFT_PITCH = LEFT_BYTES + 64 };
+
+struct lanes {
+    int rows, shapes;
+    int width[MAX_SHAPES]; /* falling */
+    lane_function *along[MAX_SHAPES], *across[MAX_SHAPES];
+};
+
+/* Copies `count` rows (along) or columns (across) of `length` weights for such tiles; in the exact profile as double,
+   and squares[i] += sum_k of the squares of the i-th. `step`: from one row of the matrix to the next. */
+typedef void copy_function(int count, int64_t length, const float *w, int64_t step, void *left, double *squares);
+
+/* squares[i] becomes an upper bound of its root, as refmoe_norm_above. */
+typedef void norms_function(int count, double *squares);
+
+/* What `length` more terms may add to the error of an exact tile's sums, which stand at `value` now: each addition errs
+   by half a unit of a partial sum, and that is at most |value| + row_norm col_norm (of these terms alone).
+   error[i,j] += factor * (|value[i,j]| + row_norm[i] * col_norm[j]), on blocks of the exact lanes' widest shape. */
+typedef void grow_function(int rows, const double *value, double factor, const double *row_norm,
+                           const double *col_norm, double *error);
+
 /* squares[j] = sum_k b[k,j]^2 in float64, any order, for the columns of one exact tile. */
 typedef void squares_function(int64_t length, const float *b, int64_t ldb, double *squares);
 
@@ -50,13 +82,23 @@ typedef void squares_function(int64_t length, const float *b, int64_t ldb, doubl
 typedef void test_function(int rows, const double *value, const double *row_bound, const double *col_norm,
                            const double *extra, int format, float *out, uint32_t *undecided);
 
+/* The end of a chain: result[i,j] = round(value[i,j] + row_bias[i] + col_bias[j]) to the format, NaN canonical; at most
+   one bias is not NULL, and it is one addition. Blocks of chain tiles, `pitch` columns: the tile's or the lanes'. */
+typedef void settle_function(int rows, int pitch, const float *value, const float *row_bias, const float *col_bias,
+                             int format, float *result);
+
 struct kernel {
     const char *name;
     const char *needs;
     int (*runs_here)(void);
     struct tile tile[NUM_PROFILES]; /* indexed by refmoe_profile */
+    struct lanes lanes[NUM_PROFILES]; /* of exact and chain */
+    copy_function *copy_along[NUM_PROFILES], *copy_across[NUM_PROFILES];
+    norms_function *norms;
+    grow_function *grow;
     squares_function *squares;
     test_function *test;
+    settle_function *settle;
 };
 
 extern const struct kernel refmoe_portable;

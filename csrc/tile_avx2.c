@@ -14,6 +14,13 @@
 #define WIDEN(p) ((vd)_mm256_cvtps_pd(_mm_loadu_ps(p)))
 #define NARROW(v) ((half)_mm256_cvtpd_ps((__m256d)(v)))
 #define SIGNS(v) _mm_movemask_ps((__m128)(v))
+#define LANE_ROWS 6
+#define LANE_SHAPES                                                                                                   \
+    LANE_TILE(chain_16, float, __m256, 2, 16, _mm256_fmadd_ps, _mm256_set1_ps)                                        \
+    LANE_TILE(chain_8, float, __m256, 1, 16, _mm256_fmadd_ps, _mm256_set1_ps)                                         \
+    LANE_TILE(chain_4, float, __m128, 1, 16, _mm_fmadd_ps, _mm_set1_ps)                                               \
+    LANE_TILE(exact_8, double, __m256d, 2, 8, _mm256_fmadd_pd, _mm256_set1_pd)                                        \
+    LANE_TILE(exact_4, double, __m256d, 1, 8, _mm256_fmadd_pd, _mm256_set1_pd)
 #include "tile_template.h"
 
 static int runs_here(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -23,8 +30,14 @@ const struct kernel refmoe_avx2 = {
     .needs = "an x86-64 processor with AVX2 and FMA",
     .runs_here = runs_here,
     .tile = VECTOR_TILES,
+    .lanes = {[REFMOE_EXACT] = {LANE_ROWS, 2, {8, 4}, {exact_8_along, exact_4_along},
+                                {exact_8_across, exact_4_across}},
+              [REFMOE_CHAIN] = {LANE_ROWS, 3, {16, 8, 4}, {chain_16_along, chain_8_along, chain_4_along},
+                                {chain_16_across, chain_8_across, chain_4_across}}},
+    VECTOR_COPIES,
     .squares = squares,
     .test = test,
+    .settle = settle,
 };
 
 #else

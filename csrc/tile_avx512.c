@@ -14,6 +14,15 @@
 #define WIDEN(p) ((vd)_mm512_cvtps_pd(_mm256_loadu_ps(p)))
 #define NARROW(v) ((half)_mm512_cvtpd_ps((__m512d)(v)))
 #define SIGNS(v) _mm256_movemask_ps((__m256)(v))
+#define LANE_ROWS 12
+#define LANE_SHAPES                                                                                                   \
+    LANE_TILE(chain_32, float, __m512, 2, 32, _mm512_fmadd_ps, _mm512_set1_ps)                                        \
+    LANE_TILE(chain_16, float, __m512, 1, 32, _mm512_fmadd_ps, _mm512_set1_ps)                                        \
+    LANE_TILE(chain_8, float, __m256, 1, 32, _mm256_fmadd_ps, _mm256_set1_ps)                                         \
+    LANE_TILE(chain_4, float, __m128, 1, 32, _mm_fmadd_ps, _mm_set1_ps)                                               \
+    LANE_TILE(exact_16, double, __m512d, 2, 16, _mm512_fmadd_pd, _mm512_set1_pd)                                      \
+    LANE_TILE(exact_8, double, __m512d, 1, 16, _mm512_fmadd_pd, _mm512_set1_pd)                                       \
+    LANE_TILE(exact_4, double, __m256d, 1, 16, _mm256_fmadd_pd, _mm256_set1_pd)
 #include "tile_template.h"
 
 static int runs_here(void)
@@ -28,8 +37,15 @@ const struct kernel refmoe_avx512 = {
     .needs = "an x86-64 processor with AVX-512 F, VL, DQ and BW",
     .runs_here = runs_here,
     .tile = VECTOR_TILES,
+    .lanes = {[REFMOE_EXACT] = {LANE_ROWS, 3, {16, 8, 4}, {exact_16_along, exact_8_along, exact_4_along},
+                                {exact_16_across, exact_8_across, exact_4_across}},
+              [REFMOE_CHAIN] = {LANE_ROWS, 4, {32, 16, 8, 4},
+                                {chain_32_along, chain_16_along, chain_8_along, chain_4_along},
+                                {chain_32_across, chain_16_across, chain_8_across, chain_4_across}}},
+    VECTOR_COPIES,
     .squares = squares,
     .test = test,
+    .settle = settle,
 };
 
 #else

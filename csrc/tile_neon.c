@@ -14,6 +14,13 @@
 #define WIDEN(p) ((vd)vcvt_f64_f32(vld1_f32(p)))
 #define NARROW(v) ((half)vcvt_f32_f64((float64x2_t)(v)))
 #define SIGNS(v) (vget_lane_u32((uint32x2_t)(v), 0) >> 31 | vget_lane_u32((uint32x2_t)(v), 1) >> 31 << 1)
+#define LANE_FMA32(a, b, c) vfmaq_f32(c, a, b)
+#define LANE_FMA64(a, b, c) vfmaq_f64(c, a, b)
+#define LANE_ROWS 12
+#define LANE_SHAPES                                                                                                   \
+    LANE_TILE(chain_8, float, float32x4_t, 2, 8, LANE_FMA32, vdupq_n_f32)                                             \
+    LANE_TILE(chain_4, float, float32x4_t, 1, 8, LANE_FMA32, vdupq_n_f32)                                             \
+    LANE_TILE(exact_4, double, float64x2_t, 2, 4, LANE_FMA64, vdupq_n_f64)
 #include "tile_template.h"
 
 static int runs_here(void) { return 1; } /* every aarch64 compiler uses these vectors unasked */
@@ -23,8 +30,12 @@ const struct kernel refmoe_neon = {
     .needs = "an aarch64 processor",
     .runs_here = runs_here,
     .tile = VECTOR_TILES,
+    .lanes = {[REFMOE_EXACT] = {LANE_ROWS, 1, {4}, {exact_4_along}, {exact_4_across}},
+              [REFMOE_CHAIN] = {LANE_ROWS, 2, {8, 4}, {chain_8_along, chain_4_along}, {chain_8_across, chain_4_across}}},
+    VECTOR_COPIES,
     .squares = squares,
     .test = test,
+    .settle = settle,
 };
 
 #else

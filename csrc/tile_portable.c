@@ -51,6 +51,68 @@ static void multiply_unfused(int rows, int64_t length, const void *a_, const voi
                 acc[i * COLS + j] += a[i] * b[j];
 }
 
+/* ---- rows of x across the lanes ---- */
+
+#define ALONG(type, i, k) (*(const type *)((const char *)left + (i) * LEFT_PITCH + (k) * (int64_t)sizeof(type)))
+#define ACROSS(type, i, k) (((const type *)left)[(k) * ROWS + (i)])
+
+#define LANE_TILE(name, type, at, step_of)                                                                            \
+    static void name(int rows, int64_t length, const void *left, const void *right, void *acc_, const float *ahead,   \
+                     int64_t step)                                                                                    \
+    {                                                                                                                 \
+        type *acc = acc_;                                                                                             \
+        for (int64_t k = 0; k < length; k++)                                                                          \
+            for (int i = 0; i < rows; i++)                                                                            \
+                for (int j = 0; j < COLS; j++)                                                                        \
+                    acc[i * COLS + j] = step_of(at(type, i, k), ((const type *)right)[k * COLS + j],                  \
+                                                acc[i * COLS + j]);                                                   \
+        (void)ahead, (void)step;                                                                                      \
+    }
+#define ADD_EXACT(a, b, c) ((c) + (a) * (b))
+
+LANE_TILE(exact_along, double, ALONG, ADD_EXACT)
+LANE_TILE(exact_across, double, ACROSS, ADD_EXACT)
+LANE_TILE(chain_along, float, ALONG, fused)
+LANE_TILE(chain_across, float, ACROSS, fused)
+
+#define COPIES(name, type)                                                                                            \
+    static void copy_along_##name(int rows, int64_t length, const float *w, int64_t step, void *left, double *squares) \
+    {                                                                                                                 \
+        for (int i = 0; i < rows; i++)                                                                                \
+            for (int64_t k = 0; k < length; k++) {                                                                    \
+                double value = w[i * step + k];                                                                       \
+                ((type *)((char *)left + i * LEFT_PITCH))[k] = (type)value;                                           \
+                squares[i] += value * value;                                                                          \
+            }                                                                                                         \
+    }                                                                                                                 \
+    static void copy_across_##name(int cols, int64_t length, const float *w, int64_t step, void *left,                \
+                                   double *squares)                                                                   \
+    {                                                                                                                 \
+        for (int64_t k = 0; k < length; k++)                                                                          \
+            for (int j = 0; j < cols; j++) {                                                                          \
+                double value = w[k * step + j];                                                                       \
+                ((type *)left)[(j / ROWS * length + k) * ROWS + j % ROWS] = (type)value;                              \
+                squares[j] += value * value;                                                                          \
+            }                                                                                                         \
+    }
+
+COPIES(exact, double)
+COPIES(chain, float)
+
+static void norms(int count, double *squares)
+{
+    for (int i = 0; i < count; i++)
+        squares[i] = refmoe_norm_above(squares[i]);
+}
+
+static void grow(int rows, const double *value, double factor, const double *row_norm, const double *col_norm,
+                 double *error)
+{
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < COLS; j++)
+            error[i * COLS + j] += factor * (magnitude(value[i * COLS + j]) + row_norm[i] * col_norm[j]);
+}
+
 static void squares(int64_t length, const float *b, int64_t ldb, double *sum)
 {
     for (int j = 0; j < COLS; j++)
@@ -76,6 +138,18 @@ static void test(int rows, const double *value, const double *row_bound, const d
     }
 }
 
+static void settle(int rows, int pitch, const float *value, const float *row_bias, const float *col_bias, int format,
+                   float *result)
+{
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < pitch; j++) {
+            float sum = value[i * pitch + j];
+            sum = row_bias ? sum + row_bias[i] : col_bias ? sum + col_bias[j] : sum;
+            result[i * pitch + j] = format == REFMOE_FLOAT32 ? refmoe_canonical(sum)
+                                                             : refmoe_round((double)sum, format);
+        }
+}
+
 static int runs_here(void) { return 1; }
 
 const struct kernel refmoe_portable = {
@@ -85,6 +159,13 @@ const struct kernel refmoe_portable = {
     .tile = {[REFMOE_EXACT] = {ROWS, COLS, multiply_exact},
              [REFMOE_CHAIN] = {ROWS, COLS, multiply_chain},
              [REFMOE_UNFUSED] = {ROWS, COLS, multiply_unfused}},
+    .lanes = {[REFMOE_EXACT] = {ROWS, 1, {COLS}, {exact_along}, {exact_across}},
+              [REFMOE_CHAIN] = {ROWS, 1, {COLS}, {chain_along}, {chain_across}}},
+    .copy_along = {[REFMOE_EXACT] = copy_along_exact, [REFMOE_CHAIN] = copy_along_chain},
+    .copy_across = {[REFMOE_EXACT] = copy_across_exact, [REFMOE_CHAIN] = copy_across_chain},
+    .norms = norms,
+    .grow = grow,
     .squares = squares,
     .test = test,
+    .settle = settle,
 };

@@ -5,6 +5,8 @@
      ROWS         rows of a tile, at most MAX_TILE_ROWS; rows * 2 accumulators, 2 columns and 1 scalar fit the registers
      FMA64(a,b,c), FMA32(a,b,c)   a * b + c in one rounding, on vectors of doubles, of floats
      SPREAD64(x), SPREAD32(x)     a vector of one number
+     LANE_ROWS    rows of a tile of lanes.c, at most MAX_TILE_ROWS; their accumulators are two vectors a row
+     LANE_SHAPES  the tiles of lanes.c, made by LANE_TILE
      WIDEN(p)     LANES floats at p as doubles;  NARROW(v)  doubles to floats;  SIGNS(v)  sign bits of LANES floats
 
    A tile is two vectors wide. Every loop over rows has a constant bound, so that the accumulators stay in registers;
@@ -91,6 +93,134 @@ INLINE void rows_unfused(const int rows, int64_t length, const double *a, const 
     }
 }
 
+/* ---- rows of x across the lanes, weights on the left ---- */
+
+#define ALONG(i, k) left[(i) * PITCH + (k)]
+#define ACROSS(i, k) left[(k) * LANE_ROWS + (i)]
+
+/* `count` vectors of `scalar` a row. One line of what comes next is fetched each step. */
+#define LANE_LOOPS(name, at, scalar, vector, count, widest, fma, spread)                                              \
+    INLINE void name##_rows(const int rows, int64_t length, const scalar *left, const scalar *right, scalar *acc,     \
+                            const float *ahead, int64_t step)                                                         \
+    {                                                                                                                 \
+        typedef scalar memory __attribute__((vector_size(sizeof(vector)), aligned(sizeof(scalar)), may_alias));       \
+        enum { LANE = sizeof(vector) / sizeof(scalar), PITCH = LEFT_PITCH / sizeof(scalar) };                         \
+        enum { LINES = LEFT_BYTES / sizeof(scalar) * sizeof(float) / 64 };                                            \
+        vector sum[LANE_ROWS][count];                                                                                 \
+        for (int i = 0; i < rows; i++)                                                                                \
+            for (int v = 0; v < count; v++)                                                                           \
+                sum[i][v] = (vector) * (const memory *)(acc + i * (widest) + v * LANE);                               \
+        for (int64_t from = 0, row = 0; from < length; from += LINES, row += row + 1 < rows) {                        \
+            const float *line = ahead + row * step;                                                                   \
+            int64_t to = from + LINES < length ? from + LINES : length;                                               \
+            for (int64_t k = from; k < to; k++, line += 16, right += LANE * count) {                                  \
+                vector x[count];                                                                                      \
+                __builtin_prefetch(line, 0, 3);                                                                       \
+                for (int v = 0; v < count; v++)                                                                       \
+                    x[v] = (vector) * (const memory *)(right + v * LANE);                                             \
+                for (int i = 0; i < rows; i++) {                                                                      \
+                    vector w = spread(at(i, k));                                                                      \
+                    for (int v = 0; v < count; v++)                                                                   \
+                        sum[i][v] = fma(w, x[v], sum[i][v]);                                                          \
+                }                                                                                                     \
+            }                                                                                                         \
+        }                                                                                                             \
+        for (int i = 0; i < rows; i++)                                                                                \
+            for (int v = 0; v < count; v++)                                                                           \
+                *(memory *)(acc + i * (widest) + v * LANE) = (memory)sum[i][v];                                       \
+    }                                                                                                                 \
+    static TARGET void name(int rows, int64_t length, const void *left, const void *right, void *acc,                 \
+                            const float *ahead, int64_t step)                                                         \
+    {                                                                                                                 \
+        switch (rows) {                                                                                               \
+            LANE_CASE(name, 1) LANE_CASE(name, 2) LANE_CASE(name, 3) LANE_CASE(name, 4) LANE_CASE(name, 5)            \
+            LANE_CASE(name, 6) LANE_CASE(name, 7) LANE_CASE(name, 8) LANE_CASE(name, 9) LANE_CASE(name, 10)           \
+            LANE_CASE(name, 11) LANE_CASE(name, 12)                                                                   \
+        }                                                                                                             \
+    }
+#define LANE_CASE(name, count)                                                                                        \
+    case count:                                                                                                       \
+        name##_rows(count <= LANE_ROWS ? count : LANE_ROWS, length, left, right, acc, ahead, step);                   \
+        return;
+#define LANE_TILE(name, ...)                                                                                          \
+    LANE_LOOPS(name##_along, ALONG, __VA_ARGS__)                                                                      \
+    LANE_LOOPS(name##_across, ACROSS, __VA_ARGS__)
+
+LANE_SHAPES
+
+static TARGET void copy_along_chain(int rows, int64_t length, const float *w, int64_t step, void *left,
+                                    double *squares)
+{
+    for (int i = 0; i < rows; i++, w += step) {
+        float *to = (float *)((char *)left + i * LEFT_PITCH);
+        int64_t k = 0;
+        for (; k + 2 * LANES <= length; k += 2 * LANES)
+            *(vf_memory *)(to + k) = LOAD_F(w + k);
+        for (; k < length; k++)
+            to[k] = w[k];
+    }
+    (void)squares;
+}
+
+static TARGET void copy_along_exact(int rows, int64_t length, const float *w, int64_t step, void *left,
+                                    double *squares)
+{
+    for (int i = 0; i < rows; i++, w += step) {
+        double *to = (double *)((char *)left + i * LEFT_PITCH);
+        int64_t k = 0;
+        vd sum = {0};
+        for (; k + LANES <= length; k += LANES) {
+            vd x = WIDEN(w + k);
+            *(vd_memory *)(to + k) = x;
+            sum = FMA64(x, x, sum);
+        }
+        for (int lane = 0; lane < LANES; lane++)
+            squares[i] += sum[lane];
+        for (; k < length; k++) {
+            to[k] = (double)w[k];
+            squares[i] += to[k] * to[k];
+        }
+    }
+}
+
+/* Column after column, in bands of LANE_ROWS; a band is (length, LANE_ROWS). */
+static TARGET void copy_across_chain(int cols, int64_t length, const float *w, int64_t step, void *left,
+                                     double *squares)
+{
+    for (int64_t k = 0; k < length; k++, w += step)
+        for (int j = 0; j < cols; j += LANE_ROWS) {
+            float *to = (float *)left + j * length + k * LANE_ROWS;
+            if (j + LANE_ROWS <= cols)
+                memcpy(to, w + j, LANE_ROWS * sizeof *to);
+            else
+                memcpy(to, w + j, (size_t)(cols - j) * sizeof *to);
+        }
+    (void)squares;
+}
+
+static TARGET void copy_across_exact(int cols, int64_t length, const float *w, int64_t step, void *left,
+                                     double *squares)
+{
+    for (int64_t k = 0; k < length; k++, w += step) {
+        for (int j = 0; j < cols; j += LANE_ROWS) {
+            double *to = (double *)left + j * length + k * LANE_ROWS;
+            if (j + LANE_ROWS <= cols)
+                for (int i = 0; i < LANE_ROWS; i++)
+                    to[i] = (double)w[j + i];
+            else
+                for (int i = 0; i < cols - j; i++)
+                    to[i] = (double)w[j + i];
+        }
+        int j = 0;
+        for (; j + LANES <= cols; j += LANES) {
+            vd x = WIDEN(w + j);
+            *(vd_memory *)(squares + j) = FMA64(x, x, LOAD_D(squares + j));
+        }
+        for (; j < cols; j++)
+            squares[j] += (double)w[j] * (double)w[j];
+    }
+}
+
 #define CASE(inner, count)                                                                                            \
     case count:                                                                                                       \
         inner(count <= ROWS ? count : ROWS, length, a, b, ldb, acc);                                                  \
@@ -128,7 +258,34 @@ static TARGET void squares(int64_t length, const float *b, int64_t ldb, double *
     *(vd_memory *)(sum + LANES) = right;
 }
 
+static TARGET void grow(int rows, const double *value, double factor, const double *row_norm, const double *col_norm,
+                        double *error)
+{
+    const vi magnitude_bits = (vi){0} + INT64_MAX;
+    vd left = LOAD_D(col_norm), right = LOAD_D(col_norm + LANES), scale = SPREAD64(factor);
+    for (int i = 0; i < rows; i++, value += 2 * LANES, error += 2 * LANES) {
+        vd norm = SPREAD64(row_norm[i]);
+        vd low = (vd)((vi)LOAD_D(value) & magnitude_bits), high = (vd)((vi)LOAD_D(value + LANES) & magnitude_bits);
+        *(vd_memory *)error = FMA64(scale, FMA64(norm, left, low), LOAD_D(error));
+        *(vd_memory *)(error + LANES) = FMA64(scale, FMA64(norm, right, high), LOAD_D(error + LANES));
+    }
+}
+
 INLINE vd choose(vi mask, vd yes, vd no) { return (vd)((mask & (vi)yes) | (~mask & (vi)no)); }
+
+/* refmoe_norm_above of rounding.c on vectors. */
+static TARGET void norms(int count, double *squares)
+{
+    int i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        vd x = LOAD_D(squares + i), guess = (vd)((vi)((vi)x >> 1) + (INT64_C(1023) << 51));
+        vd root = SPREAD64(0.5 * (1 + 0x1p-30)) * (guess + x / guess);
+        vi keep = (x == SPREAD64(0.0)) | ~(((vi)x & ((vi){0} + INT64_MAX)) < ((vi){0} + (INT64_C(0x7FF) << 52)));
+        *(vd_memory *)(squares + i) = choose(keep, x, root);
+    }
+    for (; i < count; i++)
+        squares[i] = refmoe_norm_above(squares[i]);
+}
 
 /* refmoe_round of rounding.c on a vector; infinities become NaN, which the test leaves open. */
 INLINE half round_narrow(vd x, const struct format *f)
@@ -178,6 +335,44 @@ static TARGET void test(int rows, const double *value, const double *row_bound, 
         test_block(rows, value, row_bound, col_norm, extra, 1, f, out, undecided);
 }
 
+/* round_narrow leaves NaN where a sum is infinite, and the sum itself is then the answer. */
+INLINE half settle_lanes(half sum, const int narrow, const struct format *f)
+{
+    const half_int nan = (half_int){0} + 0x7FC00000, infinite = (half_int){0} + 0x7F800000;
+    half rounded = narrow ? round_narrow(WIDEN((const float *)&sum), f) : sum;
+    half_int endless = ((half_int)sum & 0x7FFFFFFF) == infinite, none = sum != sum;
+    half_int bits = ((half_int)sum & endless) | ((half_int)rounded & ~endless);
+    return (half)((nan & none) | (bits & ~none));
+}
+
+INLINE void settle_block(int rows, int pitch, const float *value, const float *row_bias, const float *col_bias,
+                         const int narrow, const struct format *f, float *result)
+{
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < pitch; j += LANES) {
+            half sum = *(const half_memory *)(value + i * pitch + j);
+            if (row_bias)
+                sum = sum + row_bias[i];
+            if (col_bias)
+                sum = sum + *(const half_memory *)(col_bias + j);
+            *(half_memory *)(result + i * pitch + j) = settle_lanes(sum, narrow, f);
+        }
+}
+
+static TARGET void settle(int rows, int pitch, const float *value, const float *row_bias, const float *col_bias,
+                          int format, float *result)
+{
+    const struct format *f = &refmoe_formats[format];
+    if (format == REFMOE_FLOAT32)
+        settle_block(rows, pitch, value, row_bias, col_bias, 0, f, result);
+    else
+        settle_block(rows, pitch, value, row_bias, col_bias, 1, f, result);
+}
+
+#define VECTOR_COPIES                                                                                                 \
+    .copy_along = {[REFMOE_EXACT] = copy_along_exact, [REFMOE_CHAIN] = copy_along_chain},                             \
+    .copy_across = {[REFMOE_EXACT] = copy_across_exact, [REFMOE_CHAIN] = copy_across_chain}, .norms = norms,          \
+    .grow = grow
 #define VECTOR_TILES                                                                                                  \
     {                                                                                                                 \
         [REFMOE_EXACT] = {ROWS, 2 * LANES, multiply_exact}, [REFMOE_CHAIN] = {ROWS, 4 * LANES, multiply_chain},       \

@@ -5,7 +5,7 @@
 /* ---- bounds of the exact profile ---- */
 
 /* One unit in the last place of float64 for every term, twice the worst case; a single term is not rounded at all. */
-static double error_factor(const struct product *p, int64_t length)
+double refmoe_error_factor(const struct product *p, int64_t length)
 {
     int64_t terms = length + (p->acc != NULL) + (p->bias != NULL);
     return terms <= 1 ? 0.0 : (double)(terms + 2) * 0x1p-52;
@@ -13,7 +13,7 @@ static double error_factor(const struct product *p, int64_t length)
 
 static void bound_rows(const struct product *p, const struct unit *u, struct scratch *s)
 {
-    double factor = error_factor(p, total_length(p, u));
+    double factor = refmoe_error_factor(p, total_length(p, u));
     for (int64_t i = 0; i < u->rows; i++) {
         double squares = 0.0;
         for (int q = 0; q < p->pairs; q++) {
@@ -55,7 +55,7 @@ struct block {
 /* +0 comes first, so that acc and bias of -0 leave no -0 behind. */
 static void start_exact(const struct product *p, const struct unit *u, struct block *t)
 {
-    double factor = error_factor(p, total_length(p, u));
+    double factor = refmoe_error_factor(p, total_length(p, u));
     for (int i = 0; i < t->rows; i++)
         for (int j = 0; j < t->cols; j++) {
             double acc = u->acc ? AT(u->acc, float, (t->row + i) * u->out_row + t->col + j) : 0.0;
@@ -103,8 +103,8 @@ static struct terms terms_of(const struct product *p, const struct unit *u, int6
     return terms;
 }
 
-static float resolve(const struct product *p, const struct unit *u, struct scratch *s, int64_t row, int64_t col,
-                     double value, int slot)
+float refmoe_resolve_output(const struct product *p, const struct unit *u, struct scratch *s, int64_t row, int64_t col,
+                            double value, int slot)
 {
     struct terms terms = terms_of(p, u, row, col);
     if (p->force == REFMOE_FORCE_NOTHING && !s->row_grid[row].known)
@@ -126,21 +126,18 @@ static void finish_exact(const struct product *p, const struct unit *u, struct s
         s->tiers.rounding_test += t->cols - __builtin_popcount(open[i]);
         for (; open[i]; open[i] &= open[i] - 1) {
             int j = __builtin_ctz(open[i]), at = i * t->width + j;
-            out[at] = resolve(p, u, s, t->row + i, t->col + j, t->value[at], slot + j);
+            out[at] = refmoe_resolve_output(p, u, s, t->row + i, t->col + j, t->value[at], slot + j);
         }
     }
 }
 
 static void finish_chain(const struct product *p, const struct unit *u, struct block *t)
 {
-    const float *value = (const float *)t->value;
-    float *out = (float *)t->result;
-    for (int i = 0; i < t->rows; i++)
-        for (int j = 0; j < t->cols; j++) {
-            int at = i * t->width + j;
-            float sum = u->bias ? value[at] + AT(u->bias, float, t->col + j) : value[at];
-            out[at] = p->format == REFMOE_FLOAT32 ? refmoe_canonical(sum) : refmoe_round((double)sum, p->format);
-        }
+    float bias[MAX_TILE_COLS] = {0};
+    if (u->bias)
+        memcpy(bias, &AT(u->bias, float, t->col), (size_t)t->cols * sizeof *bias);
+    p->kernel->settle(t->rows, t->width, (const float *)t->value, NULL, u->bias ? bias : NULL, p->format,
+                      (float *)t->result);
 }
 
 static void finish_unfused(const struct unit *u, struct block *t)

@@ -129,7 +129,7 @@ static void compare_tiers(const struct replay *r, int call, const struct way *wa
         fail(r, call, way, "the tiers do not add up to the outputs");
 }
 
-/* The header's bound: 2.5 MiB a thread, and 192 bytes for each term of the longest sum. */
+/* The header's bound: 2.5 MiB a thread, and 288 bytes for each term of the longest sum. */
 static void compare_workspace(const struct replay *r, int call, const struct way *way)
 {
     const int64_t *offsets = r->offsets.data;
@@ -137,7 +137,7 @@ static void compare_workspace(const struct replay *r, int call, const struct way
     for (int64_t e = 0; e < r->head.e && call > 4; e++)
         if (offsets[e + 1] - offsets[e] > longest)
             longest = offsets[e + 1] - offsets[e];
-    if (taken_bytes > way->how.threads * ((5 << 19) + 192 * longest))
+    if (taken_bytes > way->how.threads * ((5 << 19) + 288 * longest))
         fail(r, call, way, "more scratch memory than the header allows");
     taken_bytes = 0;
 }

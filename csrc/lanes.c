@@ -1,0 +1,338 @@
+/* lanes.c: products with rows of x across the lanes of vectors and weights on the left.
+
+   The forward product and the one back to x meet few rows and many weights, and each weight is used once by each row.
+   So it is spread over all lanes, and the lanes are rows: they are turned once for an expert and a thread, and stay in
+   the second cache. Weights are only copied, a short run of k at a time: where they lie, one distance from row to row
+   of the matrix would map them all to the same few lines of the first cache. "Along": the weights of an output lie
+   side by side (forward); "across": those of neighbouring outputs do (back to x).                                  */
+
+#include "product.h"
+
+enum { RIGHT_BYTES = 1 << 19, UNIT_BANDS = 16 };
+
+/* Some rows of x, as one tile reads them: (length, width), zeros beyond `cols`. */
+struct group {
+    char *right;
+    int first, cols, width, shape;
+};
+
+/* A unit's blocks: `bands` at a time meet all groups, `depth` k at a time. */
+struct plan {
+    const struct product *p;
+    const struct unit *u;
+    struct scratch *s;
+    const struct lanes *lanes;
+    int64_t item, depth, length, norm_pitch;
+    int groups, bands, along;
+    struct group group[MAX_LANE_ROWS];
+};
+
+/* The matrix rows (along) or columns (across) of one tile. */
+struct band {
+    int64_t first; /* column of the unit's outputs */
+    int rows, index;
+};
+
+static const struct lanes *lanes_of(const struct product *p) { return &p->kernel->lanes[p->profile]; }
+
+static int64_t depth_of(const struct product *p)
+{
+    return LEFT_BYTES / packed_item(p) / (p->across == REFMOE_LANES_ALONG ? 1 : 2);
+}
+
+static int bands_of(const struct product *p) { return p->across == REFMOE_LANES_ALONG ? 1 : UNIT_BANDS; }
+
+/* ---- how much of the output a unit is, and what it needs ---- */
+
+/* Rows of x that one unit may have: as many as the second cache holds turned. */
+int64_t refmoe_lane_rows(const struct product *p, int64_t length)
+{
+    const struct lanes *lanes = lanes_of(p);
+    int64_t fit = RIGHT_BYTES / (packed_item(p) * (length > 0 ? length : 1)) / lanes->width[0] * lanes->width[0];
+    return fit < lanes->width[0] ? lanes->width[0] : lower(fit, MAX_LANE_ROWS / bands_of(p) * 4);
+}
+
+int64_t refmoe_lane_cols(const struct product *p) { return lanes_of(p)->rows * UNIT_BANDS; }
+
+/* Rows that the groups cover: narrow ones together are less than one widest more than what they hold. */
+static int64_t covered(const struct product *p, int64_t length)
+{
+    return refmoe_lane_rows(p, length) + lanes_of(p)->width[0];
+}
+
+static int64_t most_blocks(const struct product *p, int64_t length)
+{
+    return length / depth_of(p) + p->pairs + 1;
+}
+
+struct lane_room refmoe_lane_room(const struct product *p, int64_t length)
+{
+    const struct lanes *lanes = lanes_of(p);
+    int64_t outputs = bands_of(p) * lanes->rows * (refmoe_lane_rows(p, length) + 4 * lanes->width[0]);
+    int exact = p->profile == REFMOE_EXACT;
+    return (struct lane_room){.right = covered(p, length) * length * packed_item(p),
+                              .left = bands_of(p) * lanes->rows * (int64_t)LEFT_PITCH,
+                              .value = outputs * packed_item(p),
+                              .error = exact ? outputs * (int64_t)sizeof(double) : 0,
+                              .norm = exact ? covered(p, length) * most_blocks(p, length) * (int64_t)sizeof(double) : 0};
+}
+
+/* ---- rows of x ---- */
+
+/* The narrowest shape that holds `count` rows; but rows that fill at most three quarters of the widest are cheaper as
+   one half and a rest. */
+static int shape_for(const struct lanes *lanes, int64_t count)
+{
+    int shape = 0;
+    while (shape + 1 < lanes->shapes && count <= lanes->width[shape + 1])
+        shape++;
+    return shape == 0 && lanes->shapes > 1 && 4 * count <= 3 * lanes->width[0] ? 1 : shape;
+}
+
+static void cut_groups(struct plan *n)
+{
+    char *right = n->s->right;
+    for (int64_t first = 0; first < n->u->rows; n->groups++) {
+        int shape = shape_for(n->lanes, n->u->rows - first), width = n->lanes->width[shape];
+        n->group[n->groups] = (struct group){right, (int)first, (int)lower(width, n->u->rows - first), width, shape};
+        right += n->length * width * n->item;
+        first += width;
+    }
+}
+
+/* right[k][j] = x[j][k] for the k of one pair. In the exact profile as double, with the norm of each row over each
+   block of k; returns how many blocks there are. */
+static int64_t turn_pair(const struct plan *n, const struct operand *o, const struct group *g, char *right,
+                         double *norm)
+{
+    const float *x = (const float *)o->a + g->first * o->a_row;
+    int64_t blocks = 0;
+    if (n->p->profile == REFMOE_CHAIN) {
+        refmoe_turn_chain(o->length, g->cols, g->width, x, o->a_row, (float *)right);
+        return 0;
+    }
+    for (int64_t k = 0; k < o->length; k += n->depth, blocks++, norm += n->norm_pitch) {
+        refmoe_turn_exact(lower(n->depth, o->length - k), g->cols, g->width, x + k, o->a_row,
+                          (double *)right + k * g->width, norm + g->first);
+        n->p->kernel->norms(g->width, norm + g->first);
+    }
+    return blocks;
+}
+
+/* A thread that stays with an expert finds its rows turned already. */
+static void hold_rows(struct plan *n)
+{
+    struct scratch *s = n->s;
+    for (int64_t i = 0; i < n->u->rows; i++)
+        s->row_grid[i].known = 0;
+    if (s->held == n->u->pair[0].a && s->held_rows == n->u->rows)
+        return;
+    for (int g = 0; g < n->groups; g++) {
+        char *right = n->group[g].right;
+        double *norm = s->norm;
+        for (int q = 0; q < n->p->pairs; q++) {
+            norm += turn_pair(n, &n->u->pair[q], &n->group[g], right, norm) * n->norm_pitch;
+            right += n->u->pair[q].length * n->group[g].width * n->item;
+        }
+    }
+    s->held = n->u->pair[0].a, s->held_rows = n->u->rows;
+}
+
+/* ---- sums ---- */
+
+static int64_t block_at(const struct plan *n, const struct band *b, int group)
+{
+    return (b->index * n->groups + group) * n->lanes->rows * n->lanes->width[0];
+}
+
+static void *value_of(const struct plan *n, const struct band *b, int group)
+{
+    return n->s->value + block_at(n, b, group) * n->item;
+}
+
+static double *error_of(const struct plan *n, const struct band *b, int group)
+{
+    return n->s->error + block_at(n, b, group);
+}
+
+static double acc_at(const struct plan *n, const struct band *b, int64_t row, int i)
+{
+    return ((const float *)n->u->acc)[row * n->u->out_row + b->first + i];
+}
+
+static void start_band(const struct plan *n, const struct band *b)
+{
+    int pitch = n->lanes->width[0];
+    int64_t size = n->groups * n->lanes->rows * pitch;
+    memset(value_of(n, b, 0), 0, (size_t)(size * n->item));
+    if (n->p->profile == REFMOE_EXACT)
+        memset(error_of(n, b, 0), 0, (size_t)size * sizeof(double));
+    for (int g = 0; g < n->groups && n->u->acc; g++)
+        for (int i = 0; i < b->rows; i++)
+            for (int j = 0; j < n->group[g].cols; j++) {
+                double acc = acc_at(n, b, n->group[g].first + j, i);
+                if (n->p->profile == REFMOE_EXACT)
+                    ((double *)value_of(n, b, g))[i * pitch + j] = 0.0 + acc;
+                else
+                    ((float *)value_of(n, b, g))[i * pitch + j] = (float)acc;
+            }
+}
+
+/* The error of a sum of doubles, half a unit a term, and a little for the roundings of this bound itself. */
+#define HALF_UNIT 0x1.03p-53
+
+/* A run of k of one pair: where its factors begin, and the norms of its rows. */
+struct run {
+    const struct operand *o;
+    int64_t k, length, before; /* before: k of the pairs before this one */
+    const double *norm;
+};
+
+static const float *weights_of(const struct plan *n, const struct run *r, int64_t k, int64_t first)
+{
+    int64_t across = r->o->b_col, down = r->o->b_step;
+    return (const float *)r->o->b + (n->along ? first * across + k : k * down + first);
+}
+
+/* What the next call will read: along, the next run of these rows or the next band's first; across, a share of the rows
+   of the next run for each band. */
+static const float *ahead_of(const struct plan *n, const struct run *r, const struct band *b)
+{
+    int64_t next = r->k + n->depth;
+    if (n->along)
+        return next < r->o->length ? weights_of(n, r, next, b->first) : weights_of(n, r, 0, b->first + n->lanes->rows);
+    return weights_of(n, r, next < r->o->length ? next + b->index * (n->depth / UNIT_BANDS) : 0, 0);
+}
+
+static void multiply_run(const struct plan *n, const struct run *r, const struct band *band, int bands)
+{
+    const struct kernel *kernel = n->p->kernel;
+    lane_function *const *multiply = n->along ? n->lanes->along : n->lanes->across;
+    copy_function *copy = (n->along ? kernel->copy_along : kernel->copy_across)[n->p->profile];
+    int64_t first = band[0].first, count = band[bands - 1].first + band[bands - 1].rows - first;
+    int64_t step = n->along ? r->o->b_col : r->o->b_step;
+    double norm[UNIT_BANDS * MAX_TILE_ROWS] = {0};
+    copy((int)count, r->length, weights_of(n, r, r->k, first), step, n->s->left, norm);
+    if (n->p->profile == REFMOE_EXACT)
+        kernel->norms((int)count, norm);
+    for (const struct band *b = band; b < band + bands; b++) {
+        const char *left = n->s->left + (b->first - first) * r->length * n->item;
+        for (int g = 0; g < n->groups; g++) {
+            const struct group *group = &n->group[g];
+            if (n->p->profile == REFMOE_EXACT)
+                kernel->grow(b->rows, value_of(n, b, g), HALF_UNIT * (double)r->length, norm + (b->first - first),
+                             r->norm + group->first, error_of(n, b, g));
+            multiply[group->shape](b->rows, r->length, left,
+                                   group->right + (r->before + r->k) * group->width * n->item, value_of(n, b, g),
+                                   ahead_of(n, r, b), step);
+        }
+    }
+}
+
+static void multiply_bands(const struct plan *n, const struct band *band, int bands)
+{
+    struct run r = {.norm = n->s->norm};
+    for (int q = 0; q < n->p->pairs; q++) {
+        r.o = &n->u->pair[q];
+        for (r.k = 0; r.k < r.o->length; r.k += n->depth, r.norm += n->norm_pitch) {
+            r.length = lower(n->depth, r.o->length - r.k);
+            multiply_run(n, &r, band, bands);
+        }
+        r.before += r.o->length;
+    }
+}
+
+/* ---- rounding ---- */
+
+static float bias_of(const struct plan *n, const struct band *b, int i)
+{
+    return ((const float *)n->u->bias)[b->first + i];
+}
+
+/* Bias joins last, as one more term. */
+static void add_bias(const struct plan *n, const struct band *b, double *value, double *error)
+{
+    int pitch = n->lanes->width[0];
+    for (int i = 0; i < b->rows; i++) {
+        double bias = bias_of(n, b, i);
+        for (int j = 0, at = i * pitch; j < pitch; j++, at++) {
+            error[at] += HALF_UNIT * (magnitude(value[at]) + magnitude(bias));
+            value[at] += bias;
+        }
+    }
+}
+
+static void finish_exact(const struct plan *n, const struct band *b, const struct group *g, double *value,
+                         double *error, float *result)
+{
+    static const double none[MAX_TILE_ROWS + MAX_TILE_COLS];
+    struct scratch *s = n->s;
+    uint32_t open[MAX_TILE_ROWS], real = (uint32_t)((UINT64_C(1) << g->cols) - 1);
+    int pitch = n->lanes->width[0], unforced = n->p->force == REFMOE_FORCE_NOTHING;
+    if (n->u->bias)
+        add_bias(n, b, value, error);
+    n->p->kernel->test(b->rows, value, none, none, error, n->p->format, result, open);
+    for (int i = 0; i < b->rows; i++) {
+        open[i] = unforced ? open[i] & real : real;
+        s->tiers.rounding_test += g->cols - __builtin_popcount(open[i]);
+        for (; open[i]; open[i] &= open[i] - 1) {
+            int j = __builtin_ctz(open[i]), at = i * pitch + j;
+            result[at] = refmoe_resolve_output(n->p, n->u, s, g->first + j, b->first + i, value[at],
+                                               b->index * n->lanes->rows + i);
+        }
+    }
+}
+
+static void store_band(const struct plan *n, const struct band *b, const struct group *g, const float *result)
+{
+    int pitch = n->lanes->width[0];
+    for (int j = 0; j < g->cols; j++) {
+        float *out = (float *)n->u->out + (g->first + j) * n->u->out_row + b->first;
+        for (int i = 0; i < b->rows; i++)
+            out[i] = result[i * pitch + j];
+    }
+}
+
+static void finish_band(const struct plan *n, const struct band *b)
+{
+    _Alignas(64) float result[MAX_TILE_ROWS * MAX_TILE_COLS];
+    const float *bias = n->u->bias ? (const float *)n->u->bias + b->first : NULL;
+    for (int g = 0; g < n->groups; g++) {
+        if (n->p->profile == REFMOE_EXACT)
+            finish_exact(n, b, &n->group[g], value_of(n, b, g), error_of(n, b, g), result);
+        else
+            n->p->kernel->settle(b->rows, n->lanes->width[0], value_of(n, b, g), bias, NULL, n->p->format, result);
+        store_band(n, b, &n->group[g], result);
+    }
+}
+
+/* ---- the unit ---- */
+
+static int cut_bands(const struct plan *n, int64_t first, struct band *band)
+{
+    int bands = 0;
+    for (; bands < n->bands && first < n->u->cols; bands++, first += n->lanes->rows)
+        band[bands] = (struct band){first, (int)lower(n->lanes->rows, n->u->cols - first), bands};
+    return bands;
+}
+
+void refmoe_compute_lanes(const struct product *p, const struct unit *u, struct scratch *s)
+{
+    int64_t length = total_length(p, u);
+    struct plan n = {.p = p, .u = u, .s = s, .lanes = lanes_of(p), .item = packed_item(p), .depth = depth_of(p),
+                     .length = length, .norm_pitch = covered(p, length), .bands = bands_of(p),
+                     .along = p->across == REFMOE_LANES_ALONG};
+    struct band band[UNIT_BANDS];
+    cut_groups(&n);
+    hold_rows(&n);
+    for (int64_t first = 0; first < u->cols; first += n.bands * n.lanes->rows) {
+        int bands = cut_bands(&n, first, band);
+        for (int i = 0; i < bands * n.lanes->rows; i++)
+            s->col_grid[i].known = 0;
+        for (int i = 0; i < bands; i++)
+            start_band(&n, &band[i]);
+        multiply_bands(&n, band, bands);
+        for (int i = 0; i < bands; i++)
+            finish_band(&n, &band[i]);
+    }
+}
