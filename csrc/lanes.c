@@ -44,12 +44,13 @@ static int bands_of(const struct product *p) { return p->across == REFMOE_LANES_
 
 /* ---- how much of the output a unit is, and what it needs ---- */
 
-/* Rows of x that one unit may have: as many as the second cache holds turned. */
+/* Rows of x that one unit may have: as many as the second cache holds turned, or, for many bands, their sums. */
 int64_t refmoe_lane_rows(const struct product *p, int64_t length)
 {
     const struct lanes *lanes = lanes_of(p);
     int64_t fit = RIGHT_BYTES / (packed_item(p) * (length > 0 ? length : 1)) / lanes->width[0] * lanes->width[0];
-    return fit < lanes->width[0] ? lanes->width[0] : lower(fit, MAX_LANE_ROWS / bands_of(p) * 4);
+    int64_t most = p->across == REFMOE_LANES_ALONG ? MAX_LANE_ROWS : MAX_LANE_ROWS / 4;
+    return fit < lanes->width[0] ? lanes->width[0] : lower(fit, most);
 }
 
 int64_t refmoe_lane_cols(const struct product *p) { return lanes_of(p)->rows * UNIT_BANDS; }

@@ -153,13 +153,17 @@ enum { MANY = 512, SOME = 64, LONG = 512 };
 
 static void check_workspace(int kernel, int profile)
 {
-    static float a[MANY * LONG], b[SOME * LONG], c[MANY * SOME];
+    static float a[MANY * LONG], b[SOME * MANY], c[MANY * SOME], d[LONG * SOME];
     const int64_t offsets[2] = {0, MANY};
     const refmoe_how how = HOW(kernel, 1, profile, REFMOE_FLOAT32, 0);
     taken_bytes = 0;
     expect("a product of many rows", REFMOE_OK,
            refmoe_grouped_matmul_f32(&how, 1, MANY, SOME, LONG, offsets, a, b, NULL, NULL, c, NULL));
     expect("workspace within its bound", 1, taken_bytes <= (5 << 19) + 288 * LONG);
+    taken_bytes = 0;
+    expect("a sum over many rows", REFMOE_OK,
+           refmoe_grouped_matmul_backward_w_f32(&how, 1, MANY, LONG, SOME, offsets, a, b, NULL, d, NULL));
+    expect("workspace back to the weights", 1, taken_bytes <= (5 << 19) + 288 * MANY);
     expect("a bound that is not idle", 1, taken_bytes > 2 << 20);
 }
 
