@@ -71,11 +71,12 @@ struct lane_room refmoe_lane_room(const struct product *p, int64_t length)
     const struct lanes *lanes = lanes_of(p);
     int64_t outputs = bands_of(p) * lanes->rows * (refmoe_lane_rows(p, length) + 4 * lanes->width[0]);
     int exact = p->profile == REFMOE_EXACT;
+    int64_t norms = exact ? covered(p, length) * most_blocks(p, length) : 0;
     return (struct lane_room){.right = covered(p, length) * length * packed_item(p),
                               .left = bands_of(p) * lanes->rows * (int64_t)LEFT_PITCH,
                               .value = outputs * packed_item(p),
                               .error = exact ? outputs * (int64_t)sizeof(double) : 0,
-                              .norm = exact ? covered(p, length) * most_blocks(p, length) * (int64_t)sizeof(double) : 0};
+                              .norm = norms * (int64_t)sizeof(double)};
 }
 
 /* ---- rows of x ---- */

@@ -81,7 +81,7 @@ struct lane_room {
     int64_t right, left, value, error, norm;
 };
 
-/* right[k,j] = x[j * step + k], 0 for cols <= j < width, width a multiple of 4; squares[j] = sum_k x[j * step + k]^2. */
+/* right[k,j] = x[j * step + k], 0 for cols <= j < width, a multiple of 4; squares[j] = sum_k x[j * step + k]^2. */
 void refmoe_turn_chain(int64_t length, int cols, int width, const float *x, int64_t step, float *right);
 void refmoe_turn_exact(int64_t length, int cols, int width, const float *x, int64_t step, double *right,
                        double *squares);
