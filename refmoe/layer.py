@@ -41,10 +41,18 @@ NON_DIFFERENTIABLE = (
     "plan",
     "balance_counts",
     "selection_bias",
+    "row_potentials",
+    "column_potentials",
     "choice_scores",
+    "second_choice_scores",
     "group_scores",
     "lse",
     "margin",
+)
+
+REPORTED = (  # of the routing: read by nothing later on
+    *("row_potentials", "column_potentials", "choice_scores", "second_choice_scores", "group_scores"),
+    *("lse", "margin"),
 )
 
 LOSSES_READ = ("logits", "clean_logits", "noise_std")  # stages that a loss may send a gradient to, as d_<stage>_<loss>
@@ -155,7 +163,7 @@ def _keep(record, keep):
         return record
     if keep == "y":
         return MoERecord(y=record.y)
-    routing = record.routing._replace(choice_scores=None, group_scores=None, lse=None, margin=None)
+    routing = record.routing._replace(**dict.fromkeys(REPORTED))
     return record._replace(routing=routing, experts=record.experts._replace(x_rows=None), routed=None)
 
 

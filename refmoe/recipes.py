@@ -208,7 +208,7 @@ def given_shapes(config, num_tokens):
         shapes["coin"] = ((num_tokens,), "unit")
     if config.dispatch.drop_policy == "random":
         shapes["priority"] = ((num_tokens, config.top_k), "unit")
-    if config.routing.noise != "none":
+    if config.routing.noise != "none" or config.routing.second_expert == "sampled":
         shapes["noise"] = ((num_tokens, config.num_choices), "bell")
     if config.routing.jitter != "none":
         shapes["jitter"] = ((num_tokens, config.hidden_size), "bf16")

@@ -66,5 +66,16 @@ FIELDS = {
     },
     "softmax_tokens": {"routing": {"score_fn": "softmax_tokens", "normalize": True}, "top_k": 2},
     "divided_sigmoid": {"routing": {"score_fn": "sigmoid", "divide_by_count": True, "scaling_factor": 2.5}, "top_k": 2},
+    "sinkhorn": {
+        "routing": {"selection_base": "sinkhorn", "sinkhorn_iterations": 3, "selection_bias": True},
+        "dispatch": {"capacity": 3},
+        "losses": {"balance": {}},
+        "top_k": 2,
+    },
+    "sampled_second": {
+        "routing": {"second_expert": "sampled", "normalize": True},
+        "losses": {"balance": {}},
+        "top_k": 2,
+    },
     "top_p_softmax": {"routing": {"selection": "top_p", "top_p": 0.7, "selection_bias": True}, "top_k": 2},
 }

@@ -237,7 +237,7 @@ REFUSALS = [
     ),
     (
         {"routing": {"selection": "threshold", "second_expert": "random"}},
-        "routing.second_expert: expected 'all' or 'sampled', got 'random'; selection 'threshold' gives a token any",
+        "routing.second_expert: expected 'all', got 'random'; selection 'threshold' gives a token any",
     ),
     (
         {"routing": {"selection": "expert_choice"}},
@@ -263,6 +263,23 @@ REFUSALS = [
         {"routing": {"score_fn": "softmax_tokens"}, "dispatch": {"capacity_scope": "sequence"}},
         "dispatch.capacity_scope: expected 'batch' without a capacity, got 'sequence'; a scope is that of a capacity",
     ),
+    (
+        {"routing": {"sinkhorn_iterations": 3}},
+        "routing.sinkhorn_iterations: expected 16 with selection_base 'scores', got 3; set selection_base='sinkhorn'",
+    ),
+    (
+        {"routing": {"selection": "hash", "hash_vocab_size": 5, "selection_base": "sinkhorn"}},
+        "routing.selection_base: expected 'scores' with selection 'hash', got 'sinkhorn'; a table ranks nothing",
+    ),
+    (
+        {"routing": {"second_expert": "sampled", "selection": "per_group"}},
+        "routing.selection: expected 'topk' with a sampled second expert, got 'per_group'; a sampled second expert is",
+    ),
+    (
+        {"routing": {"second_expert": "sampled", "noise": "learned"}},
+        "routing.noise: expected 'none' with a sampled second expert, got 'learned'; given.noise is what it is",
+    ),
+    ({"routing": {"second_expert": "sampled"}, "top_k": 3}, "routing.second_expert: expected 'all' with top_k = 3"),
     ({"routing": {"sparsemixer_eps": 0.5}}, "routing.sparsemixer_eps: expected 0.01 with selection 'topk', got 0.5"),
     ({"routing": MIXER, "top_k": 3}, "top_k: expected 2 with selection 'sparsemixer', got 3; SparseMixer has"),
     (

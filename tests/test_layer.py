@@ -21,6 +21,7 @@ from cases import (
 import refmoe
 from refmoe import Given, Losses, Numerics, kernels
 from refmoe.formats import is_representable
+from refmoe.layer import REPORTED
 from refmoe.numerics.contract import NumpyEngine
 from refmoe.recipes import generate, init_given
 from refmoe.selection import is_causal
@@ -304,7 +305,7 @@ def test_replaying_the_selection_repeats_every_bit(name):
     given = with_sequences(8)._replace(topk_indices=live.routing.topk_indices)
     replayed, grads = run(config, EXACT, given=given)
     assert replayed.routing.choice_scores is None and replayed.routing.margin is None
-    unranked = live.routing._replace(choice_scores=None, group_scores=None, margin=None)
+    unranked = live.routing._replace(**dict.fromkeys([name for name in REPORTED if name != "lse"]))
     assert not differing(replayed, live._replace(routing=unranked)) and not differing(grads, live_grads)
 
 
@@ -366,8 +367,9 @@ def test_padding_is_computed_but_neither_counted_nor_averaged(name):
     )
     by_token = ((name, getattr(plain, name)) for name in ("token_ids", "noise", "jitter"))
     own = {name: array[keep] for name, array in by_token if array is not None}
+    apart = config.losses.balance is not None and is_causal(config)
     real = Given(sequence_ids=ids[keep], **own,
-                 topk_indices=chosen if config.losses.balance is None or not is_causal(config) else None)  # fmt: skip
+                 topk_indices=None if apart else chosen)  # fmt: skip
     compact = refmoe.moe_forward(x[keep], params, config, EXACT, completed(real, config, EXACT, 6))
     assert not differing(masked.losses, compact.losses)  # as if the padding were not there
     grads = refmoe.moe_backward(d_y, x, params, masked, config, EXACT, given)

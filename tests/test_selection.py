@@ -12,6 +12,7 @@ from refmoe.recipes import init_given
 from refmoe.routing import ESTIMATORS, route, topk_weights_backward
 
 EXACT = Numerics(backend="numpy")
+FLOAT64 = Numerics("float64", backend="numpy")
 SIZES = {"num_experts": 6, "top_k": 2}
 
 
@@ -168,6 +169,58 @@ def test_a_weight_divided_by_the_number_of_experts():
     assert weights.tolist() == [[0.25, 0.25, 0], [0.5, 0, 0], [0, 0, 0]]
 
 
+# --- Sinkhorn --------------------------------------------------------------------------------------------------------
+
+
+def test_potentials_by_hand():
+    """Two tokens, two experts, all logits 0: one step gives f = -ln 4 and g = ln 2 - ln 2 + ... = 0 + ln 2 - ln 1."""
+    rows, columns = selection.sinkhorn(np.zeros((2, 2), np.float32), 1, EXACT)
+    f = np.float32(-np.log(4))
+    assert rows.tolist() == [[f, f]]
+    assert columns[0, 0] == columns[0, 1] == np.float32(-np.log(4) - np.float64(f))
+
+
+def test_the_scaled_matrix_is_balanced():
+    z = hard_logits(3, distant=False)[:12]
+    rows, columns = selection.sinkhorn(z, 60, FLOAT64)
+    matrix = np.exp(z + rows[-1][:, None] + columns[-1])
+    np.testing.assert_allclose(matrix.sum(axis=0), 1 / 6, rtol=1e-9)
+    np.testing.assert_allclose(matrix.sum(axis=1), 1 / 12, rtol=1e-3)
+
+
+def megatron(z, top_k):
+    """Megatron-LM's loop, on exponentials, with its epsilon and its stopping rule."""
+    cost, d0, d1, error = np.exp(z), np.ones(len(z)), np.ones(z.shape[1]), np.inf
+    while error > 1e-4:
+        d0 = 1 / len(d0) / (np.sum(d1 * cost, axis=1) + 1e-8)
+        before, d1 = d1, 1 / len(d1) / (np.sum(d0[:, None] * cost, axis=0) + 1e-8)
+        error = np.mean(np.abs(before - d1))
+    return np.argsort(-d1 * cost * d0[:, None], axis=1, kind="stable")[:, :top_k]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_ranking_is_that_of_megatron(seed):
+    z = np.random.default_rng(seed).standard_normal((32, 6)).astype(np.float32)
+    record = chosen(z, {"selection_base": "sinkhorn"})
+    assert (record.topk_indices == megatron(z.astype(np.float64), 2)).all()
+    assert not (record.topk_indices == chosen(z, {}).topk_indices).all()
+    counts = np.bincount(record.topk_indices[:, 0], minlength=6)
+    assert counts.max() <= np.bincount(chosen(z, {}).topk_indices[:, 0], minlength=6).max()
+
+
+# --- a sampled second expert -----------------------------------------------------------------------------------------
+
+
+def test_the_second_choice_is_the_best_of_the_others_by_noisy_logits():
+    routing = {"second_expert": "sampled"}
+    z, noise = [[4, 3, 2, 1, 0, 0]], f32([[-9, 0, 2, 0, 0, 0]])
+    record = chosen(z, routing, given=Given(noise=noise))
+    assert record.topk_indices.tolist() == [[0, 2]] and record.margin.tolist()[0] < 1
+    assert record.second_choice_scores.tolist() == [[-np.inf, 3, 4, 1, 0, 0]]
+    assert chosen(z, routing).topk_indices.tolist() == [[0, 1]]
+    assert chosen(z, routing).second_choice_scores is None
+
+
 # --- SparseMixer -----------------------------------------------------------------------------------------------------
 
 MIXER = {"selection": "sparsemixer", "selection_base": "logits"}
@@ -248,6 +301,20 @@ RULES = {
     "threshold": {"routing": {"selection": "threshold", "threshold": 0.1, "score_fn": "relu", "selection_bias": True}},
     "threshold on logits": {"routing": {"selection": "threshold", "threshold": 1.5, "selection_base": "logits"}},
     "sparsemixer": {"routing": {"selection": "sparsemixer", "selection_base": "logits"}},
+    "sinkhorn": {"routing": {"selection_base": "sinkhorn", "sinkhorn_iterations": 2}},
+    "sinkhorn, biased, by groups": {
+        "routing": {
+            "selection_base": "sinkhorn",
+            "sinkhorn_iterations": 1,
+            "selection_bias": True,
+            "num_groups": 3,
+            "top_groups": 2,
+        }
+    },
+    "sinkhorn, above a threshold": {
+        "routing": {"selection_base": "sinkhorn", "sinkhorn_iterations": 1, "selection": "threshold", "threshold": -5.0}
+    },
+    "sampled second": {"routing": {"second_expert": "sampled"}},
     "expert_choice": {"routing": CHOICE, "dispatch": {"capacity": 3}},
     "expert_choice, biased": {
         "routing": {"selection": "expert_choice", "selection_bias": True, "score_fn": "softmax_tokens"},
@@ -274,7 +341,8 @@ def test_every_rule_is_the_laws(name):
     made = LAW.route(
         [None] * 24, law_params(params), cfg, LAW.Law("exact", "float32"), {n: to_law(a) for n, a in given.items()}
     )
-    for field in ("scores", "choice_scores", "group_scores", "topk_indices", "margin"):
+    fields = ("row_potentials", "column_potentials", "second_choice_scores")
+    for field in (*fields, "scores", "choice_scores", "group_scores", "topk_indices", "margin"):
         agree(made[field], getattr(record, field), field)
 
 
@@ -298,6 +366,8 @@ CAUSAL = {
         "dispatch": {"capacity": 1, "capacity_scope": "sequence", "slot_order": "token_major"},
     },
     "softmax_tokens": {"routing": {"score_fn": "softmax_tokens"}},
+    "sinkhorn": {"routing": {"selection_base": "sinkhorn", "sinkhorn_iterations": 2}},
+    "sampled second": {"routing": {"second_expert": "sampled"}},
     "capacity of the batch": {"dispatch": {"capacity": 2, "slot_order": "token_major"}},
     "capacity of a sequence, slot-major": {"dispatch": {"capacity": 2, "capacity_scope": "sequence"}},
     "capacity of a sequence, slot-major, one choice": {

@@ -119,6 +119,15 @@ KITCHEN_SINK = {
         "routing": {"selection": "per_group", "num_groups": 2, "score_fn": "sigmoid", "selection_bias": True},
         "losses": EVERYTHING,
     },
+    "logits balanced by Sinkhorn": {
+        "top_k": 1,
+        "routing": {"selection_base": "sinkhorn", "sinkhorn_iterations": 3, "score_fn": "sigmoid"},
+    },
+    "a sampled second expert": {
+        "routing": {"second_expert": "sampled", "normalize": True},
+        "dispatch": {"capacity": 2, "normalize_after_drop": True},
+        "losses": EVERYTHING,
+    },
     "experts that choose": {
         "routing": {"selection": "expert_choice", "selection_bias": True, "normalize": True},
         "dispatch": {"capacity": 2, "capacity_scope": "sequence"},

@@ -46,7 +46,8 @@ class RoutingConfig(Section):
     noise: str = field(default="none", metadata=one_of("none", "learned", "fixed"))  # logits + given.noise * deviation
     noise_floor: float = field(default=0.01, metadata=WEIGHT)  # learned deviation: softplus(x . w_noise) + floor
     noise_std: float = field(default=0.0, metadata=WEIGHT)  # fixed deviation
-    selection_base: str = field(default="scores", metadata=one_of("scores", "logits"))  # what is ranked
+    selection_base: str = field(default="scores", metadata=one_of("scores", "logits", "sinkhorn"))  # what is ranked
+    sinkhorn_iterations: int = field(default=16, metadata=POSITIVE)  # of selection_base "sinkhorn"
     selection_bias: bool = False  # added to what is ranked, never to the weights
     selection: str = field(default="topk", metadata=one_of(*SELECTIONS))  # the rule that chooses
     slots_per_expert: int = field(default=1, metadata=POSITIVE)  # of selection "soft", which chooses nobody
@@ -72,7 +73,7 @@ class RoutingConfig(Section):
     scaling_factor: float = field(default=1.0, metadata=FLOAT)  # times every kept weight
     per_expert_scale: bool = False  # then times a learned factor of the expert
     global_scale: bool = False  # and times one learned factor
-    second_expert: str = field(default="all", metadata=one_of("all", "random"))  # random: kept if a coin says so
+    second_expert: str = field(default="all", metadata=one_of("all", "random", "sampled"))  # random: kept by a coin
     second_expert_factor: float = field(default=2.0, metadata=WEIGHT)  # kept if factor * weight > coin
 
 

@@ -172,6 +172,11 @@ def _rules(config):
     grouped = r.selection in ("topk", "per_group")
     fix = "groups belong to selection 'topk' and 'per_group'"
     yield grouped or r.num_groups == 1, "routing.num_groups", f"1 with selection {r.selection!r}", r.num_groups, fix
+    base, n = r.selection_base == "sinkhorn", r.sinkhorn_iterations
+    fix = "set selection_base='sinkhorn'"
+    yield base or n == 16, "routing.sinkhorn_iterations", f"16 with selection_base {r.selection_base!r}", n, fix
+    ok = not base or r.selection != "hash"
+    yield ok, "routing.selection_base", "'scores' with selection 'hash'", r.selection_base, "a table ranks nothing"
     hashed, V = r.selection == "hash", r.hash_vocab_size
     fix = "the table has a row for each token id: set hash_vocab_size"
     yield V > 0 or not hashed, "routing.hash_vocab_size", "the size of the vocabulary with selection 'hash'", V, fix
@@ -226,7 +231,7 @@ def _variable(config):
         return
     r, drop, loss = config.routing, config.dispatch.drop_policy, config.losses.balance
     fix = f"selection {rule!r} gives a token any number of experts"
-    yield r.second_expert != "random", "routing.second_expert", "'all' or 'sampled'", r.second_expert, fix
+    yield r.second_expert == "all", "routing.second_expert", "'all'", r.second_expert, fix
     yield drop != "random", "dispatch.drop_policy", "'position' or 'probability'", drop, fix
     ok = loss is None or loss.scope != "global" or loss.counts == "first"
     yield ok, "losses.balance.scope", "'batch' or 'sequence' for all choices", loss and loss.scope, fix
@@ -267,7 +272,14 @@ def _dispatch(config):
 def _second_expert(config):
     r, K = config.routing, config.top_k
     coin = r.second_expert == "random"
-    yield K == 2 or not coin, "routing.second_expert", f"'all' with top_k = {K}", r.second_expert, "set top_k to 2"
+    ok = K == 2 or r.second_expert == "all"
+    yield ok, "routing.second_expert", f"'all' with top_k = {K}", r.second_expert, "set top_k to 2"
+    if r.second_expert == "sampled":
+        fix = "a sampled second expert is the best of the others by noisy logits"
+        yield r.selection == "topk", "routing.selection", "'topk' with a sampled second expert", r.selection, fix
+        yield r.num_groups == 1, "routing.num_groups", "1 with a sampled second expert", r.num_groups, fix
+        fix = "given.noise is what it is sampled with"
+        yield r.noise == "none", "routing.noise", "'none' with a sampled second expert", r.noise, fix
     ok, fix = coin or r.second_expert_factor == 2.0, "set routing.second_expert='random' or leave it out"
     yield ok, "routing.second_expert_factor", "2.0 without a coin", r.second_expert_factor, fix
 

@@ -27,6 +27,7 @@ from .rounding import UNIT, exact_sum, rounding_test, sequential_sum
 # Stages that stay float32 when the store is narrower; every other stage has the format of the store.   Spec 6.7
 FLOAT32_STAGES = frozenset(
     """coin priority logits scores choice_scores group_scores raw_topk_weights topk_weights selection_bias lse margin
+    row_potentials column_potentials second_choice_scores
     multipliers
     losses.balance losses.z losses.importance d_losses
     d_logits d_logits_task d_logits_balance d_logits_importance d_logits_z d_scores d_topk_weights

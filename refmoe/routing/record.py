@@ -14,7 +14,10 @@ class RoutingRecord(NamedTuple):
     noise_std: object = None  # (T, E)
     logits: object = None  # (T, E)
     scores: object = None  # (T, E)
+    row_potentials: object = None  # (I, T), of Sinkhorn's iterations
+    column_potentials: object = None  # (I, E)
     choice_scores: object = None  # (T, E), after the group mask
+    second_choice_scores: object = None  # (T, E), what a sampled second expert is ranked by
     group_scores: object = None  # (T, G)
     topk_indices: object = None  # (T, K), best first; -1 unused
     raw_topk_weights: object = None  # (T, K), before the drop; only with normalize_after_drop

@@ -26,18 +26,26 @@ def route(x, params, config, num, given):
     if given.topk_indices is not None:
         indices = selection.given(given.topk_indices, config.num_choices)
         return record._replace(scores=scores, topk_indices=indices, lse=lse)
-    rule, ranked, group_scores = selection.SELECTIONS[config.routing.selection], None, None
+    return _choose(record._replace(scores=scores, lse=lse), params, config, num, given)
+
+
+def _choose(record, params, config, num, given):
+    """What is ranked, and who is chosen."""
+    routing, logits, scores = config.routing, record.logits, record.scores
+    rule, last = selection.SELECTIONS[routing.selection], ()
+    if routing.selection_base == "sinkhorn":
+        rows, columns = selection.sinkhorn(logits, routing.sinkhorn_iterations, num)
+        record = record._replace(row_potentials=rows, column_potentials=columns)
+        last = (rows[-1], columns[-1]) if len(rows) else ()
     if rule.ranks:
-        ranked, group_scores = choice_scores(logits, scores, params.selection_bias, config.routing, num)
-    indices, margin = rule.choose(selection.Offer(logits, scores, ranked, params, given), config, num)
-    return record._replace(
-        scores=scores,
-        choice_scores=ranked,
-        group_scores=group_scores,
-        topk_indices=indices,
-        lse=lse,
-        margin=margin,
-    )
+        ranked, groups = choice_scores(logits, scores, params.selection_bias, routing, num, last)
+        record = record._replace(choice_scores=ranked, group_scores=groups)
+    offer = selection.Offer(logits, scores, record.choice_scores, params, given)
+    if routing.second_expert == "sampled" and given.noise is not None:
+        second, indices, margin = selection.sampled_second(offer, num)
+        return record._replace(second_choice_scores=second, topk_indices=indices, margin=margin)
+    indices, margin = rule.choose(offer, config, num)
+    return record._replace(topk_indices=indices, margin=margin)
 
 
 def weigh(record, kept, params, config, num, given=None):

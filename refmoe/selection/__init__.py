@@ -9,11 +9,14 @@ from .expert_choice import expert_choice
 from .hashed import hashed
 from .ranked import grouped, listed, per_group, ranked, topk, topk_margin
 from .replay import given, require_distinct
+from .second import sampled_second
+from .sinkhorn import sinkhorn
 from .sparsemixer import sparsemixer
 from .threshold import threshold
 from .top_p import top_p
 
 __all__ = ["SELECTIONS", "Offer", "Rule", "given", "grouped", "is_causal", "per_group", "ranked", "require_distinct"]
+__all__ += ["sampled_second", "sinkhorn"]
 __all__ += ["expert_choice", "hashed", "listed", "sparsemixer", "threshold", "top_p", "topk", "topk_margin"]
 
 
@@ -57,5 +60,6 @@ def is_causal(config):
     one = config.top_k == 1 and rule.fixed  # slot-major lets a later token's first choice in before a second one
     in_order = dispatch.slot_order == "token_major" or (dispatch.slot_order == "slot_major" and one)
     queue = dispatch.capacity_scope == "sequence" and dispatch.drop_policy == "position" and in_order
-    across = not rule.causal or config.routing.score_fn == "softmax_tokens"
+    routing = config.routing
+    across = not rule.causal or routing.score_fn == "softmax_tokens" or routing.selection_base == "sinkhorn"
     return not across and (queue or not dispatch.limited)

@@ -46,6 +46,7 @@ def route(config, num, arrays):
     saved = record.logits, record.scores, record.topk_indices
     record = record._replace(topk_weights=routing.topk_weights(*saved, used, config, num, _given(arrays)))
     made = _named(record, "logits", "scores", "choice_scores", "group_scores", "topk_indices", "topk_weights")
+    made |= _named(record, "row_potentials", "column_potentials", "second_choice_scores")
     if "logits" in arrays:
         del made["logits"]
     if "d_topk_weights" in arrays:

@@ -17,6 +17,11 @@ NOTES = {
         "slots swapped",
     ),
     "SoftmaxTokens": ("a softmax over experts where one over tokens is meant, or over the whole batch", "other scores"),
+    "Sinkhorn": ("exponentials that overflow, or rows and columns scaled in the other order", "another balance"),
+    "SampledSecond": (
+        "noise that moves the first choice, or enters the weights",
+        "another first expert, other weights",
+    ),
 }
 
 
@@ -41,6 +46,7 @@ def cases():
     yield from _variable()
     yield from _sparsemixer()
     yield from _expert_choice()
+    yield from _balanced()
 
 
 def _variable():
@@ -83,3 +89,21 @@ def _expert_choice():
     config = sizes(3, 2, routing=routing, dispatch={"capacity": 1, "capacity_scope": "sequence"})
     yield Case("one token of each sequence, by a softmax over tokens, weights divided by the count",
                ("ExpertChoice", "SoftmaxTokens"), "route", inputs, config)  # fmt: skip
+
+
+def _balanced():
+    inputs = {"logits": f32([[3, 2, 0], [3, 2.5, -1], [3, 0, 1], [90, -90, 89]])}
+    for n in (1, 4):
+        routing = {"selection_base": "sinkhorn", "sinkhorn_iterations": n, "score_fn": "sigmoid"}
+        yield Case(
+            f"one expert a token, balanced in {n} steps", ("Sinkhorn",), "route", inputs, sizes(3, 1, routing=routing)
+        )
+    inputs = {"logits": f32([[4, 3, 2, 1], [1, 1, 1, 1]]), "noise": f32([[-9, 0, 2, 0], [-1, 0, 0.5, 0.5]])}
+    routing = {"second_expert": "sampled", "normalize": True}
+    yield Case(
+        "second experts by noisy logits",
+        ("SampledSecond", "TieLowestId"),
+        "route",
+        inputs,
+        sizes(4, 2, routing=routing),
+    )
