@@ -1,7 +1,9 @@
 """Reading one layer of a checkpoint: what is refused, each time in one sentence that says what was looked for."""
 
+import copy
 import json
 import os
+import random
 
 import checkpoint_cases as cases
 import numpy as np
@@ -291,3 +293,39 @@ FLOAT_SCALES = put("experts.down_proj_scales", "F32", np.ones((E, 64, 1), np.flo
 ])  # fmt: skip
 def test_mxfp4_blocks_that_do_not_fit(tmp_path, options, match):
     refused(cases.mxfp4_checkpoint(tmp_path, **options)[0], match)
+
+
+# --- files that nobody wrote ------------------------------------------------------------------------------------------
+
+ODD = [None, 0, -1, 2, 10**30, 1.5, float("nan"), float("inf"), "x", "silu", "", [], [1], [None], {}, {"a": 1}, True]
+
+
+def places(settings):
+    """Every (object, key) of nested objects."""
+    for key, value in settings.items():
+        yield settings, key
+        if isinstance(value, dict):
+            yield from places(value)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_a_checkpoint_holds_it_is_read_or_refused(tmp_path, seed):
+    """Fields of any type, bytes of any value in headers and index: one sentence, and never another error."""
+    rng, ends = random.Random(seed), set()
+    for at in range(40):
+        settings, layer, tensors = copy.deepcopy(CASES[rng.choice(list(CASES))])
+        holder, key = rng.choice(list(places(settings)))
+        holder[key] = rng.choice(ODD) if rng.random() < 0.6 else holder[key]
+        directory = write(tmp_path / f"model{at}", settings, tensors(expected(layer)[1]), rng.choice((1, 2)))
+        path = rng.choice(sorted(directory.glob("*.safetensors*")))
+        raw = bytearray(path.read_bytes())
+        for _ in range(rng.choice((0, 1, 3))):
+            raw[rng.randrange(min(len(raw), 2500))] = rng.choice(b"0123456789[]{},:x\0\xff")
+        path.write_bytes(raw)
+        try:
+            read_layer(directory, 1)
+            ends.add("read")
+        except ValueError as error:
+            assert "\n" not in str(error)
+            ends.add("refused")
+    assert ends == {"read", "refused"}

@@ -83,7 +83,7 @@ def _coherent(flat):
     """Without the fields that say something about what is not there. A limit or a cap of 0 means none."""
     flat = {path: value or None if path.endswith(("limit", "softcap")) else value for path, value in flat.items()}
     beside = flat.get("experts.shared_activation")
-    flat["experts.shared_activation"] = ACTIVATIONS.get(beside, beside)
+    flat["experts.shared_activation"] = ACTIVATIONS.get(beside, beside) if isinstance(beside, str) else beside
     limit, shared = flat.get("experts.limit"), flat.get("experts.shared_limit")
     if "experts.shared_limit" in flat and limit and not shared:
         flat["experts.shared_clamped"] = False
