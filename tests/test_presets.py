@@ -122,10 +122,11 @@ FAMILIES = {
     "LongCat-Flash": "longcat-flash",
     "Gemma-4, DiffusionGemma": "gemma-4-26b-a4b diffusiongemma-26b-a4b",
     "PhiMoE": "phi-3.5-moe",
+    "MoE++": "moe-plus-plus",
 }
 # Families whose rules the configuration cannot state yet.
 COMING = (
-    "A.X K1", "Inkling", "JetMoE", "Kimi-K3", "MoE++", "Muse Spark",
+    "A.X K1", "Inkling", "JetMoE", "Kimi-K3", "Muse Spark",
 )  # fmt: skip
 NAMES = tuple(sorted(name for row in FAMILIES.values() for name in row.split()))
 
