@@ -5,13 +5,14 @@ over h, is the derivative to full precision. Branches, selection, counts and max
 complex functions are NumPy's and SciPy's, so none of the library's derivatives takes part.
 """
 
+import dataclasses
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from . import soft
-from .experts import expert_ffn, routed_experts, shared_expert
+from .experts import expert_ffn, layer_output, routed_experts, shared_expert
 from .inputs import Given
 from .layer import forward, moe_backward, moe_forward
 from .losses import LOSSES
@@ -185,14 +186,9 @@ def _subjects(config, x, params, d_y, given, record, grads):
 
     yield "d_x", grads.d_x, x, lambda v: whole(x=v)
     of_routed = _of_plan if record.soft is None else _of_mixtures
-    yield from of_routed(config, read, params, d_y, given, record, grads, num)
-    if grads.d_x_shared is not None:
-        yield (
-            "d_x_shared",
-            grads.d_x_shared,
-            read,
-            lambda v: np.sum(d_y * shared_expert(v, params.shared, config.experts, num).shared),
-        )
+    d_routed = next(d for d in (grads.d_routed, grads.d_unnormed_y, d_y) if d is not None)
+    yield from of_routed(config, read, params, d_routed, given, record, grads, num)
+    yield from _of_output(config, read, params, d_y, d_routed, record, grads, num)
     for source, part in _SOURCES.items():
         gradient = getattr(grads, source)
         if gradient is not None:
@@ -206,14 +202,17 @@ def _subjects(config, x, params, d_y, given, record, grads):
 
 
 def _of_plan(config, x, params, d_y, given, record, grads, num):
-    """What stands between x and routed where experts are chosen."""
-    weights, plan = record.routing.topk_weights, record.plan
+    """What stands between x and routed where experts are chosen; d_y is that of routed."""
+    weights, plan, experts = record.routing.topk_weights, record.plan, config.experts
+    alone = dataclasses.replace(experts, residual="none")
 
-    def routed(x=x, weights=weights):
-        return np.sum(d_y * routed_experts(x, weights, plan, params, config.experts, num)[1])
+    def routed(x=x, weights=weights, experts=experts):
+        return np.sum(d_y * routed_experts(x, weights, plan, params, experts, num)[1])
 
-    yield "d_x_experts", grads.d_x_experts, x, lambda v: routed(x=v)
+    yield "d_x_experts", grads.d_x_experts, x, lambda v: routed(x=v, experts=alone)
     yield "d_topk_weights", grads.d_topk_weights, weights, lambda v: routed(weights=v)
+    if grads.d_x_residual is not None:
+        yield "d_x_residual", grads.d_x_residual, x, lambda v: routed(x=v) - routed(x=v, experts=alone)
 
 
 def _of_mixtures(config, x, params, d_y, given, record, grads, num):
@@ -228,7 +227,7 @@ def _of_mixtures(config, x, params, d_y, given, record, grads, num):
 
     def of_cosines(cosines):
         logits = soft.scaled_logits(cosines, params.soft_scale, num)
-        return _task(d_y, forward(x, params, config, num, given._replace(logits=logits)))
+        return np.sum(d_y * forward(x, params, config, num, given._replace(logits=logits)).routed)
 
     def of_units(unit_x=made.unit_x, unit_slots=made.unit_slots):
         return of_cosines(num.contract("cosines", unit_x, unit_slots))
@@ -246,6 +245,24 @@ def _of_mixtures(config, x, params, d_y, given, record, grads, num):
     yield "d_cosines", back.d_cosines, made.cosines, of_cosines
     yield "d_unit_x", back.d_unit_x, made.unit_x, lambda v: of_units(unit_x=v)
     yield "d_unit_slots", back.d_unit_slots, made.unit_slots, lambda v: of_units(unit_slots=v)
+
+
+def _of_output(config, x, params, d_y, d_routed, record, grads, num):
+    """The shared part, and what is made of both."""
+    experts, part = config.experts, record.shared and record.shared.shared
+
+    def shared(x):
+        return np.sum(d_routed * shared_expert(x, params.shared, experts, num).shared)
+
+    def output(y, part=part):
+        return np.sum(d_y * layer_output(y, part, params, experts, num)[-1])
+
+    if grads.d_x_shared is not None:
+        yield "d_x_shared", grads.d_x_shared, x, shared
+    if grads.d_unnormed_y is not None:
+        yield "d_unnormed_y", grads.d_unnormed_y, record.unnormed_y, lambda v: output(v, part=None)
+    if grads.d_routed is not None:
+        yield "d_routed", grads.d_routed, record.routed, output
 
 
 def _task(d_y, out):

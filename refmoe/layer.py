@@ -12,9 +12,12 @@ import numpy as np
 from . import dispatch, losses
 from .experts import (
     ExpertsRecord,
+    LatentGrads,
     RowGrads,
     SharedGrads,
     SharedRecord,
+    layer_output,
+    layer_output_backward,
     routed_experts,
     routed_experts_backward,
     shared_expert,
@@ -67,6 +70,8 @@ class MoERecord(NamedTuple):
     routed: object = None  # (T, D)
     shared: SharedRecord = None
     losses: Losses = None
+    unnormed_y: object = None  # (T, D), where y is normed
+    output_rms: object = None  # (T, 1)
     y: object = None  # (T, D)
     soft: SoftRecord = None  # in place of a plan
 
@@ -74,8 +79,9 @@ class MoERecord(NamedTuple):
 class MoEGrads(NamedTuple):
     """Every stored tensor of the way back; None where a source does not exist."""
 
-    d_x: object = None  # (T, D), the sum of the next three
+    d_x: object = None  # (T, D), the sum of the next four
     d_x_experts: object = None
+    d_x_residual: object = None
     d_x_shared: object = None
     d_x_router: object = None
     d_logits: object = None  # (T, E), the sum of all d_logits_... and of the d_logits given
@@ -89,6 +95,10 @@ class MoEGrads(NamedTuple):
     d_scores: object = None  # (T, E), where the weights' rule goes back through them
     d_topk_weights: object = None  # (T, K)
     router: RouterGrads = None
+    d_unnormed_y: object = None  # (T, D), where y is normed
+    d_routed: object = None  # (T, D), where it is not d_y or d_unnormed_y; the shared part receives the same
+    latent: LatentGrads = None
+    d_normed_y_rows: object = None  # (N, D), where each expert's output is normed
     d_y_rows: object = None  # (N, D)
     d_weighted_x_rows: object = None  # (N, D), where the weight acts on the input
     rows: RowGrads = None
@@ -112,8 +122,9 @@ def forward(x, params, config, num, given, chosen=None, seen=None):
     x = _read_by_all(x, record.routing, config, given)
     has_shared = config.experts.shared_intermediate_size > 0
     shared = shared_expert(x, params.shared, config.experts, num) if has_shared else None
-    y = num.sum("y", [record.routed, shared.shared]) if has_shared else record.routed
-    return record._replace(shared=shared, y=y)
+    output = record.routed, shared.shared if has_shared else None, params, config.experts, num
+    unnormed, rms, y = layer_output(*output)
+    return record._replace(shared=shared, unnormed_y=unnormed, output_rms=rms, y=y)
 
 
 def _routed(x, params, config, num, given, chosen, seen):
@@ -194,14 +205,14 @@ def moe_backward(d_y, x, params, record, config, num, given=None, d_losses=None,
     into = MoEParams(shared=SharedParams()) if into is None else into
     read = _read_by_all(x, record.routing, config, given)
     # y = routed + shared
+    output, d_routed, grads = _output_backward(d_y, params, record, config, num, into)
     back = _soft_backward if record.soft is not None else _routed_backward
-    made, grads = back(d_y, read, params, record, config, num, given, d_losses, into)
-    shared, d_x_shared = None, None
+    made, named = back(d_routed, read, params, record, config, num, given, d_losses, into)
+    grads, shared = grads | named, None
     if record.shared is not None:
         saved = read, params.shared, record.shared
-        shared, named = shared_expert_backward(d_y, *saved, config.experts, num, into.shared)
+        shared, named = shared_expert_backward(d_routed, *saved, config.experts, num, into.shared)
         grads |= {f"shared.{name}": grad for name, grad in named.items()}
-        d_x_shared = shared.d_x_shared
     # weights = f(logits);  losses = g(logits)
     sources = [(name, d) for name, d in made._asdict().items() if d is not None]
     of = {stage: [d for name, d in sources if name.startswith(f"d_{stage}_")] for stage in LOSSES_READ}
@@ -211,19 +222,28 @@ def moe_backward(d_y, x, params, record, config, num, given=None, d_losses=None,
         back = _soft_router_backward if record.soft is not None else _router_backward
         d_x_router, made, named = back(d_logits, read, params, record, made, config, num, given, into, of)
         grads |= named
-    parts = [d for d in (made.d_x_experts, d_x_shared, d_x_router) if d is not None]
-    d_x, router = _d_x(parts, made.router, config, num, given)
+    d_x_shared = shared and shared.d_x_shared
+    every = made.d_x_experts, made.d_x_residual, d_x_shared, d_x_router
+    d_x, router = _d_x([d for d in every if d is not None], made.router, config, num, given)
     return made._replace(
-        d_x=d_x, d_x_shared=d_x_shared, d_x_router=d_x_router, d_logits=d_logits, router=router, shared=shared,
-        params=assemble_params(grads),
+        d_x=d_x, d_x_shared=d_x_shared, d_x_router=d_x_router, d_logits=d_logits, router=router, **output,
+        shared=shared, params=assemble_params(grads),
     )  # fmt: skip
 
 
-def _routed_backward(d_y, x, params, record, config, num, given, d_losses, into):
-    """From y to the logits, by source, and to x through the experts: MoEGrads, parameters' gradients by name."""
+def _output_backward(d_y, params, record, config, num, into):
+    """Through y: the stages there, the gradient of both parts, gradients of parameters by name."""
+    saved = record.unnormed_y, record.output_rms
+    d_unnormed, d_routed, grads = layer_output_backward(d_y, *saved, params, config.experts, num, into)
+    own = config.experts.shared_combine != "sum"
+    return {"d_unnormed_y": d_unnormed, "d_routed": d_routed if own else None}, d_routed, grads
+
+
+def _routed_backward(d_routed, x, params, record, config, num, given, d_losses, into):
+    """From routed to the logits, by source, and to x through the experts: MoEGrads, parameters' gradients by name."""
     routing, plan = record.routing, record.plan
     saved = x, routing.topk_weights, plan, record.experts
-    experts, grads = routed_experts_backward(d_y, *saved, params, config.experts, num, into)
+    experts, grads = routed_experts_backward(d_routed, *saved, params, config.experts, num, into)
     kept = plan.slot_row >= 0 if config.dispatch.normalize_after_drop else routing.topk_indices >= 0
     saved = routing, kept, params, config, num, into, given
     task, d_scores, router, named = weigh_backward(experts.d_topk_weights, *saved)
@@ -233,10 +253,10 @@ def _routed_backward(d_y, x, params, record, config, num, given, d_losses, into)
     return made, grads | named
 
 
-def _soft_backward(d_y, x, params, record, config, num, given, d_losses, into):
+def _soft_backward(d_routed, x, params, record, config, num, given, d_losses, into):
     """The same through both mixtures; the logits have a part from each."""
     saved = record.routing.logits, record.soft, record.experts
-    soft, d_x, d_y_rows, rows, grads = soft_experts_backward(d_y, x, params, *saved, config, num, given, into)
+    soft, d_x, d_y_rows, rows, grads = soft_experts_backward(d_routed, x, params, *saved, config, num, given, into)
     task = num.sum("d_logits_task", [soft.d_logits_combine, soft.d_logits_dispatch])
     return MoEGrads(d_x_experts=d_x, d_y_rows=d_y_rows, rows=rows, soft=soft, d_logits_task=task), grads
 

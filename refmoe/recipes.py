@@ -43,6 +43,13 @@ class MoEParams(NamedTuple):
     hash_table: object = None  # (V, K) int64, expert ids of each token id; carries no gradient
     w_constant: object = None  # (C, 2, D), of constant experts: how much of x, how much of the vector
     constant: object = None  # (C, D), their vectors
+    w_latent_in: object = None  # (l, D), into the narrower space
+    w_latent_pre_norm: object = None  # (l,)
+    w_post_expert_norm: object = None  # (D,), or (l,): of each expert's output, one for all
+    w_latent_post_norm: object = None  # (l,)
+    w_latent_out: object = None  # (D, l), back
+    output_bias: object = None  # (D,), of the routed sum
+    w_output_norm: object = None  # (D,)
 
 
 class SharedParams(NamedTuple):
@@ -175,18 +182,33 @@ def parameter_shapes(config):
         shapes["soft_scale"] = ((1,), 0)
     if routing.hash_vocab_size:
         shapes["hash_table"] = ((routing.hash_vocab_size, config.top_k), 0)
-    shapes |= _expert_shapes(experts, D, F, E)
+    shapes |= _expert_shapes(experts, config.expert_width, F, E)
     S = experts.shared_intermediate_size
     if S:
         shapes |= {f"shared.{name}": row for name, row in _expert_shapes(experts, D, S, 1).items()}
     if experts.shared_gate:
         shapes["shared.w_shared_gate"] = ((1, D), fan_in_exponent(D))
-    return shapes | _output_shapes(experts, D)
+    return shapes | _output_shapes(experts, D, config.expert_width)
 
 
-def _output_shapes(experts, D):
-    C = experts.constant_experts
-    return {"w_constant": ((C, 2, D), fan_in_exponent(D)), "constant": ((C, D), -1)} if C else {}
+def _output_shapes(experts, D, width):
+    """Of everything between the tokens and the matrices of the experts, and behind them."""
+    shapes, C, latent = {}, experts.constant_experts, experts.latent_size
+    if C:
+        shapes |= {"w_constant": ((C, 2, width), fan_in_exponent(width)), "constant": ((C, width), -1)}
+    if latent:
+        shapes |= {
+            "w_latent_in": ((latent, D), fan_in_exponent(D)),
+            "w_latent_out": ((D, latent), fan_in_exponent(latent)),
+        }
+    if experts.output_bias:
+        shapes["output_bias"] = ((D,), -3)
+    norms = {"latent_pre_norm": width, "post_expert_norm": width, "latent_post_norm": width, "output_norm": D}
+    for name, size in norms.items():
+        kind = getattr(experts, name)
+        if kind != "none":
+            shapes[f"w_{name}"] = ((size,), 0 if kind == "rms" else -3)
+    return shapes
 
 
 def _expert_shapes(experts, D, F, E):

@@ -200,6 +200,48 @@ CASES = {
         },
         top_k=2,
     ),
+    "latent": config_of(
+        routing={"score_fn": "sigmoid", "normalize": True},
+        experts={"gated": False, "activation": "relu2", "latent_size": 4, "shared_intermediate_size": 3},
+    ),
+    "latent_norms": config_of(
+        routing={"normalize": True},
+        experts={
+            "latent_size": 4,
+            "latent_pre_norm": "rms_centered",
+            "post_expert_norm": "rms_centered",
+            "latent_post_norm": "rms",
+            "output_bias": True,
+            "norm_eps": 1e-3,
+        },
+        losses=losses_of({}, 0.2),
+    ),
+    "latent_input": config_of(
+        routing={"score_fn": "sigmoid"},
+        experts={
+            "latent_size": 3,
+            "latent_pre_norm": "rms",
+            "latent_post_norm": "rms_centered",
+            "weight_position": "input",
+            "constant_experts": 1,
+            "identity_experts": 1,
+        },
+    ),
+    "post_norm_hidden": config_of(
+        experts={"post_expert_norm": "rms", "weight_position": "hidden", "output_norm": "rms"}
+    ),
+    "complement": config_of(
+        routing={"score_fn": "sigmoid"},
+        dispatch={"capacity": 2},
+        experts={"residual": "complement", "output_bias": True, "post_expert_norm": "rms", "identity_experts": 0},
+    ),
+    "averaged": config_of(
+        experts={"shared_intermediate_size": 3, "shared_combine": "average", "output_norm": "rms_centered"}
+    ),
+    "root_of_two": config_of(
+        routing={"normalize": True},
+        experts={"shared_intermediate_size": 3, "shared_gate": True, "shared_combine": "sqrt2", "output_bias": True},
+    ),
     "weightless": config_of(
         routing={"normalize": True, "selection_bias": True, "router_bias": True, "scaling_factor": 1.5},
         experts={"constant_experts": 2, "identity_experts": 2, "zero_experts": 1, "biases": True},

@@ -206,7 +206,13 @@ MUTANTS = {
         ("lambda m, d, u: d * slope(m, u, experts.alpha)", "lambda m, d, u: slope(m, u, experts.alpha)", "relu"),
     ],
     "dispatch.rows": [
-        ('"d_x_experts", _by_slot(d_x_rows, plan)', '"d_x_experts", _by_slot(d_x_rows, plan)[:1]', "silu"),
+        ("num.sum(name, _by_slot(d_x_rows, plan))", "num.sum(name, _by_slot(d_x_rows, plan)[:1])", "silu"),
+        ("np.concatenate([d_rows, -d_rows], axis=1)", "np.concatenate([d_rows, d_rows], axis=1)", "complement"),
+        (
+            "np.concatenate([y_rows, permute(residual, plan)], axis=1)",
+            "np.concatenate([y_rows, y_rows], axis=1)",
+            "complement",
+        ),
         ("d_rows = d_routed[row_tokens(plan)]", "d_rows = d_routed[row_tokens(plan)[::-1]]", "silu"),
         ("d_rows, row_weights(topk_weights, plan), num)", "d_rows, row_weights(topk_weights * 2, plan), num)", "silu"),
         ('("d_topk_weights", d_rows, y_rows)', '("d_topk_weights", d_rows, d_rows)', "silu"),
@@ -251,14 +257,18 @@ MUTANTS = {
         ('linear("up", d_up, x_rows)', 'linear("up", -d_up, x_rows)', "silu"),
     ],
     "experts.routed": [
-        ("dispatch.permute(d_routed, plan)", "dispatch.permute(-d_routed, plan)", "on_input"),
-        ("read = record.weighted_x_rows if on_input else x_rows", "read = x_rows", "on_input"),
-        ("_d_weights(d_weighted, x_rows, plan, num)", "_d_weights(d_weighted, read, plan, num)", "on_input"),
         (
-            '"d_x_rows", d_weighted, weights, num)',
-            '"d_x_rows", d_weighted, weights * 0 + 1, num)',
+            "return dispatch.permute(d_combined, plan), None",
+            "return dispatch.permute(-d_combined, plan), None",
             "on_input",
         ),
+        ("read = record.weighted_x_rows if on_input else x_rows", "read = x_rows", "on_input"),
+        (
+            "_d_weights(d_weighted, x_rows, plan, num)",
+            "_d_weights(d_weighted, record.weighted_x_rows, plan, num)",
+            "on_input",
+        ),
+        ('"d_x_rows", rows.d_x_rows, weights, num)', '"d_x_rows", rows.d_x_rows, weights * 0 + 1, num)', "on_input"),
         (
             "_d_weights(rows.d_weighted_hidden_rows, record.hidden_rows, plan, num)",
             "_d_weights(rows.d_hidden_rows, record.hidden_rows, plan, num)",
@@ -274,6 +284,39 @@ MUTANTS = {
             "np.concatenate([rows.d_x_rows, -others.d_x_rows])",
             "weightless",
         ),
+        ('num.sum("d_output_bias", [start, *d_routed])', 'num.sum("d_output_bias", [start, *d_routed[1:]])', "latent"),
+        ("residual = x if experts.residual", "residual = 2 * x if experts.residual", "complement"),
+        (
+            "d_y_rows, d_weight = rms_norm_backward(names, d_out",
+            "d_y_rows, d_weight = rms_norm_backward(names, -d_out",
+            "latent",
+        ),
+    ],
+    "experts.residual": [
+        (
+            'num.sum("d_x_residual", complement(d_routed, topk_weights, plan))',
+            'num.sum("d_x_residual", complement(d_routed, topk_weights, plan)[1:])',
+            "complement",
+        ),
+    ],
+    "experts.latent": [
+        ('"d_w_latent_in", d_latent, x,', '"d_w_latent_in", d_read, x,', "latent"),
+        ('"d_x_experts", [(d_latent,', '"d_x_experts", [(d_read,', "latent"),
+        ("saved = d_read, record.latent_x,", "saved = -d_read, record.latent_x,", "latent"),
+        ("num.contract_backward_x(name, [(d_routed,", "num.contract_backward_x(name, [(-d_routed,", "latent"),
+        ('"d_w_latent_out", d_routed, read,', '"d_w_latent_out", d_routed, record.latent_routed,', "latent"),
+        ("saved = d_read, record.latent_routed,", "saved = d_read, record.normed_latent_routed,", "latent"),
+    ],
+    "norms": [
+        ("(scaled - x * m.sum(scaled * x, keepdims=True) / (rms * rms * size)) / rms", "scaled / rms", "latent"),
+        ("/ (rms * rms * size)) / rms", "/ (rms * size)) / rms", "latent"),
+        ("/ (rms * rms * size)) / rms", "/ (rms * rms * size))", "latent"),
+        ("scaled = d * NORMS[kind](m, w)", "scaled = d", "averaged"),
+        ("m.sum(d * x / rms, keepdims=True)", "m.sum(d * x, keepdims=True)", "averaged"),
+    ],
+    "experts.output": [
+        ("lambda m, d: d / divisor(m), d)", "lambda m, d: d, d)", "averaged"),
+        ("saved = d_y, unnormed_y, output_rms", "saved = -d_y, unnormed_y, output_rms", "averaged"),
     ],
     "experts.weightless": [
         (
@@ -452,9 +495,9 @@ MUTANTS = {
             "silu",
         ),
         ("soft_logits_backward(d_logits, x", "soft_logits_backward(-d_logits, x", "soft"),
-        ("routed_experts_backward(d_y, *saved", "routed_experts_backward(-d_y, *saved", "silu"),
-        ("soft_experts_backward(d_y, x", "soft_experts_backward(-d_y, x", "soft"),
-        ("shared_expert_backward(d_y, *saved", "shared_expert_backward(-d_y, *saved", "shared"),
+        ("routed_experts_backward(d_routed, *saved", "routed_experts_backward(-d_routed, *saved", "silu"),
+        ("soft_experts_backward(d_routed, x", "soft_experts_backward(-d_routed, x", "soft"),
+        ("shared_expert_backward(d_routed, *saved", "shared_expert_backward(-d_routed, *saved", "shared"),
         ("kept = plan.slot_row >= 0 if", "kept = plan.slot_row < 9**9 if", "after_drop"),
     ],
     "numerics.arithmetic": [

@@ -72,6 +72,20 @@ SMALL = {
         dispatch={"capacity": 1, "normalize_after_drop": True},
     ),
     "on_input": config_of(**_TINY, experts={"weight_position": "input"}),
+    "latent": config_of(
+        **_TINY,
+        experts={
+            "latent_size": 2,
+            "latent_pre_norm": "rms_centered",
+            "post_expert_norm": "rms",
+            "latent_post_norm": "rms",
+            "output_bias": True,
+        },
+    ),
+    "complement": config_of(**_TINY, routing={"score_fn": "sigmoid"}, experts={"residual": "complement"}),
+    "averaged": config_of(
+        **_TINY, experts={"shared_intermediate_size": 2, "shared_combine": "average", "output_norm": "rms"}
+    ),
     "on_hidden": config_of(**_TINY, experts={"weight_position": "hidden"}),
     "weightless": config_of(
         **_TINY | {"num_experts": 2, "top_k": 4},

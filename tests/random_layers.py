@@ -126,7 +126,8 @@ def _experts(rng):
     gated, activation = rng.random() < 0.7, rng.choice(["silu", "gelu", "gelu_tanh", "relu", "relu2"])
     shared = rng.choice([0, 0, 3, 5])
     return (
-        _limits(rng, gated, activation)
+        _widths(rng, shared)
+        | _limits(rng, gated, activation)
         | _shared(rng, gated, shared)
         | {
             "gated": gated,
@@ -139,6 +140,19 @@ def _experts(rng):
             "shared_gate": shared > 0 and rng.random() < 0.5,
         }
     )
+
+
+def _widths(rng, shared):
+    """A narrower space, norms, what else is added."""
+    norm = lambda: rng.choice(["none", "rms", "rms_centered"])  # noqa: E731
+    fields = {"output_bias": rng.random() < 0.3, "norm_eps": rng.choice([0.1, 0.5])}
+    if shared:
+        fields["shared_combine"] = rng.choice(["sum", "sum", "average", "sqrt2"])
+    if rng.random() < 0.3:
+        fields |= {"latent_size": rng.randint(1, 4), "latent_pre_norm": norm(), "latent_post_norm": norm()}
+    elif rng.random() < 0.2:
+        fields["residual"] = "complement"
+    return fields | ({"post_expert_norm": norm(), "output_norm": norm()} if rng.random() < 0.3 else {})
 
 
 def _limits(rng, gated, activation):

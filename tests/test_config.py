@@ -145,6 +145,7 @@ ALIASES = {
     "glu_linear_offset": (1, 1.0),
     "expert_bias": (True, True),
     "zero_expert_num": (2, 2),
+    "moe_latent_size": (4, 4),
     "gated": (False, False),
     "shared_expert_intermediate_size": (9, 9),
     "shared_expert_gate": (True, True),
@@ -375,6 +376,35 @@ REFUSALS = [
         {"experts": {"zero_experts": 1, "weight_position": "hidden"}},
         "experts.weight_position: expected 'output' or 'input' with experts without weights, got 'hidden'",
     ),
+    (
+        {"experts": {"latent_pre_norm": "rms"}},
+        "experts.latent_pre_norm: expected 'none' without latent_size, got 'rms'",
+    ),
+    (
+        {"experts": {"latent_post_norm": "rms_centered"}},
+        "experts.latent_post_norm: expected 'none' without latent_size, got 'rms_centered'",
+    ),
+    (
+        {"experts": {"output_norm": "rms", "norm_eps": 0.0}},
+        "experts.norm_eps: expected a positive number where there is a norm, got 0.0",
+    ),
+    (
+        {"experts": {"post_expert_norm": "rms", "zero_experts": 1}},
+        "experts.post_expert_norm: expected 'none' with experts without weights, got 'rms'",
+    ),
+    (
+        {"experts": {"residual": "complement", "latent_size": 3}},
+        "experts.residual: expected 'none' with latent_size, or with the weight elsewhere than on the output, got (3,",
+    ),
+    (
+        {"experts": {"residual": "complement", "weight_position": "input"}},
+        "experts.residual: expected 'none' with latent_size, or with the weight elsewhere than on the output",
+    ),
+    (
+        {"experts": {"shared_combine": "average"}},
+        "experts.shared_combine: expected 'sum' without a shared expert, got 'average'",
+    ),
+    ({"experts": {"output_norm": "layer"}}, "output_norm: expected one of 'none', 'rms', 'rms_centered', got 'layer'"),
     ({"experts": {"zero_experts": -1}}, "zero_experts: expected at least 0, got -1"),
     ({"top_k": 9, "experts": {"zero_experts": 2}}, "at most num_experts and experts without weights = 8"),
     ({"experts": {"gate_softcap": 0.0}}, "experts.gate_softcap: expected a positive number, got 0.0"),

@@ -10,11 +10,14 @@ from refmoe.activations import ACTIVATIONS, gated, gated_backward, plain, plain_
 from refmoe.experts import (
     expert_ffn,
     expert_ffn_backward,
+    layer_output,
+    layer_output_backward,
     shared_expert,
     shared_expert_backward,
     weightless_experts,
     weightless_experts_backward,
 )
+from refmoe.norms import rms_norm, rms_norm_backward
 from refmoe.recipes import MoEParams, SharedParams
 
 EXACT = Numerics(backend="numpy")
@@ -276,6 +279,86 @@ def test_a_scaling_factor_reaches_identity_experts():
     x, p, _ = make(config, EXACT, 1)
     given = Given(logits=f32([[0, 0]]), topk_indices=np.array([[1]]))
     assert same_bits(refmoe.moe_forward(x, p, config, EXACT, given).y, 3 * x)
+
+
+# --- a narrower space, norms, the output -----------------------------------------------------------------------------
+
+NAMES, BACK = ("latent_rms", "normed_latent_x"), ("d_latent_x", "d_w_latent_pre_norm")
+
+
+def test_a_norm_by_hand():
+    """x = (3, 4, 0, 0), eps 1/4 - 0: mean 25 / 4, rms 5 / 2 with eps 0, and weights (1, 2, 3, 4)."""
+    x, w = f32([[3, 4, 0, 0]]), f32([1, 2, 3, 4])
+    rms, normed = rms_norm(NAMES, x, w, "rms", 1e-30, EXACT)
+    assert rms.tolist() == [[2.5]] and normed.tolist() == f32([[1.2, 3.2, 0, 0]]).tolist()
+    centred = rms_norm(NAMES, x, w, "rms_centered", 1e-30, EXACT)[1]
+    assert centred.tolist() == f32([[2.4, 4.8, 0, 0]]).tolist()
+    # c d = (5, 0, 0, 5): sum c d x = 15, over 4 * 6.25: 3/5 of x taken away
+    d_x, d_w = rms_norm_backward(BACK, f32([[5, 0, 0, 1.25]]), x, rms, w, "rms", EXACT)
+    assert d_x.tolist() == f32([[(5 - 1.8) / 2.5, -2.4 / 2.5, 0, 2]]).tolist() and d_w.tolist() == [6, 0, 0, 0]
+    more = rms_norm_backward(BACK, f32([[5, 0, 0, 1.25]]), x, rms, w, "rms", EXACT, into=f32([1, 1, 1, 1]))[1]
+    assert more.tolist() == [7, 1, 1, 1]
+    assert rms_norm(NAMES, x, None, "none", 1.0, EXACT) == (None, None)
+
+
+def latent_layer(**fields):
+    """One expert relu(2 u) of the latent u = x_0 + x_1, back as (u', 3 u'); weight 1/2."""
+    config = config_of(
+        hidden_size=2, intermediate_size=1, num_experts=1, top_k=1, routing={"score_fn": "sigmoid"},
+        experts={"gated": False, "activation": "relu", "latent_size": 1, **fields},
+    )  # fmt: skip
+    p = params(None, [[[2]]], [[[1]]], w_router=[[0, 0]], w_latent_in=[[1, 1]], w_latent_out=[[1], [3]])
+    return config, p
+
+
+def test_experts_in_a_narrower_space():
+    config, p = latent_layer()
+    x = f32([[1, 2], [-4, 1]])
+    record = refmoe.moe_forward(x, p, config, EXACT)
+    assert record.experts.latent_x.tolist() == [[3], [-3]] and record.experts.x_rows.tolist() == [[3], [-3]]
+    assert record.experts.latent_routed.tolist() == [[3], [0]] and record.y.tolist() == [[3, 9], [0, 0]]
+    grads = refmoe.moe_backward(f32([[1, 1], [1, 0]]), x, p, record, config, EXACT)
+    # d_latent_routed = 1 + 3, d_y = 2, d_x_rows = 4;  the second row is shut off
+    assert grads.latent.d_latent_routed.tolist() == [[4], [1]] and grads.latent.d_latent_x.tolist() == [[4], [0]]
+    assert grads.d_x_experts.tolist() == [[4, 4], [0, 0]] and grads.params.w_latent_in.tolist() == [[4, 8]]
+    assert grads.params.w_latent_out.tolist() == [[3], [3]] and grads.d_topk_weights.tolist() == [[24], [0]]
+
+
+def test_an_output_bias_is_added_once_in_the_one_rounding():
+    config, p = latent_layer(output_bias=True)
+    p = p._replace(output_bias=f32([2.0**-24, -1]))
+    record = refmoe.moe_forward(f32([[1, 0], [0, 0]]), p, config, EXACT)
+    assert record.y.tolist() == [[1, 2], [2.0**-24, -1]]  # 1 + 2^-24 is a tie, to even
+    grads = refmoe.moe_backward(f32([[1, 2], [3, 4]]), f32([[1, 0], [0, 0]]), p, record, config, EXACT)
+    assert grads.params.output_bias.tolist() == [4, 6]
+
+
+def test_what_the_weights_leave_of_x():
+    """BASE: alpha f(x) + (1 - alpha) x; a token that is dropped keeps x."""
+    config = config_of(
+        hidden_size=1, intermediate_size=1, num_experts=1, top_k=1, routing={"score_fn": "sigmoid"},
+        experts={"gated": False, "activation": "relu", "residual": "complement"}, dispatch={"capacity": 1},
+    )  # fmt: skip
+    p, x = params(None, [[[1]]], [[[5]]], w_router=[[0]]), f32([[2], [3]])
+    record = refmoe.moe_forward(x, p, config, EXACT)
+    assert record.y.tolist() == [[6], [3]]  # 10 / 2 + 2 / 2
+    grads = refmoe.moe_backward(f32([[1], [1]]), x, p, record, config, EXACT)
+    assert grads.d_topk_weights.tolist() == [[8], [0]]  # 10 - 2, +0 where dropped
+    assert grads.d_x_residual.tolist() == [[0.5], [1]] and grads.d_x_experts.tolist() == [[2.5], [0]]
+
+
+def test_how_the_shared_part_is_combined():
+    a, b, none = f32([[1, 2.0**-149]]), f32([[2, 0]]), MoEParams()
+    for kind, want in (("sum", [3, 2.0**-149]), ("average", [1.5, 0]), ("sqrt2", [3 / np.sqrt(2), 2.0**-149])):
+        experts = ExpertsConfig(shared_intermediate_size=1, shared_combine=kind)
+        unnormed, rms, y = layer_output(a, b, none, experts, EXACT)
+        assert unnormed is None and rms is None and y.tolist() == f32([want]).tolist()
+        d = layer_output_backward(f32([[4, 0]]), None, None, none, experts, EXACT, none)
+        assert d[0] is None and d[1][0, 0] == np.float32({"sum": 4, "average": 2, "sqrt2": 4 / np.sqrt(2)}[kind])
+    experts = ExpertsConfig(shared_intermediate_size=1, output_norm="rms", norm_eps=1e-30)
+    p = MoEParams(w_output_norm=f32([1, 1]))
+    unnormed, rms, y = layer_output(f32([[1, 3]]), f32([[6, -2]]), p, experts, EXACT)
+    assert unnormed.tolist() == [[7, 1]] and rms.tolist() == [[5]] and y.tolist() == f32([[1.4, 0.2]]).tolist()
 
 
 # --- the shared expert -----------------------------------------------------------------------------------------------

@@ -33,8 +33,8 @@ def test_every_gradient_agrees_with_complex_step_in_every_element(name):
         name for name, array in run(CONFIGS[name], FLOAT64, 6)[1]._asdict().items() if isinstance(array, np.ndarray)
     }
     checked = {row.tensor for row in check.rows}
-    # d_y_rows, d_weighted_x_rows and d_scores are stages on the way; what is made of them is checked
-    assert made - {"d_y_rows", "d_weighted_x_rows", "d_scores"} <= checked
+    # these are stages on the way; what is made of them is checked
+    assert made - {"d_normed_y_rows", "d_y_rows", "d_weighted_x_rows", "d_scores"} <= checked
     assert {
         f"d_{name}" for name in name_params(make(CONFIGS[name], FLOAT64)[1]) if name not in CONSTANT_PARAMS
     } <= checked

@@ -23,7 +23,7 @@ FLOORS = {
     "refusals": GROUND,
     "formats": 0, "config": 0, "recipes": 0,
     "numerics": 1,
-    "scores": 2, "activations": 2, "dispatch": 2, "grouped": 2,
+    "scores": 2, "activations": 2, "norms": 2, "dispatch": 2, "grouped": 2,
     "selection": 2.5,
     "routing": 3, "experts": 3, "losses": 3,
     "encodings": 3, "inputs": 3.5, "soft": 3.5,
@@ -248,10 +248,12 @@ def test_backward_stands_right_after_its_forward(unit):
 
 # Where the gradient of a stored tensor bears another name than d_<tensor>.
 NAMED_OTHERWISE = {
-    "routed": "given as d_y", "y": "given as d_y", "shared": "given as d_y",
+    "y": "given as d_y", "shared": "given as d_y",
     **dict.fromkeys(LOSSES, "given in d_losses"),
     "raw_topk_weights": "a copy of the kept scores: d_scores",
     "slot_rows": "what the experts read: d_x_rows",
+    "latent_rms": "within d_latent_x", "y_rms": "within d_y_rows", "latent_routed_rms": "within d_latent_routed",
+    "output_rms": "within d_unnormed_y",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from law_bridge import (
     config_of,
     edge_values,
     hard_logits,
+    operands,
     policy,
     tame,
     to_law,
@@ -22,7 +23,7 @@ from law_bridge import (
 from test_spec_layers import SEQUENCES, T, run_both
 
 import refmoe
-from refmoe import activations, losses, routing, scores
+from refmoe import activations, losses, norms, routing, scores
 from refmoe.formats import round_to
 
 # --- 3: experts ------------------------------------------------------------------------------------------------------
@@ -104,6 +105,49 @@ LAYERS = {
             "shared_intermediate_size": 2,
         },
     },
+    "a narrower space": {
+        "routing": {"score_fn": "sigmoid", "normalize": True},
+        "experts": {"gated": False, "activation": "relu2", "latent_size": 3, "shared_intermediate_size": 2},
+    },
+    "a narrower space, three norms and a bias": {
+        "routing": {"normalize": True},
+        "experts": {
+            "latent_size": 3,
+            "latent_pre_norm": "rms_centered",
+            "post_expert_norm": "rms_centered",
+            "latent_post_norm": "rms",
+            "output_bias": True,
+            "norm_eps": 1e-3,
+        },
+    },
+    "a narrower space, weights before, experts without matrices": {
+        "num_experts": 4,
+        "routing": {"score_fn": "sigmoid"},
+        "experts": {
+            "latent_size": 2,
+            "latent_post_norm": "rms_centered",
+            "latent_pre_norm": "rms",
+            "weight_position": "input",
+            "constant_experts": 1,
+            "identity_experts": 1,
+            "biases": True,
+        },
+    },
+    "what the weights leave of x": {
+        "routing": {"score_fn": "sigmoid"},
+        "dispatch": {"capacity": 2},
+        "experts": {"residual": "complement", "output_bias": True, "post_expert_norm": "rms"},
+    },
+    "averaged and normed": {
+        "experts": {"shared_intermediate_size": 2, "shared_combine": "average", "output_norm": "rms_centered"},
+    },
+    "over the root of two": {
+        "routing": {"normalize": True},
+        "experts": {"shared_intermediate_size": 2, "shared_gate": True, "shared_combine": "sqrt2", "output_bias": True},
+    },
+    "normed without a shared expert, weighted inside": {
+        "experts": {"post_expert_norm": "rms", "weight_position": "hidden", "output_norm": "rms"},
+    },
     "experts without matrices": {
         "num_experts": 3,
         "top_k": 4,
@@ -126,6 +170,33 @@ LAYERS = {
         "experts": {"limit": 0.05, "shared_intermediate_size": 2, "shared_clamped": False, "shared_activation": "relu"},
     },
 }
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("kind", ["rms", "rms_centered"])
+@pytest.mark.parametrize("values", ["finite edges", "edges", "wild", "squares"])
+def test_norms(values, kind, store):
+    """Over the whole range of a format, beyond it, and where the root is rational: both ways."""
+    names, eps = ("latent_rms", "normed_latent_x"), 1e-6 if values != "squares" else 0.25
+    config = config_of(experts={"latent_size": 4, "latent_pre_norm": kind, "norm_eps": eps})
+    law, cfg, num = LAW.Law("exact", store), config.to_dict(), policy("exact", store)
+    if values == "squares":  # mean 3 / 4 or 6, and 1 / 4: the roots are 1 and 5 / 2
+        x = round_to(np.array([[1, 1, 1, 0], [2, -2, 4, 0], [0, -1, 1, 1], [0, 0, 0, 0]], np.float32), store)
+        d, w = x[::-1].copy(), np.array([1, -3, 0.5, 0], np.float32)
+    else:
+        x, d = (operands(store, (6, 4), seed, values) for seed in (1, 2))
+        w = operands(store, (4,), 3, values)
+    x[0], d[0] = 0, 0
+    made = norms.rms_norm(names, x, w, kind, eps, num)
+    X, W = to_law(x), to_law(w)
+    found = LAW.norm_rows(names, X, W, kind, cfg, law)
+    agree(found[0], made[0], "rms")
+    agree(found[1], made[1], "normed")
+    back = "d_latent_x", "d_w_latent_pre_norm"
+    d_x, d_w = norms.rms_norm_backward(back, d, x, made[0], w, kind, num)
+    law_x, law_w = LAW.rms_norm_backward(back, to_law(d), X, found[0], W, kind, law)
+    agree(law_x, d_x, "d_x")
+    agree(law_w, d_w, "d_w")
 
 
 @pytest.mark.parametrize(("profile", "store"), PROFILES)

@@ -108,6 +108,9 @@ class DispatchConfig(Section):
         return self.capacity is not None or self.capacity_factor is not None
 
 
+NORM = one_of("none", "rms", "rms_centered")  # RMSNorm with a weight, or with 1 + weight
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExpertsConfig(Section):
     """What an expert computes, and the shared expert beside the routed ones.   Spec 3"""
@@ -128,7 +131,17 @@ class ExpertsConfig(Section):
     constant_experts: int = field(default=0, metadata=COUNT)  # ids from E on: a_0 x + a_1 v, a = softmax(w_constant x)
     identity_experts: int = field(default=0, metadata=COUNT)  # the ids after those: x itself
     zero_experts: int = field(default=0, metadata=COUNT)  # the last ids: nothing
+    latent_size: int = field(default=0, metadata=COUNT)  # l, the width the experts work in; 0: the tokens' own
+    latent_pre_norm: str = field(default="none", metadata=NORM)  # of what the experts read
+    post_expert_norm: str = field(default="none", metadata=NORM)  # of each expert's output, one weight for all
+    latent_post_norm: str = field(default="none", metadata=NORM)  # of the weighted sum, before it is mapped back
+    output_bias: bool = False  # of the routed sum, once
+    residual: str = field(default="none", metadata=one_of("none", "complement"))  # complement: + (1 - sum of weights) x
+    output_norm: str = field(default="none", metadata=NORM)  # of y
+    norm_eps: float = field(default=1e-6, metadata=WEIGHT)  # of all norms: rms = sqrt(mean(x^2) + eps)
     shared_intermediate_size: int = field(default=0, metadata=COUNT)  # 0: no shared expert
+    # y = (routed + shared) / c, c = 1, 2 or the root of 2
+    shared_combine: str = field(default="sum", metadata=one_of("sum", "average", "sqrt2"))
     shared_gate: bool = False  # sigmoid(x . w_shared_gate) times the shared expert
     # of the shared expert; None: as the routed experts
     shared_activation: str | None = field(default=None, metadata=one_of("silu", "gelu", "gelu_tanh", "relu", "relu2"))
@@ -186,6 +199,11 @@ class MoEConfig(Section):
     def num_choices(self):
         """Ids a token may choose: the experts with weights come first."""
         return self.num_experts + self.experts.num_weightless
+
+    @property
+    def expert_width(self):
+        """Width of an expert's input and output."""
+        return self.experts.latent_size or self.hidden_size
 
     @classmethod
     def from_dict(cls, data):

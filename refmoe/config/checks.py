@@ -107,7 +107,7 @@ SOFT_EXPERTS = (
     "up_softcap",
     "linear_offset",
 )
-SOFT_READS = {"selection", *SOFT_FIELDS, *SOFT_EXPERTS, "biases"}
+SOFT_READS = {"selection", *SOFT_FIELDS, *SOFT_EXPERTS, "biases", "output_norm", "norm_eps"}
 
 
 def _soft(config):
@@ -287,6 +287,7 @@ def _second_expert(config):
 def _experts(config):
     x = config.experts
     yield from _gates(x)
+    yield from _norms(x)
     ok, fix = x.num_weightless == 0 or x.weight_position != "hidden", "weigh the output"
     yield ok, "experts.weight_position", "'output' or 'input' with experts without weights", x.weight_position, fix
     yield x.alpha > 0, "experts.alpha", "a positive number", x.alpha, "turn the gate's sign in its weights instead"
@@ -311,6 +312,23 @@ def _gates(x):
     yield ok, "experts.gate_softcap", "None unless the activation is silu", caps[0], fix
     ok = caps == (None, None) or x.limit is None
     yield ok, "experts.limit", "None with a soft cap, which bounds the same", x.limit, "choose one of the two"
+
+
+def _norms(x):
+    for name in ("latent_pre_norm", "latent_post_norm"):
+        kind = getattr(x, name)
+        ok, fix = x.latent_size > 0 or kind == "none", "set latent_size"
+        yield ok, f"experts.{name}", "'none' without latent_size", kind, fix
+    kinds = x.latent_pre_norm, x.post_expert_norm, x.latent_post_norm, x.output_norm
+    ok = x.norm_eps > 0 or set(kinds) == {"none"}
+    yield ok, "experts.norm_eps", "a positive number where there is a norm", x.norm_eps, "a row of zeros would be 0/0"
+    ok, fix = x.post_expert_norm == "none" or x.num_weightless == 0, "norm neither or none"
+    yield ok, "experts.post_expert_norm", "'none' with experts without weights", x.post_expert_norm, fix
+    ok = x.residual == "none" or (x.latent_size == 0 and x.weight_position == "output")
+    got, fix = (x.latent_size, x.weight_position), "what the weights leave of x has its width"
+    yield ok, "experts.residual", "'none' with latent_size, or with the weight elsewhere than on the output", got, fix
+    ok, fix = x.shared_intermediate_size > 0 or x.shared_combine == "sum", "set shared_intermediate_size"
+    yield ok, "experts.shared_combine", "'sum' without a shared expert", x.shared_combine, fix
 
 
 def _shared(x):

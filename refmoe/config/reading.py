@@ -41,6 +41,7 @@ HF_NAMES = {
     "shared_act": "experts.shared_activation",
     "expert_bias": "experts.biases",
     "zero_expert_num": "experts.identity_experts",
+    "moe_latent_size": "experts.latent_size",
     "gated": "experts.gated",
     "shared_expert_intermediate_size": "experts.shared_intermediate_size",
     "shared_expert_gate": "experts.shared_gate",

@@ -12,7 +12,7 @@ from .drops import (
     kept_slots,
 )
 from .plan import Plan, count_assigned, make_plan, row_tokens, row_weights
-from .rows import combine, combine_backward, permute, permute_backward, slot_values, weighted_rows
+from .rows import combine, combine_backward, kept_weights, permute, permute_backward, slot_values, weighted_rows
 
 __all__ = [
     "CAPACITY_RULES",
@@ -26,6 +26,7 @@ __all__ = [
     "combine_backward",
     "count_assigned",
     "kept_slots",
+    "kept_weights",
     "make_plan",
     "permute",
     "permute_backward",

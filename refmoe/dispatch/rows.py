@@ -13,36 +13,48 @@ def permute(x, plan):
     return x[row_tokens(plan)]
 
 
-def permute_backward(d_x_rows, plan, num):
+def permute_backward(d_x_rows, plan, num, name="d_x_experts"):
     """d_x[t] = sum over the rows of t, exact and rounded once; +0 without rows.   Spec 5.6
 
     d_x_rows (N, D) -> d_x_experts (T, D)
     """
     # x_rows[r] = x[token of row r]
-    return num.sum("d_x_experts", _by_slot(d_x_rows, plan))
+    return num.sum(name, _by_slot(d_x_rows, plan))
 
 
-def combine(y_rows, topk_weights, plan, num):
+def combine(y_rows, topk_weights, plan, num, name="routed", more=()):
     """routed[t] = sum_k topk_weights[t, k] y_rows[row of (t, k)], exact and rounded once.   Spec 2.4
 
-    y_rows (N, D), topk_weights (T, K), or None for weights of 1 -> routed (T, D)
+    y_rows (N, D), topk_weights (T, K), or None for weights of 1; more: further terms of the sum (3.8) -> (T, D)
     """
     parts = _by_slot(y_rows, plan)
     if topk_weights is None:
-        return num.sum("routed", parts)
-    kept = np.where(plan.slot_row >= 0, topk_weights, np.zeros_like(topk_weights))
-    return num.sum("routed", [(kept[:, k, None], part) for k, part in enumerate(parts)])
+        return num.sum(name, [*parts, *more])
+    kept = kept_weights(topk_weights, plan)
+    return num.sum(name, [*((kept[:, k, None], part) for k, part in enumerate(parts)), *more])
 
 
-def combine_backward(d_routed, y_rows, topk_weights, plan, num):
+def combine_backward(d_routed, y_rows, topk_weights, plan, num, name="d_y_rows", residual=None):
     """d_y_rows = w d_routed of the row's token;  d_topk_weights = <d_routed, y_row>, +0 where dropped.   Spec 5.6
 
-    d_routed (T, D), y_rows (N, D), topk_weights (T, K) -> d_y_rows (N, D), d_topk_weights (T, K)
+    d_routed (T, D), y_rows (N, D), topk_weights (T, K) -> d_y_rows (N, D), d_topk_weights (T, K). With a residual x
+    (T, D), which the weights take from routed (3.8): d_topk_weights = <d_routed, y_row> - <d_routed, x>, one stage.
     """
-    # routed[t] = sum_k topk_weights[t, k] y_rows[row of (t, k)]
+    # routed[t] = sum_k topk_weights[t, k] (y_rows[row of (t, k)] - x[t])
     d_rows = d_routed[row_tokens(plan)]
-    d_y_rows = weighted_rows("d_y_rows", d_rows, row_weights(topk_weights, plan), num)
+    d_y_rows = weighted_rows(name, d_rows, row_weights(topk_weights, plan), num)
+    if residual is not None:
+        d_rows = np.concatenate([d_rows, -d_rows], axis=1)
+        y_rows = np.concatenate([y_rows, permute(residual, plan)], axis=1)
     return d_y_rows, slot_values(num.contract_rows("d_topk_weights", d_rows, y_rows), plan)
+
+
+def kept_weights(topk_weights, plan):
+    """The weights of slots that have a row, +0 elsewhere.   Spec 2.4
+
+    topk_weights (T, K) -> (T, K)
+    """
+    return np.where(plan.slot_row >= 0, topk_weights, np.zeros_like(topk_weights))
 
 
 def weighted_rows(name, rows, weights, num):

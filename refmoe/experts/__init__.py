@@ -1,7 +1,10 @@
 """Expert feed-forward on sorted rows, the shared expert, and back.   Spec 3, 5.4-5.7"""
 
 from .feed_forward import expert_ffn, expert_ffn_backward
-from .records import ExpertsRecord, FeedForward, RoutedGrads, RowGrads, SharedGrads, SharedRecord
+from .latent import latent_in, latent_in_backward, latent_out, latent_out_backward
+from .output import layer_output, layer_output_backward
+from .records import ExpertsRecord, FeedForward, LatentGrads, RoutedGrads, RowGrads, SharedGrads, SharedRecord
+from .residual import complement, complement_backward
 from .routed import routed_experts, routed_experts_backward
 from .shared import shared_expert, shared_expert_backward
 from .weightless import (
@@ -14,14 +17,23 @@ from .weightless import (
 __all__ = [
     "ExpertsRecord",
     "FeedForward",
+    "LatentGrads",
     "RoutedGrads",
     "RowGrads",
     "SharedGrads",
     "SharedRecord",
+    "complement",
+    "complement_backward",
     "constant_experts",
     "constant_experts_backward",
     "expert_ffn",
     "expert_ffn_backward",
+    "latent_in",
+    "latent_in_backward",
+    "latent_out",
+    "latent_out_backward",
+    "layer_output",
+    "layer_output_backward",
     "routed_experts",
     "routed_experts_backward",
     "shared_expert",

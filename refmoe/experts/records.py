@@ -6,7 +6,10 @@ from typing import NamedTuple
 class ExpertsRecord(NamedTuple):
     """Rows in expert order. The stages between x_rows and y_rows have rows of experts with weights only."""
 
-    x_rows: object = None  # (N, D)
+    latent_x: object = None  # (T, l), where the experts work in a narrower space
+    latent_rms: object = None  # (T, 1)
+    normed_latent_x: object = None  # (T, l)
+    x_rows: object = None  # (N, D), or (N, l)
     weighted_x_rows: object = None  # (N, D), only where the weight acts on the input
     gate_rows: object = None  # (N, F), None without a gate
     up_rows: object = None  # (N, F)
@@ -14,7 +17,12 @@ class ExpertsRecord(NamedTuple):
     weighted_hidden_rows: object = None  # (N, F), only where the weight acts on the hidden rows
     constant_logits: object = None  # (rows of constant experts, 2)
     constant_weights: object = None  # (rows of constant experts, 2)
-    y_rows: object = None  # (N, D)
+    y_rows: object = None  # (N, D), or (N, l)
+    y_rms: object = None  # (N, 1), where each expert's output is normed
+    normed_y_rows: object = None  # (N, D), or (N, l)
+    latent_routed: object = None  # (T, l), the weighted sum in the narrower space
+    latent_routed_rms: object = None  # (T, 1)
+    normed_latent_routed: object = None  # (T, l)
 
 
 class FeedForward(NamedTuple):
@@ -51,11 +59,23 @@ class RowGrads(NamedTuple):
     d_x_rows: object = None  # (N, D)
 
 
+class LatentGrads(NamedTuple):
+    """Gradients of the stages into the narrower space and out of it."""
+
+    d_normed_latent_routed: object = None  # (T, l)
+    d_latent_routed: object = None  # (T, l)
+    d_normed_latent_x: object = None  # (T, l)
+    d_latent_x: object = None  # (T, l)
+
+
 class RoutedGrads(NamedTuple):
     """Gradients of the routed experts' stages."""
 
     d_x_experts: object = None  # (T, D)
+    d_x_residual: object = None  # (T, D), where routed has a part of x itself
     d_topk_weights: object = None  # (T, K)
+    latent: LatentGrads = None
+    d_normed_y_rows: object = None  # (N, D), only where each expert's output is normed
     d_y_rows: object = None  # (N, D)
     d_weighted_x_rows: object = None  # (N, D), only where the weight acts on the input
     rows: RowGrads = None

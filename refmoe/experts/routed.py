@@ -1,27 +1,50 @@
-"""The routed experts on sorted rows, from tokens to their weighted sum, and back.   Spec 3.3, 3.6, 5.4-5.6"""
+"""The routed experts on sorted rows, from tokens to their weighted sum, and back.   Spec 3.3, 3.6-3.8, 5.4-5.6"""
 
 import numpy as np
 
 from .. import dispatch
+from ..norms import rms_norm, rms_norm_backward
 from .feed_forward import expert_ffn, expert_ffn_backward
+from .latent import latent_in, latent_in_backward, latent_out, latent_out_backward
 from .records import ExpertsRecord, FeedForward, RoutedGrads
+from .residual import complement, complement_backward
 from .weightless import weightless_experts, weightless_experts_backward
+
+LATENT_IN = ("latent_x", "latent_rms", "normed_latent_x")
 
 
 def routed_experts(x, topk_weights, plan, params, experts, num):
-    """permute -> (weight) -> experts, (weight) inside -> (weight) combine.   Spec 3.3
+    """permute -> (weight) -> experts, (weight) inside -> (norm) -> (weight) combine.   Spec 3.3, 3.7, 3.8
 
     x (T, D), topk_weights (T, K) -> ExpertsRecord, routed (T, D)
     """
-    x_rows, weighted = dispatch.permute(x, plan), None
+    entered, read_x = latent_in(x, params, experts, num)
+    x_rows, weighted = dispatch.permute(read_x, plan), None
     weights = dispatch.row_weights(topk_weights, plan)
     if experts.weight_position == "input":
         weighted = dispatch.weighted_rows("weighted_x_rows", x_rows, weights, num)
     read = x_rows if weighted is None else weighted
     made = _experts_on_rows(read, weights, plan, params, experts, num)
-    on_output = experts.weight_position == "output"
-    routed = dispatch.combine(made.y_rows, topk_weights if on_output else None, plan, num)
-    return made._replace(x_rows=x_rows, weighted_x_rows=weighted), routed
+    names, weight = ("y_rms", "normed_y_rows"), params.w_post_expert_norm
+    rms, normed = rms_norm(names, made.y_rows, weight, experts.post_expert_norm, experts.norm_eps, num)
+    stages = {"x_rows": x_rows, "weighted_x_rows": weighted, "y_rms": rms, "normed_y_rows": normed}
+    record = made._replace(**{name: getattr(entered, name) for name in LATENT_IN}, **stages)
+    return _combined(record, x, topk_weights, plan, params, experts, num)
+
+
+def _combined(record, x, topk_weights, plan, params, experts, num):
+    """The weighted sum of what the experts made, mapped back from the narrower space if they worked in one."""
+    rows = record.y_rows if record.normed_y_rows is None else record.normed_y_rows
+    weights = topk_weights if experts.weight_position == "output" else None
+    if experts.latent_size:
+        latent = dispatch.combine(rows, weights, plan, num, "latent_routed")
+        rms, normed, routed = latent_out(latent, params, experts, num)
+        stages = {"latent_routed": latent, "latent_routed_rms": rms, "normed_latent_routed": normed}
+        return record._replace(**stages), routed
+    more = [] if params.output_bias is None else [params.output_bias]
+    if experts.residual == "complement":
+        more += complement(x, topk_weights, plan)
+    return record, dispatch.combine(rows, weights, plan, num, more=more)
 
 
 def _experts_on_rows(read, weights, plan, params, experts, num):
@@ -37,32 +60,80 @@ def _experts_on_rows(read, weights, plan, params, experts, num):
 
 
 def routed_experts_backward(d_routed, x, topk_weights, plan, record, params, experts, num, into):
-    """Back through combine, the experts and permute.   Spec 5.4-5.6
+    """Back through combine, the experts and permute.   Spec 5.4-5.6, 5.9
 
     d_routed (T, D), x (T, D), topk_weights (T, K) -> RoutedGrads, dictionary of parameter gradients by name
     """
-    x_rows, d_weights = dispatch.permute(x, plan), None
+    grads, d_combined, latent = _output_bias_backward(d_routed, params, num, into), d_routed, None
+    if experts.latent_size:
+        d_combined, latent, named = latent_out_backward(d_routed, record, params, experts, num, into)
+        grads |= named
+    residual = x if experts.residual == "complement" else None
+    d_out, d_weights = _combine_backward(d_combined, residual, topk_weights, plan, record, experts, num)
+    # normed_y_rows = norm(y_rows)
+    names, saved = ("d_y_rows", "d_w_post_expert_norm"), (record.y_rows, record.y_rms, params.w_post_expert_norm)
+    kind = experts.post_expert_norm
+    d_y_rows, d_weight = rms_norm_backward(names, d_out, *saved, kind, num, into.w_post_expert_norm)
+    grads |= {} if d_weight is None else {"w_post_expert_norm": d_weight}
+    x_rows = dispatch.permute(_read_x(x, record), plan)
+    rows, d_weighted, named = _rows_backward(d_y_rows, x_rows, topk_weights, record, plan, params, experts, num, into)
+    d_weights = _inner_weights(d_weights, d_weighted, x_rows, rows, record, plan, num)
+    grads |= named
+    name = "d_x_experts" if latent is None else "d_latent_x" if record.latent_rms is None else "d_normed_latent_x"
+    d_read = dispatch.permute_backward(rows.d_x_rows, plan, num, name)
+    d_x, entered, named = latent_in_backward(d_read, x, record, params, experts, num, into)
+    latent = latent and latent._replace(d_normed_latent_x=entered.d_normed_latent_x, d_latent_x=entered.d_latent_x)
+    d_residual = None if residual is None else complement_backward(d_routed, topk_weights, plan, num)
+    normed = None if d_weight is None else d_out
+    return RoutedGrads(d_x, d_residual, d_weights, latent, normed, d_y_rows, d_weighted, rows), grads | named
+
+
+def _output_bias_backward(d_routed, params, num, into):
+    # routed = ... + output_bias
+    if params.output_bias is None:
+        return {}
+    start = np.zeros_like(params.output_bias) if into.output_bias is None else into.output_bias
+    return {"output_bias": num.sum("d_output_bias", [start, *d_routed])}
+
+
+def _combine_backward(d_combined, residual, topk_weights, plan, record, experts, num):
+    """The gradient of what the experts made, and of the weights where they act there."""
+    if experts.weight_position != "output":
+        # combined[t] = sum_k y_rows[row of (t, k)]
+        return dispatch.permute(d_combined, plan), None
+    # combined[t] = sum_k topk_weights[t, k] y_rows[row of (t, k)]
+    name, rows = ("d_y_rows", record.y_rows) if record.y_rms is None else ("d_normed_y_rows", record.normed_y_rows)
+    return dispatch.combine_backward(d_combined, rows, topk_weights, plan, num, name, residual)
+
+
+def _rows_backward(d_y_rows, x_rows, topk_weights, record, plan, params, experts, num, into):
+    """RowGrads, d_weighted_x_rows or None, dictionary of parameter gradients by name."""
     weights = dispatch.row_weights(topk_weights, plan)
-    on_input, on_output = (experts.weight_position == place for place in ("input", "output"))
-    if on_output:
-        # routed[t] = sum_k topk_weights[t, k] y_rows[row of (t, k)]
-        d_y_rows, d_weights = dispatch.combine_backward(d_routed, record.y_rows, topk_weights, plan, num)
-    else:
-        # routed[t] = sum_k y_rows[row of (t, k)]
-        d_y_rows = dispatch.permute(d_routed, plan)
+    on_input = experts.weight_position == "input"
     read = record.weighted_x_rows if on_input else x_rows
     rows, grads = _experts_on_rows_backward(d_y_rows, read, weights, record, plan, params, experts, num, into)
-    d_weighted = None
-    if on_input:
+    if not on_input:
+        return rows, None, grads
+    # weighted_x_rows = w * x_rows
+    d_x_rows = dispatch.weighted_rows("d_x_rows", rows.d_x_rows, weights, num)
+    return rows._replace(d_x_rows=d_x_rows), rows.d_x_rows, grads
+
+
+def _inner_weights(d_weights, d_weighted, x_rows, rows, record, plan, num):
+    """d_topk_weights, where the weights act before the combine."""
+    if d_weighted is not None:
         # weighted_x_rows = w * x_rows
-        d_weighted = rows.d_x_rows
-        d_weights = _d_weights(d_weighted, x_rows, plan, num)
-        rows = rows._replace(d_x_rows=dispatch.weighted_rows("d_x_rows", d_weighted, weights, num))
-    if d_weights is None:
+        return _d_weights(d_weighted, x_rows, plan, num)
+    if rows.d_weighted_hidden_rows is not None:
         # weighted_hidden_rows = w * hidden_rows
-        d_weights = _d_weights(rows.d_weighted_hidden_rows, record.hidden_rows, plan, num)
-    d_x = dispatch.permute_backward(rows.d_x_rows, plan, num)
-    return RoutedGrads(d_x, d_weights, d_y_rows, d_weighted, rows), grads
+        return _d_weights(rows.d_weighted_hidden_rows, record.hidden_rows, plan, num)
+    return d_weights
+
+
+def _read_x(x, record):
+    """What the experts read, by token."""
+    latent = record.latent_x if record.normed_latent_x is None else record.normed_latent_x
+    return x if latent is None else latent
 
 
 def _d_weights(d_rows, rows, plan, num):

@@ -38,7 +38,8 @@ FLOAT32_STAGES = frozenset(
     losses.device losses.communication d_logits_device d_logits_communication
     raw_logits clean_logits noise noise_logits noise_std d_raw_logits
     d_clean_logits d_noise_logits d_noise_std
-    losses.mutual_information d_logits_mutual_information""".split()
+    losses.mutual_information d_logits_mutual_information
+    latent_rms y_rms latent_routed_rms output_rms""".split()
 )
 STORE_STAGES = frozenset(
     """x w_router router_bias w_gate w_up w_down b_gate b_up b_down w_shared_gate expert_scale global_scale
@@ -50,7 +51,12 @@ STORE_STAGES = frozenset(
     d_expert_scale d_global_scale soft_scale slot_rows d_soft_scale
     weighted_hidden_rows d_weighted_hidden_rows w_constant constant constant_logits constant_weights
     d_w_constant d_constant d_constant_logits d_constant_weights
-    jitter jittered_x router_norm router_x w_noise d_jittered_x d_router_norm d_router_x d_w_noise""".split()
+    jitter jittered_x router_norm router_x w_noise d_jittered_x d_router_norm d_router_x d_w_noise
+    w_latent_in w_latent_pre_norm w_post_expert_norm w_latent_post_norm w_latent_out output_bias w_output_norm
+    latent_x normed_latent_x normed_y_rows latent_routed normed_latent_routed unnormed_y
+    d_w_latent_in d_w_latent_pre_norm d_w_post_expert_norm d_w_latent_post_norm d_w_latent_out d_output_bias
+    d_w_output_norm d_latent_x d_normed_latent_x d_normed_y_rows d_latent_routed d_normed_latent_routed d_unnormed_y
+    d_x_residual""".split()
 )
 FORMAT_OF = dict.fromkeys(sorted(FLOAT32_STAGES), "float32") | dict.fromkeys(sorted(STORE_STAGES), "store")
 

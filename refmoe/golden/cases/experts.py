@@ -38,6 +38,19 @@ NOTES = {
         "LongCat, MoE++, ZAYA",
     ),
     "Identity": ("an identity expert's row multiplied or rounded", "a copy that is none"),
+    "Latent": (
+        "router or shared expert fed with the narrower space, or the sum taken after the way back",
+        "Nemotron 3 Super",
+    ),
+    "NormScale": ("RMSNorm with 1 + weight read as weight, or the reverse", "Muse Spark's norms"),
+    "NormPlace": (
+        "a norm before the weights where it belongs behind the sum, or a weight of its own for each expert",
+        "other values",
+    ),
+    "OutputBias": ("the output bias multiplied by the weights, or added for each expert", "JetMoE"),
+    "Residual": ("a token that loses its slots gets nothing, or x whole beside its experts", "BASE layers"),
+    "Combined": ("routed and shared summed where they are averaged or divided by the root of two", "Cohere 2, Grok-2"),
+    "OutputNorm": ("the norm of routed alone", "A.X K1"),
     "Orientation": ("weights read transposed", "wrong everywhere, or only when F = D"),
 }
 
@@ -50,6 +63,7 @@ def cases():
     yield from _linear()
     yield from _bounded()
     yield from _other_kinds()
+    yield from _around()
 
 
 def _gated(gate, up, d_hidden):
@@ -186,3 +200,28 @@ def _other_kinds():
     replay = ints([[5, 4, 3], [2, 3, -1], [4, -1, -1], [5, 0, 2]])
     yield layer_case("tokens without an expert that has matrices", ("Weightless",), config, topk_indices=replay)
     yield layer_case("experts without matrices stored in bf16", ("Weightless",), config, "bf16", store="bf16")
+
+
+def _around():
+    plain = {"gated": False, "activation": "relu2", "latent_size": 2, "shared_intermediate_size": 2}
+    config = sizes(3, 2, 4, 3, routing={"score_fn": "sigmoid", "normalize": True}, experts=plain)
+    yield layer_case("experts in a narrower space, the shared one not", ("Latent",), config)
+    centred = dict.fromkeys(("latent_pre_norm", "post_expert_norm"), "rms_centered")
+    config = sizes(3, 2, 4, 3, experts={"latent_size": 3, **centred})
+    yield layer_case("centred norms before and behind each expert", ("Latent", "NormScale", "NormPlace"), config)
+    config = sizes(3, 2, 4, 3, experts={"latent_size": 3, "latent_post_norm": "rms", "output_bias": True})
+    yield layer_case("a norm of the weighted sum, and an output bias", ("NormPlace", "OutputBias"), config)
+    config = sizes(2, 2, 3, 2, routing={"score_fn": "sigmoid"}, experts={"output_bias": True})
+    yield layer_case("an output bias in the combine", ("OutputBias",), config)
+    config = sizes(
+        2, 1, 3, 2, routing={"score_fn": "sigmoid"}, dispatch={"capacity": 1}, experts={"residual": "complement"}
+    )
+    yield layer_case("what the weights leave of a token, dropped or not", ("Residual",), config)
+    for kind in ("average", "sqrt2"):
+        config = sizes(2, 1, 3, 2, experts={"shared_intermediate_size": 2, "shared_combine": kind})
+        yield layer_case(f"routed and shared combined: {kind}", ("Combined",), config)
+    config = sizes(2, 1, 3, 2, experts={"shared_intermediate_size": 2, "output_norm": "rms"})
+    for store in ("float32", "bf16"):
+        yield layer_case(
+            f"a norm of routed and shared, stored in {store}", ("OutputNorm",), config, "bf16", store=store
+        )
