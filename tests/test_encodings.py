@@ -6,9 +6,11 @@ from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from refmoe import Given, MoEConfig
+from refmoe import DispatchConfig, ExpertsConfig, Given, MoEConfig, Numerics, RoutingConfig, moe_backward, moe_forward
 from refmoe import encodings as enc
-from refmoe.dispatch import make_plan, permute
+from refmoe.dispatch import combine, make_plan, permute, permute_backward
+from refmoe.experts import expert_ffn, expert_ffn_backward
+from refmoe.recipes import MoEParams, generate, init_params
 
 I32, I64, F32, BOOL = (np.dtype(t) for t in (np.int32, np.int64, np.float32, bool))
 
@@ -81,6 +83,11 @@ BY_HAND = {
     "masked_batched": (enc.to_masked_batched(PLAN, 4), {
         "row_slot": (I64, [[1, 2, 5, X], [X, X, X, X], [0, 4, 7, X], [3, X, X, X]]),
         "masked_m": (I32, [3, 0, 3, 1]),
+    }),
+    "padded_rows": (enc.to_padded_rows(WEIGHTS, PLAN, 4, "tokens"), {
+        "row_token": (I64, [[0, 1, 2, 3], [0, 1, 2, 3], [0, 2, 3, 1], [1, 0, 2, 3]]),
+        "row_slot": (I64, [[1, 2, 5, X], [X, X, X, X], [0, 4, 7, X], [3, X, X, X]]),
+        "row_weight": (F32, [[0.25, 0.5, 0.125, 0], [0, 0, 0, 0], [0.75, 0.875, 1, 0], [-0.5, 0, 0, 0]]),
     }),
     "capacity_one_hot": (enc.to_capacity_one_hot(WEIGHTS, PLAN), {
         "dispatch": (BOOL, [[[1, 0, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]],
@@ -221,6 +228,14 @@ def read_masked_batched(w, plan):
     return pairs
 
 
+def read_padded_rows(w, plan):
+    """Every row is computed; what is padding, and weighs nothing, is not selected."""
+    made = enc.to_padded_rows(w, plan, len(w) + 2, "tokens")
+    padding = made.row_slot < 0
+    assert (made.row_weight[padding] == 0).all() and (made.row_token[~padding] >= 0).all()
+    return [(made.row_token[at], at[0], made.row_weight[at]) for at in zip(*np.nonzero(~padding))]
+
+
 def read_capacity_one_hot(w, plan):
     made = enc.to_capacity_one_hot(w, plan)
     assert (np.count_nonzero(made.dispatch, axis=0) <= 1).all()  # one token a place
@@ -300,6 +315,9 @@ def trips(weights, plan):
                lambda w, p, c=limit: enc.to_capacity_pairs(p, c), None)  # fmt: skip
         yield (enc.to_masked_batched(plan, limit), lambda a: enc.from_masked_batched(a, weights),
                lambda w, p, c=limit: enc.to_masked_batched(p, c), None)  # fmt: skip
+        for filler in ("zeros", "tokens"):
+            yield (enc.to_padded_rows(weights, plan, limit, filler), lambda a: enc.from_padded_rows(a, weights),
+                   lambda w, p, c=limit, f=filler: enc.to_padded_rows(w, p, c, f), None)  # fmt: skip
     yield (enc.to_sorted_slots(plan), lambda a: enc.from_sorted_slots(a, weights, E),
            lambda w, p: enc.to_sorted_slots(p), None)  # fmt: skip
     yield (enc.to_offsets(plan), lambda a: enc.from_offsets(a, plan.row_slot, weights),
@@ -450,6 +468,40 @@ def test_one_hot_places_out_of_token_order():
     equal(enc.from_capacity_one_hot(turned, any_order=True), enc.from_capacity_one_hot(made))
 
 
+# --- padding is not part of the layer --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("filler", ["zeros", "tokens"])
+@pytest.mark.parametrize("dispatch", [{"capacity": 2}, {"capacity": 9}, {"capacity_factor": 0.75}])
+def test_padded_buffers_give_the_bits_of_the_plan_if_padding_is_selected_away(filler, dispatch):
+    """There and back through buffers of C rows an expert, biases included, with NaN in what nobody may read."""
+    config = MoEConfig(
+        hidden_size=4, intermediate_size=3, num_experts=4, top_k=2,
+        routing=RoutingConfig(normalize=True), dispatch=DispatchConfig(**dispatch), experts=ExpertsConfig(biases=True),
+    )  # fmt: skip
+    num, params = Numerics(backend="numpy"), init_params(config, 3)
+    x, d_y = (generate(name, (7, 4), 3) for name in ("x", "d_y"))
+    record = moe_forward(x, params, config, num)
+    grads = moe_backward(d_y, x, params, record, config, num)
+    made = enc.to_padded_rows(record.routing.topk_weights, record.plan, dispatch.get("capacity"), filler)
+    counts, offsets = made.row_slot.reshape(-1) >= 0, np.arange(5) * made.row_slot.shape[1]
+    token = made.row_token.reshape(-1)
+    rows = np.where(token[:, None] >= 0, x[token], np.float32(0))
+    out = expert_ffn(rows, params, offsets, config.experts, num)
+    assert filler == "zeros" or not (out.y_rows[~counts & (token >= 0)] == 0).any()  # padding is computed
+    poisoned = np.where(counts[:, None], out.y_rows, np.float32(np.nan))
+    assert same(combine(poisoned[counts], record.routing.topk_weights, record.plan, num), record.routed)
+    weight = made.row_weight.reshape(-1, 1)
+    d_rows = np.where(counts[:, None], d_y[token] * weight, np.float32(0))
+    back, made_grads = expert_ffn_backward(d_rows, rows, out, params, offsets, config.experts, num, MoEParams())
+    assert all(same(made_grads[name], getattr(grads.params, name)) for name in made_grads) and len(made_grads) == 6
+    assert same(permute_backward(back.d_x_rows[counts], record.plan, num), grads.d_x_experts)
+
+
+def same(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -467,7 +519,7 @@ def put(made, **changes):
 SLOTS, DENSE, LINES = (BY_HAND[n][0] for n in ("slots", "dense_map", "row_id_map"))
 PAIRS, ROWS, OFFSETS = (BY_HAND[n][0] for n in ("capacity_pairs", "sorted_slots", "offsets"))
 BLOCKS, ALIGNED, MASKED = (BY_HAND[n][0] for n in ("block_aligned", "aligned_rows", "masked_batched"))
-ONE_HOT = BY_HAND["capacity_one_hot"][0]
+ONE_HOT, PADDED = BY_HAND["capacity_one_hot"][0], BY_HAND["padded_rows"][0]
 
 
 def slots(**changes):
@@ -502,11 +554,22 @@ def masked(**changes):
     return lambda: enc.from_masked_batched(put(MASKED, **changes), WEIGHTS, any_order=True)
 
 
+def padded(**changes):
+    return lambda: enc.from_padded_rows(put(PADDED, **changes), WEIGHTS, any_order=True)
+
+
 def one_hot(top_k=None, **changes):
     return lambda: enc.from_capacity_one_hot(put(ONE_HOT, **changes), top_k, any_order=True)
 
 
 REFUSED = [
+    (padded(row_slot=((0, 0), -1)), r"row_slot\[0, 0\]: expected True \(padding behind the rows that count\)"),
+    (padded(row_slot=((0, 0), 8)), r"row_slot: expected slots from 0 to 7, got \[8\]"),
+    (padded(row_token=((0, 1), 2)), r"row_token\[0, 1\]: expected 1 \(the token of the slot\), got 2"),
+    (padded(row_weight=((1, 3), 0.5)), r"row_weight\[1, 3\]: expected 0.0 \(the slot's weight, 0 in padding\)"),
+    (padded(row_weight=((0, 0), 0.5)), r"row_weight\[0, 0\]: expected 0.25 \(the slot's weight, 0 in padding\)"),
+    (lambda: enc.to_padded_rows(WEIGHTS, PLAN, 4, "ones"), "filler: expected 'zeros' or 'tokens', got 'ones'"),
+    (lambda: enc.to_padded_rows(WEIGHTS, PLAN, 2), "capacity: expected"),
     (slots(topk_indices=((0, 0), 4)), r"topk_indices: expected ids from -1 to 3, got \[4\]; use -1"),
     (slots(topk_indices=((0, 0), -2)), "ids from -1 to 3"),
     (slots(topk_indices=((1, 1), 0)), r"each token at an expert once, got \[\[0, 0\]\]; remove"),

@@ -23,6 +23,9 @@ def test_encodings(name):
         pairs.append((LAW.encode_capacity_pairs(P, limit), encodings.to_capacity_pairs(plan, limit)))
         pairs.append((LAW.encode_masked_batched(P, limit), encodings.to_masked_batched(plan, limit)))
         pairs.append((LAW.encode_capacity_one_hot(W, P, limit), encodings.to_capacity_one_hot(weights, plan, limit)))
+        for filler in ("zeros", "tokens"):
+            padded = encodings.to_padded_rows(weights, plan, limit, filler)
+            pairs.append((LAW.encode_padded_rows(W, P, limit, filler), padded))
     for block in (1, 3, 4, 16):
         pairs.append((LAW.encode_block_aligned(P, block), encodings.to_block_aligned(plan, block)))
         pairs.append((LAW.encode_aligned_rows(P, block), encodings.to_aligned_rows(plan, block)))
@@ -40,7 +43,7 @@ def test_what_encodings_remember(name):
     for top_k, decoded in ((None, slots), (K, dense)):
         kept = to_law(decoded.topk_indices), to_law(decoded.topk_weights)
         assert LAW.remembered(W, P, top_k) == kept
-        config = {"num_experts": len(plan.tokens_per_expert), "top_k": K, "dispatch": config_of().to_dict()["dispatch"]}
+        config = config_of().to_dict() | {"num_experts": len(plan.tokens_per_expert), "top_k": K}
         assert LAW.make_plan(*kept, config) == to_law_plan(decoded.plan)
 
 

@@ -1,9 +1,9 @@
 """One dispatch, many arrays: the encodings kernels read, each with a converter there and one back.   Spec 2.6
 
-Who goes where is a set of (token, expert) pairs with a weight each. Frameworks write it down in ten ways that agree in
-that set and in little else: where padding stands and what it holds, whether an offset starts or ends a group, what is
-left undefined. Every `to_...` reads a plan and the weights; every `from_...` returns `Decoded`, or refuses arrays that
-contradict themselves. Only integers are computed; weights are moved, never changed.
+Who goes where is a set of (token, expert) pairs with a weight each. Frameworks write it down in eleven ways that agree
+in that set and in little else: where padding stands and what it holds, whether an offset starts or ends a group, what
+is left undefined. Every `to_...` reads a plan and the weights; every `from_...` returns `Decoded`, or refuses arrays
+that contradict themselves. Only integers are computed; weights are moved, never changed.
 """
 
 from .by_expert import (
@@ -44,6 +44,7 @@ from .by_token import (
     to_slots,
 )
 from .decoded import Decoded
+from .padded import PaddedRows, from_padded_rows, to_padded_rows
 
 # name: what it is, the way there, the way back
 ENCODINGS = {
@@ -56,6 +57,7 @@ ENCODINGS = {
     "block_aligned": (BlockAligned, to_block_aligned, from_block_aligned),
     "aligned_rows": (AlignedRows, to_aligned_rows, from_aligned_rows),
     "masked_batched": (MaskedBatched, to_masked_batched, from_masked_batched),
+    "padded_rows": (PaddedRows, to_padded_rows, from_padded_rows),
     "capacity_one_hot": (CapacityOneHot, to_capacity_one_hot, from_capacity_one_hot),
 }
 
@@ -69,6 +71,7 @@ __all__ = [
     "DenseMap",
     "MaskedBatched",
     "Offsets",
+    "PaddedRows",
     "RowIdMap",
     "Slots",
     "SortedSlots",
@@ -80,6 +83,7 @@ __all__ = [
     "from_dense_map",
     "from_masked_batched",
     "from_offsets",
+    "from_padded_rows",
     "from_row_id_map",
     "from_slots",
     "from_sorted_slots",
@@ -90,6 +94,7 @@ __all__ = [
     "to_dense_map",
     "to_masked_batched",
     "to_offsets",
+    "to_padded_rows",
     "to_row_id_map",
     "to_slots",
     "to_sorted_slots",
