@@ -217,6 +217,19 @@ def gemma4(p):
     return fused(ROOT, p) | {f"{ROOT}router.{name}": p[leaf] for name, leaf in router.items()}
 
 
+def jetmoe(p):
+    return block(granite_old, MLP, "router.layer.weight")(p) | {f"{MLP}bias": p["output_bias"]}
+
+
+def axk1(p):
+    return deepseek(each)(p) | {f"{ROOT}post_mlp_layernorm.weight": p["w_output_norm"]}
+
+
+def nemotron_latent(p):
+    inner = nemotron(plain_each, MIXER)
+    return inner(p) | {f"{MIXER}fc{n}_latent_proj.weight": p[f"w_latent_{end}"] for n, end in ((1, "in"), (2, "out"))}
+
+
 def inkling2(root, p):
     return {f"{root}experts.w13_weight": interleaved(p["w_gate"], p["w_up"]), f"{root}experts.w2_weight": p["w_down"]}
 
@@ -279,6 +292,9 @@ LONGCAT = {"hidden_size": D, "expert_ffn_hidden_size": F, "n_routed_experts": E,
            "zero_expert_type": "identity", "routed_scaling_factor": 6.0, "router_bias": False}  # fmt: skip
 GEMMA4 = {"hidden_size": D, "moe_intermediate_size": F, "num_experts": E, "top_k_experts": K, "rms_norm_eps": 1e-6,
           "hidden_activation": "gelu_pytorch_tanh", "enable_moe_block": True, "intermediate_size": 99}  # fmt: skip
+JETMOE = {**but(MIXTRAL, "hidden_act"), "activation_function": "silu"}
+COHERE = {**COMMON, "num_experts": E, "intermediate_size": F, "num_shared_experts": 2, "norm_topk_prob": False,
+          "expert_selection_fn": "softmax", "shared_expert_combination_strategy": "average"}  # fmt: skip
 ARIA = {"hidden_size": D, "moe_topk": K, "moe_num_experts": E, "intermediate_size": F, "moe_num_shared_experts": 2}
 FILTER = {**but(MIXTRAL, "hidden_act"), "swiglu_limit": 7.0, "swiglu_alpha": 1.702}
 M3 = {**MIXTRAL, "hidden_act": "swigluoai", "shared_intermediate_size": S, "routed_scaling_factor": 2.0,
@@ -317,6 +333,11 @@ LONGCAT_LAYER = {"routing": {"selection_bias": True, "scaling_factor": 6.0}, "ex
 GEMMA4_LAYER = {"routing": {"input_norm": "rms_scaled", "normalize": True, "per_expert_scale": True},
                 "experts": {"activation": "gelu_tanh"}}  # fmt: skip
 PHI_LAYER = {"routing": {"selection": "sparsemixer", "selection_base": "logits", "sparsemixer_eps": 0.02}}
+AXK1_LAYER = {"routing": V3_ROUTING, "experts": {**ONE_SHARED, "output_norm": "rms", "norm_eps": 1e-5}}
+JETMOE_LAYER = {**LOGITS0, "experts": {"output_bias": True}}
+COHERE_LAYER = {**LOGITS0, "experts": {"shared_intermediate_size": 2 * F, "shared_combine": "average"}}
+LATENT_LAYER = {"routing": V3_ROUTING, "experts": {
+    "gated": False, "activation": "relu2", "shared_intermediate_size": S, "latent_size": 4}}  # fmt: skip
 SWITCH_LAYER = {"top_k": 1, "dispatch": {"capacity": 8, "capacity_scope": "sequence"},
                 "experts": {"gated": False, "activation": "relu"}}  # fmt: skip
 
@@ -445,6 +466,13 @@ CASES = {
     "phimoe": (typed("phimoe", {**MIXTRAL, "router_jitter_noise": 0.02}), PHI_LAYER, block(w123, SPARSE)),
     "gemma4": (inside(GEMMA4, "gemma4_text", "gemma4"), GEMMA4_LAYER,
                renamed(gemma4, "model.", "model.language_model.")),
+    "axk1": (typed("axk1", {**V3, "rms_norm_eps": 1e-5}), AXK1_LAYER, axk1),
+    "jetmoe": (typed("jetmoe", JETMOE), JETMOE_LAYER, jetmoe),
+    "cohere2_moe": (typed("cohere2_moe", COHERE), COHERE_LAYER, block(each, beside="shared_experts.")),
+    "cohere2_moe sigmoid": (
+        typed("cohere2_moe", {**COHERE, "expert_selection_fn": "sigmoid", "num_shared_experts": 0}),
+        {"routing": {"score_fn": "sigmoid", "selection_base": "logits"}}, block(fused)),
+    "nemotron_h latent": (typed("nemotron_h", {**NEMOTRON, "moe_latent_size": 4}), LATENT_LAYER, nemotron_latent),
     "lfm2_moe": (typed("lfm2_moe", LFM2), {"routing": {**SIGMOID, "norm_eps": 1e-6}},
                  block(w123, FEED, bias="expert_bias")),
     "lfm2_moe plain": (typed("lfm2_moe", {**LFM2, "norm_topk_prob": False, "use_expert_bias": False}),

@@ -32,8 +32,10 @@ FILLED = RECIPE | dict(group_mask="zero")
 UNSCALED = dict(score_fn="sigmoid", selection_bias=True, normalize=True)
 
 
-def like_deepseek(model, cls, hf_config, fields=FIELDS, name=None, routing=RECIPE, experts=TWO_SHARED, **more):
-    return Block(name or model, f"{model}.{cls}", hf_config, fields, layer(routing, experts), BIASED_SHARED, **more)
+def like_deepseek(
+    model, cls, hf_config, fields=FIELDS, name=None, routing=RECIPE, experts=TWO_SHARED, layout=BIASED_SHARED, **more
+):
+    return Block(name or model, f"{model}.{cls}", hf_config, fields, layer(routing, experts), layout, **more)
 
 
 def with_table(block):
@@ -50,10 +52,6 @@ def by_token_id(block, x):
 def mostly_negative(block):
     """Some experts of the kept groups then rank below the 0.0 of the others."""
     block.gate.e_score_correction_bias -= 1.0
-
-
-def without_output_norm(block):
-    block.post_mlp_layernorm = torch.nn.Identity()
 
 
 V4 = SIZES | dict(
@@ -87,8 +85,9 @@ BLOCKS = [
           layer(RECIPE), GATE_BIAS),
     Block("beam", "beam.BeamMoE", "BeamConfig",
           without("n_shared_experts", "n_routed_experts") | dict(num_experts=E), layer(RECIPE), GATE_BIAS),
-    like_deepseek("axk1", "AXK1MoE", "AXK1Config", prepare=without_output_norm,
-                  part="the norm of routed + shared, taken out (output_norm)"),
+    like_deepseek("axk1", "AXK1MoE", "AXK1Config", FIELDS | dict(rms_norm_eps=0.5),
+                  experts=TWO_SHARED | dict(output_norm="rms", norm_eps=0.5),
+                  layout=BIASED_SHARED._replace(more=dict(w_output_norm="post_mlp_layernorm.weight"))),
     # the same with 0.0 for the experts of other groups: where scores can be negative these tie, and torch breaks the
     # ties in an order of its own
     like_deepseek("axk2", "AXK2MoE", "AXK2Config", name="axk2, replayed", routing=FILLED, replay=True,
@@ -165,8 +164,13 @@ BLOCKS = [
     Block("nemotron_h", "nemotron_h.NemotronHMoE", "NemotronHConfig", SIZES | dict(
               moe_intermediate_size=F, n_routed_experts=E, moe_shared_expert_intermediate_size=S,
               n_group=4, topk_group=2, norm_topk_prob=True, routed_scaling_factor=2.5),
-          layer(RECIPE, NEMOTRON), BIASED_SHARED._replace(form="no gate", shared_form="linears, no gate"),
-          part="latent experts (latent_size)"),
+          layer(RECIPE, NEMOTRON), BIASED_SHARED._replace(form="no gate", shared_form="linears, no gate")),
+    Block("nemotron_h, latent", "nemotron_h.NemotronHMoE", "NemotronHConfig", SIZES | dict(
+              moe_intermediate_size=F, n_routed_experts=E, moe_shared_expert_intermediate_size=S, moe_latent_size=8,
+              n_group=4, topk_group=2, norm_topk_prob=True, routed_scaling_factor=2.5),
+          layer(RECIPE, NEMOTRON | dict(latent_size=8)),
+          BIASED_SHARED._replace(form="no gate", shared_form="linears, no gate", more=dict(
+              w_latent_in="fc1_latent_proj.weight", w_latent_out="fc2_latent_proj.weight"))),
     # the weight on the expert's input
     Block("llama4", "llama4.Llama4TextMoe", "Llama4TextConfig", dict(
               hidden_size=D, intermediate_size=F, num_local_experts=E, num_experts_per_tok=1),

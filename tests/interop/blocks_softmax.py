@@ -114,10 +114,6 @@ def with_logits_noted(block, x):
     return block(x)
 
 
-def without_output_bias(block):
-    block.bias.data.zero_()
-
-
 def granite(model, name, **more):
     fields = GRANITE | more
     return Block(
@@ -182,7 +178,10 @@ BLOCKS = [
           Layout(router="router.weight", form="halves, transposed", shared="shared_experts")),
     Block("cohere2_moe, softmax", "cohere2_moe.Cohere2MoeSparseMoeBlock", "Cohere2MoeConfig", SIZES | dict(
               intermediate_size=F, num_experts=E, num_shared_experts=2, shared_expert_combination_strategy="sum"),
-          layer(RENORMALISED, TWO_SHARED), N_SHARED, part="the average with the shared expert (shared_combine)"),
+          layer(RENORMALISED, TWO_SHARED), N_SHARED),
+    Block("cohere2_moe, averaged", "cohere2_moe.Cohere2MoeSparseMoeBlock", "Cohere2MoeConfig", SIZES | dict(
+              intermediate_size=F, num_experts=E, num_shared_experts=2, shared_expert_combination_strategy="average"),
+          layer(RENORMALISED, TWO_SHARED | dict(shared_combine="average")), N_SHARED),
     Block("gpt_oss", "gpt_oss.GptOssMLP", "GptOssConfig", GPT_OSS,
           layer(dict(router_bias=True, normalize=True), CLAMPED | dict(biases=True)),
           Layout(router="router.weight", router_bias="router.bias", form="interleaved, transposed, biased")),
@@ -245,9 +244,9 @@ BLOCKS = [
               num_experts_per_tok=2, router_jitter_noise=0.3),
           layer(dict(selection="sparsemixer", sparsemixer_eps=0.3, selection_base="logits"), top_k=2), ROUTER,
           part="the sampled choices of training, an estimator"),
-    Block("jetmoe", "jetmoe.JetMoeMoE", "JetMoeConfig", LOCAL | dict(activation_function="silu"), layer(RENORMALISED),
-          Layout(router="router.layer.weight", experts="", form="two stacks"), prepare=without_output_bias,
-          part="the bias added after the combine, here zero (output_bias)"),
+    Block("jetmoe", "jetmoe.JetMoeMoE", "JetMoeConfig", LOCAL | dict(activation_function="silu"),
+          layer(RENORMALISED, dict(output_bias=True)),
+          Layout(router="router.layer.weight", experts="", form="two stacks", more=dict(output_bias="bias"))),
     # one expert a token, and a capacity for each sequence
     *[Block(name, "switch_transformers.SwitchTransformersSparseMLP", "SwitchTransformersConfig",
             dict(d_model=D, d_ff=F, num_experts=E, dense_act_fn="relu", expert_capacity=capacity, router_bias=bias),

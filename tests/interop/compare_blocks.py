@@ -50,6 +50,8 @@ WRONG_CHOICES = [
     ("inkling2", "experts", {"gate_softcap": None}),
     ("inkling2", "experts", {"up_softcap": 1.6}),
     ("aria, gelu beside", "experts", {"shared_activation": None}),
+    ("cohere2_moe, averaged", "experts", {"shared_combine": "sum"}),
+    ("axk1", "experts", {"norm_eps": 0.6}),
     ("laguna, soft cap", "routing", {"logits_softcap": None}),
     ("gemma4", "routing", {"input_norm_eps": 0.5}),
     ("longcat_flash, identities", "experts", {"identity_experts": 0, "zero_experts": 8}),

@@ -13,6 +13,7 @@ import torch
 from layouts import Layout, find, read
 
 import refmoe
+from refmoe.golden.inputs import EXPERT_LEAVES
 from refmoe.layer import NON_DIFFERENTIABLE
 from refmoe.recipes import assemble_params, name_params
 
@@ -171,7 +172,7 @@ def check_selection(row, routing, indices):
 def error(name, ours, theirs):
     """max|a - b| / max|b|, for routed experts the worst expert's; 0 / 0 is 0."""
     assert ours is not None and ours.shape == theirs.shape, f"{name}: {np.shape(ours)} against {theirs.shape}"
-    stacked = name.startswith(("w_", "b_")) and name != "w_router"
+    stacked = name in EXPERT_LEAVES
     pairs = zip(ours, theirs, strict=True) if stacked else [(ours, theirs)]
     return max(_ratio(np.abs(a - b).max(), np.abs(b).max()) for a, b in pairs)
 

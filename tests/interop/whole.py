@@ -159,6 +159,14 @@ MODELS = [
     Model("lfm2_moe", NARROW | FULL | dict(num_dense_layers=1, norm_topk_prob=True), block="layers.1.feed_forward"),
     Model("afmoe", NARROW | dict(num_shared_experts=2, num_dense_layers=1)),
     Model("hy_v3", NARROW | dict(num_shared_experts=2)),
+    Model("axk1", V3 | LATENT_ATTENTION | dict(rms_norm_eps=0.5)),
+    Model("jetmoe", {name: value for name, value in LOCAL.items() if name != "head_dim"} | dict(kv_channels=4)),
+    *[Model("cohere2_moe", WIDE | dict(num_shared_experts=2, expert_selection_fn=score, norm_topk_prob=flag,
+                                       shared_expert_combination_strategy=combine))
+      for score, flag, combine in (("softmax", False, "average"), ("sigmoid", True, "sum"))],
+    Model("nemotron_h", ROUTED | GROUPS | dict(
+              moe_shared_expert_intermediate_size=20, moe_latent_size=8, layers_block_type=["attention", "moe"]),
+          block="layers.1.mixer"),
     Model("nemotron_h", ROUTED | GROUPS | dict(
               moe_shared_expert_intermediate_size=20, layers_block_type=["attention", "moe"]), block="layers.1.mixer"),
     *[Model("switch_transformers", dict(

@@ -69,6 +69,8 @@ def layer_config(family, settings, where, layer=0):
     flat = dict(family.rules) | {path: _field(settings, field, where, layer) for path, field in family.fields.items()}
     if family.groups_if and _lookup(settings, family.groups_if[0]) != family.groups_if[1]:
         flat = {path: value for path, value in flat.items() if "group" not in path}
+    if family.when and _lookup(settings, family.when[0]) == family.when[1]:
+        flat |= family.when[2]
     if family.hash_layers and _hashed(settings, layer, *family.hash_layers):
         vocabulary = _field(settings, "vocab_size", where, layer)
         flat |= {"routing.selection": "hash", "routing.hash_vocab_size": vocabulary, "routing.selection_bias": False}

@@ -7,10 +7,8 @@ FAMILIES = {**softmax.FAMILIES, **sigmoid.FAMILIES}
 
 # Published families whose layer today's configuration cannot state, and what it lacks.
 NOT_YET = {
-    "jetmoe": "an output bias after the combine",
     "inkling_mm_model": "shared experts weighted by the router",
     "muse_spark_text": "latent experts with norms",
-    "axk1": "a norm of the layer's output",
     "zaya": "a router network with a state of its own",
 }
 

@@ -73,6 +73,11 @@ FAMILIES = {
     "solar_open": ONE_GROUP,
     "dots1": ONE_GROUP._replace(expects=()),  # its checkpoints fill scoring_func in more than one way; no code reads it
     "axk2": ONE_GROUP._replace(rules={**EPS20, "routing.group_mask": "zero"}),
+    "axk1": ONE_GROUP._replace(
+        fields={**ONE_GROUP.fields, "experts.norm_eps": "rms_norm_eps"}, rules={**EPS20, "experts.output_norm": "rms"},
+        tensors={**ONE_GROUP.tensors,
+                 "w_output_norm": ("post_mlp_layernorm.weight", "mlp.post_mlp_layernorm.weight")},
+    ),
     "exaone_moe": ONE_GROUP._replace(
         fields={**ONE_GROUP.fields, **COUNT},
         tensors={**GATE, "selection_bias": ("mlp.e_score_correction_bias", "mlp.gate.e_score_correction_bias")},
@@ -183,13 +188,14 @@ FAMILIES = {
     ),
     "nemotron_h": Family(
         {**SIZES, **NARROW, "num_experts": "n_routed_experts", "hidden_act": "mlp_hidden_act", **FLAG, **GROUPS,
-         **SCALED},
+         **SCALED, "experts.latent_size": ("moe_latent_size", 0)},
         {**EPS20, "experts.gated": False},
-        {"w_router": ("mixer.gate.weight",), "selection_bias": ("mixer.gate.e_score_correction_bias",)},
+        {"w_router": ("mixer.gate.weight",), "selection_bias": ("mixer.gate.e_score_correction_bias",),
+         "w_latent_in": ("mixer.fc1_latent_proj.weight",), "w_latent_out": ("mixer.fc2_latent_proj.weight",)},
         (each("mixer.", gate=None),
          {"w_up": Place("mixer.experts.up_proj", stack="stacked"),
           "w_down": Place("mixer.experts.down_proj", stack="stacked")}),
         (each("mixer.", gate=None, experts="shared_experts."),), ("moe_shared_expert_intermediate_size",),
-        (("moe_latent_size", (None,)), ("mlp_bias", (False,))), ("backbone.layers.{layer}.", "model.layers.{layer}."),
+        (("mlp_bias", (False,)),), ("backbone.layers.{layer}.", "model.layers.{layer}."),
     ),
 }  # fmt: skip

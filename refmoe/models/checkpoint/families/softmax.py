@@ -137,6 +137,20 @@ FAMILIES = {
         both(MLP), SHARED_EXPERTS, ("moe_num_shared_experts", "moe_intermediate_size"), (("use_bias", (False,)),),
         one_before=("selection_bias",),
     ),
+    "cohere2_moe": Family(  # a softmax of the kept logits sums to 1 without being asked
+        {**SIZES, **COUNT, **WIDE, **FLAG, "routing.score_fn": "expert_selection_fn",
+         "experts.shared_combine": "shared_expert_combination_strategy"},
+        {"routing.selection_base": "logits"}, GATE, both(MLP), SHARED_EXPERTS,
+        ("num_shared_experts", "intermediate_size"),
+        when=("expert_selection_fn", "softmax", {"routing.normalize": True}),
+    ),
+    "jetmoe": Family(
+        {"hidden_size": "hidden_size", "top_k": "num_experts_per_tok", **COUNT, **WIDE,
+         "hidden_act": "activation_function"},
+        {**LOGITS0, "experts.output_bias": True},
+        {"w_router": ("mlp.router.layer.weight",), "output_bias": ("mlp.bias",)},
+        (fused("mlp.input_linear.weight", "mlp.output_linear.weight"),),
+    ),
     "deepseek_v2": DEEPSEEK_V2,
     "gemma4_text": Family(  # the experts beside the decoder layer's dense branch, which reads another norm
         {"hidden_size": "hidden_size", "top_k": "top_k_experts", "hidden_act": "hidden_activation", **NARROW,
