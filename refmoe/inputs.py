@@ -39,6 +39,7 @@ class Given(NamedTuple):
     priority: object = None  # (T, K): for dispatch.drop_policy "random"; the largest stay
     protected: object = None  # (T,) bool: tokens that no capacity drops
     jitter: object = None  # (T, D): factors of x; None: evaluation
+    assignment_duals: object = None  # (E,) float64: prices that prove replayed indices a best balanced assignment
     multipliers: object = None  # (T, 2): what a sampled choice of selection "sparsemixer" multiplies its weights by
 
 
@@ -125,6 +126,7 @@ def _check_given(given, num_tokens, config, num):
     _check_drawn(given, num_tokens, config, num)
     _check_token_ids(given, config)
     _check_multipliers(given, num_tokens, config, num)
+    _check_duals(given, config)
     _check_sequences(given, config)
     _check_counts(given.counts_so_far, config)
 
@@ -177,6 +179,20 @@ def _check_multipliers(given, num_tokens, config, num):
     num.check_stored("given.multipliers", given.multipliers, (num_tokens, 2))
     ok = bool(np.isfinite(given.multipliers).all())
     require(ok, ValueError, "given.multipliers", "finite numbers", "others", "they are 1 or 1/3")
+
+
+def _check_duals(given, config):
+    prices, argument = given.assignment_duals, "given.assignment_duals"
+    if prices is None:
+        return
+    ok = config.routing.selection == "assignment" and given.topk_indices is not None
+    wanted, fix = "None without given.topk_indices of selection 'assignment'", "pass both, or leave it out"
+    require(ok, ValueError, argument, wanted, "an array", fix)
+    ok, fix = isinstance(prices, np.ndarray) and prices.dtype == np.float64, "use refmoe.selection.solve_assignment"
+    got = getattr(prices, "dtype", type(prices).__name__)
+    require(ok, TypeError, argument, "a NumPy array of float64", got, fix)
+    ok = prices.shape == (config.num_choices,) and bool(np.isfinite(prices).all())
+    require(ok, ValueError, argument, f"{config.num_choices} finite numbers", f"shape {prices.shape}", fix)
 
 
 def _check_integers(argument, array, shape, kinds):

@@ -74,6 +74,7 @@ def _selection(rng, E, K):
         {"selection": "threshold", **plain, "threshold": rng.choice([0.0, 0.25, 0.5])},
         {"selection": "expert_choice", **plain, "score_fn": rng.choice(["softmax", "softmax_tokens", "sigmoid"])},
         {"score_fn": "softmax_tokens"},
+        {"selection": "assignment", **plain, "selection_base": "logits", "selection_bias": False},
         {"selection_base": "sinkhorn", "sinkhorn_iterations": rng.choice([1, 2, 5])},
         {"normalize": False, "norm_eps": 0.0, "divide_by_count": True},
         {"selection": "top_p", **plain, "top_p": rng.choice([0.1, 0.5, 0.9, 1.0, 2.5])},

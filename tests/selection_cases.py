@@ -77,5 +77,9 @@ FIELDS = {
         "losses": {"balance": {}},
         "top_k": 2,
     },
+    "assignment": {
+        "routing": {"selection": "assignment", "selection_base": "logits", "score_fn": "sigmoid"},
+        "top_k": 1,
+    },
     "top_p_softmax": {"routing": {"selection": "top_p", "top_p": 0.7, "selection_bias": True}, "top_k": 2},
 }

@@ -281,6 +281,14 @@ REFUSALS = [
         "routing.noise: expected 'none' with a sampled second expert, got 'learned'; given.noise is what it is",
     ),
     ({"routing": {"second_expert": "sampled"}, "top_k": 3}, "routing.second_expert: expected 'all' with top_k = 3"),
+    (
+        {"routing": {"selection": "assignment", "selection_base": "logits"}},
+        "top_k: expected 1 with selection 'assignment', got 2; BASE assigns one expert a token, by logits",
+    ),
+    (
+        {"routing": {"selection": "assignment"}, "top_k": 1},
+        "routing.selection_base: expected 'logits' with selection 'assignment', got 'scores'; BASE assigns one",
+    ),
     ({"routing": {"sparsemixer_eps": 0.5}}, "routing.sparsemixer_eps: expected 0.01 with selection 'topk', got 0.5"),
     ({"routing": MIXER, "top_k": 3}, "top_k: expected 2 with selection 'sparsemixer', got 3; SparseMixer has"),
     (

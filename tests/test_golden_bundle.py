@@ -19,6 +19,7 @@ from refmoe.formats import decode
 from refmoe.golden import bundle, manifest, run
 from refmoe.recipes import generate
 from refmoe.safetensors import open_tensors
+from refmoe.selection import solve_assignment
 
 KERNELS = [name for name, can_run, _ in kernels.available() if can_run]
 
@@ -247,3 +248,17 @@ def test_a_real_interrupt_leaves_nothing(tmp_path):
         assert "Traceback" not in errors
         assert len(errors.splitlines()) <= 1
         assert [p.name for p in tmp_path.iterdir()] == ["c.json"]
+
+
+def test_a_balanced_assignment_is_held_with_its_proof_and_only_if_it_is_the_only_best_one(tmp_path):
+    config = tiny(routing={"selection": "assignment", "selection_base": "logits", "score_fn": "sigmoid"}, top_k=1)
+    logits = generate("logits", (8, 4), 1)
+    indices, prices = solve_assignment(logits)
+    arrays = {"x": generate("x", (8, 4), 0), "logits": logits, "topk_indices": indices, "assignment_duals": prices}
+    write(tmp_path / "b", config, arrays)
+    assert check(tmp_path / "b").differences == []
+    zeros = np.zeros((8, 4), np.float32)
+    indices, prices = solve_assignment(zeros)
+    arrays |= {"logits": zeros, "topk_indices": indices, "assignment_duals": prices}
+    with pytest.raises(ValueError, match=r"^given\.topk_indices: expected the only best assignment, got one of sev"):
+        write(tmp_path / "c", config, arrays)

@@ -70,6 +70,7 @@ DROPS = config_of(dispatch={"capacity": 2, "capacity_scope": "sequence"})
 COIN = config_of(top_k=2, routing={"second_expert": "random"})
 LOTS = config_of(dispatch={"capacity": 2, "drop_policy": "random"})
 ZEROS = np.zeros((8, 6), np.float32)
+BASE = config_of(routing={"selection": "assignment", "selection_base": "logits"}, top_k=1, num_experts=4)
 MIXER = config_of(routing={"selection": "sparsemixer", "selection_base": "logits"}, top_k=2)
 HASH = config_of(routing={"selection": "hash", "hash_vocab_size": 5})
 TABLE = np.arange(5)[:, None] % 4 + np.arange(3)
@@ -164,6 +165,14 @@ REFUSALS = [
      "given.logits: expected native float32 in profile 'exact', got <f8; use .astype(numpy.float32)"),
     ("token-ids", given(token_ids=np.zeros(8, np.int64)), ValueError,
      "given.token_ids: expected None, got an array; only selection 'hash' reads it: leave it out"),
+    ("prices-unread", given(assignment_duals=np.zeros(6)), ValueError,
+     "given.assignment_duals: expected None without given.topk_indices of selection 'assignment', got an array; "
+     "pass both, or leave it out"),
+    ("prices-float32", plain(BASE, given=Given(topk_indices=INDICES[:, :1], assignment_duals=ZEROS[0, :4].copy())),
+     TypeError, "given.assignment_duals: expected a NumPy array of float64, got float32; "
+     "use refmoe.selection.solve_assignment"),
+    ("prices-shape", plain(BASE, given=Given(topk_indices=INDICES[:, :1], assignment_duals=np.zeros(6))), ValueError,
+     "given.assignment_duals: expected 4 finite numbers, got shape (6,); use refmoe.selection.solve_assignment"),
     ("multipliers-unread", given(multipliers=ZEROS[:, :2].copy()), ValueError,
      "given.multipliers: expected None without a sampled choice of selection 'sparsemixer', got an array; "
      "pass given.topk_indices with them"),

@@ -1,5 +1,8 @@
 """Rules of selection by hand, against the law, and who may know of whom."""
 
+import itertools
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from cases import CONFIGS, config_of, make, same_bits
@@ -221,6 +224,74 @@ def test_the_second_choice_is_the_best_of_the_others_by_noisy_logits():
     assert chosen(z, routing).second_choice_scores is None
 
 
+# --- assignment ------------------------------------------------------------------------------------------------------
+
+BASE_LAYER = {"selection": "assignment", "selection_base": "logits", "score_fn": "sigmoid"}
+
+
+def all_balanced(T, E):
+    return set(itertools.permutations([e for e in range(E) for _ in range(T // E)]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_solver_finds_the_best_of_all_and_proves_it(seed):
+    z = np.random.default_rng(seed).standard_normal((6, 3)).astype(np.float32)
+    indices, prices = selection.solve_assignment(z)
+    total = lambda p: sum(Fraction(float(z[t, e])) for t, e in enumerate(p))  # noqa: E731
+    best = max(all_balanced(6, 3), key=total)
+    assert indices[:, 0].tolist() == list(best) and prices.dtype == np.float64
+    selection.check_assignment(z, indices, prices, EXACT)
+    assert selection.is_unique_assignment(z, indices, prices)
+    assert LAW.check_assignment(to_law(z), to_law(indices), prices.tolist()) is None
+    for other in sorted(all_balanced(6, 3))[::7]:
+        if other != best:
+            moved = np.array(other)[:, None]
+            with pytest.raises(
+                ValueError, match=r"^given\.assignment_duals: expected prices at which each token has its"
+            ):
+                selection.check_assignment(z, moved, prices, EXACT)
+            with pytest.raises(ValueError, match="rather be elsewhere"):
+                LAW.check_assignment(to_law(z), to_law(moved), prices.tolist())
+
+
+def test_an_assignment_is_balanced_and_the_comparison_exact():
+    z, prices = np.array([[1, 0], [0, 1]], np.float32), np.zeros(2)
+    with pytest.raises(
+        ValueError, match=r"^given\.topk_indices: expected 2 tokens shared out evenly among 2 experts, got"
+    ):
+        selection.check_assignment(z, np.array([[0], [0]]), prices, EXACT)
+    even = np.array([[0], [1]])
+    selection.check_assignment(z, even, np.array([1.0, 0]), EXACT)  # token 0 is indifferent
+    beyond = np.array([1 + 2.0**-52, 0])
+    with pytest.raises(ValueError, match="token 0 with more at expert 1; use refmoe"):
+        selection.check_assignment(z, even, beyond, EXACT)
+
+
+def test_several_best_assignments_are_seen():
+    z = np.array([[1, 1], [1, 1]], np.float32)
+    indices, prices = selection.solve_assignment(z)
+    assert not selection.is_unique_assignment(z, indices, prices)
+    assert not LAW.is_unique_assignment(to_law(z), to_law(indices), prices.tolist())
+    z = np.array([[1, 1], [0, 1]], np.float32)  # token 0 could move, token 1 would lose by it
+    assert selection.is_unique_assignment(z, np.array([[0], [1]]), np.zeros(2))
+    assert LAW.is_unique_assignment(to_law(z), [[0], [1]], [0.0, 0.0])
+
+
+def test_a_balanced_layer_and_its_evaluation():
+    config = config_of(routing=BASE_LAYER, **SIZES | {"top_k": 1, "num_experts": 4})
+    x, params, d_y = make(config, EXACT, 8)
+    greedy = refmoe.moe_forward(x, params, config, EXACT)
+    indices, prices = selection.solve_assignment(greedy.routing.logits)
+    given = Given(topk_indices=indices, assignment_duals=prices)
+    record = refmoe.moe_forward(x, params, config, EXACT, given)
+    assert record.plan.tokens_per_expert.tolist() == [2] * 4
+    assert (greedy.routing.topk_indices[:, 0] == greedy.routing.logits.argmax(axis=1)).all()
+    law = LAW.Law("exact", "float32")
+    law_given = {"topk_indices": to_law(indices), "assignment_duals": prices.tolist()}
+    agree(LAW.layer_forward(to_law(x), law_params(params), config.to_dict(), law, law_given)["y"], record.y)
+    assert refmoe.moe_backward(d_y, x, params, record, config, EXACT, given).d_x.shape == x.shape
+
+
 # --- SparseMixer -----------------------------------------------------------------------------------------------------
 
 MIXER = {"selection": "sparsemixer", "selection_base": "logits"}
@@ -301,6 +372,7 @@ RULES = {
     "threshold": {"routing": {"selection": "threshold", "threshold": 0.1, "score_fn": "relu", "selection_bias": True}},
     "threshold on logits": {"routing": {"selection": "threshold", "threshold": 1.5, "selection_base": "logits"}},
     "sparsemixer": {"routing": {"selection": "sparsemixer", "selection_base": "logits"}},
+    "assignment": {"routing": {"selection": "assignment", "selection_base": "logits"}, "top_k": 1},
     "sinkhorn": {"routing": {"selection_base": "sinkhorn", "sinkhorn_iterations": 2}},
     "sinkhorn, biased, by groups": {
         "routing": {
@@ -366,6 +438,7 @@ CAUSAL = {
         "dispatch": {"capacity": 1, "capacity_scope": "sequence", "slot_order": "token_major"},
     },
     "softmax_tokens": {"routing": {"score_fn": "softmax_tokens"}},
+    "assignment": {"routing": {"selection": "assignment", "selection_base": "logits"}, "top_k": 1},
     "sinkhorn": {"routing": {"selection_base": "sinkhorn", "sinkhorn_iterations": 2}},
     "sampled second": {"routing": {"second_expert": "sampled"}},
     "capacity of the batch": {"dispatch": {"capacity": 2, "slot_order": "token_major"}},

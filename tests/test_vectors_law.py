@@ -13,7 +13,7 @@ from refmoe.safetensors import DTYPES, element_bytes
 
 GIVEN = (
     *("token_mask", "sequence_ids", "token_ids", "topk_indices", "logits", "counts_so_far"),
-    *("coin", "priority", "protected", "noise", "jitter", "multipliers"),
+    *("coin", "priority", "protected", "noise", "jitter", "multipliers", "assignment_duals"),
 )
 
 

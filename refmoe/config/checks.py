@@ -5,7 +5,7 @@ import math
 
 from ..refusals import require
 
-SELECTIONS = ("topk", "per_group", "hash", "threshold", "top_p", "sparsemixer", "expert_choice", "soft")
+SELECTIONS = ("topk", "per_group", "hash", "threshold", "top_p", "sparsemixer", "assignment", "expert_choice", "soft")
 # A token has any number of experts; K is the largest count.
 VARIABLE_SELECTIONS = ("threshold", "top_p", "expert_choice")
 
@@ -163,6 +163,7 @@ def _rules(config):
     r = config.routing
     yield from _variable(config)
     yield from _sparsemixer(config)
+    yield from _assignment(config)
     yield from _expert_choice(config)
     for name, (rule, neutral) in _READ_BY.items():
         value = getattr(r, name)
@@ -201,6 +202,17 @@ def _sparsemixer(config):
     for name, value in (wanted | {"second_expert": "all"}).items():
         got = getattr(r, name)
         yield got == value, f"routing.{name}", f"{value!r} with selection 'sparsemixer'", got, fix
+
+
+def _assignment(config):
+    """A balanced assignment of the logits, or the largest logit."""
+    r, fix = config.routing, "BASE assigns one expert a token, by logits"
+    if r.selection != "assignment":
+        return
+    yield config.top_k == 1, "top_k", "1 with selection 'assignment'", config.top_k, fix
+    for name, value in {"selection_base": "logits", "selection_bias": False}.items():
+        got = getattr(r, name)
+        yield got == value, f"routing.{name}", f"{value!r} with selection 'assignment'", got, fix
 
 
 def _expert_choice(config):

@@ -26,7 +26,7 @@ from .weights import RecipeWeights
 EXPERT_LEAVES = ("w_gate", "w_up", "w_down", "b_gate", "b_up", "b_down")  # their first axis is the expert axis
 GIVEN = (
     *("token_mask", "sequence_ids", "token_ids", "topk_indices", "logits", "counts_so_far"),
-    *("coin", "priority", "protected", "noise", "jitter", "multipliers"),
+    *("coin", "priority", "protected", "noise", "jitter", "multipliers", "assignment_duals"),
 )
 LAZY_BYTES = 8 << 20  # expert weights above this are made one expert at a time
 
@@ -86,7 +86,7 @@ def make_inputs(config, num, tokens, rows, stored, pool):
         raise ValueError(f"inputs: expected {', '.join(sorted(known))}, got {unknown[0]!r}; leave it out")
     made = {name: _make(name, row, shapes.get(name), tokens, num, stored, pool) for name, row in rows.items()}
     params = assemble_params({n.removeprefix("params."): a for n, a in made.items() if n.startswith("params.")})
-    given = {n.removeprefix("given."): a for n, a in made.items() if n.startswith("given.")}
+    given = {n.removeprefix("given."): a for n, a in sorted(made.items()) if n.startswith("given.")}
     return Inputs(made["x"], made.get("d_y"), params, given, rows)
 
 

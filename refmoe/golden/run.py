@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import selection
 from ..formats import Packed
 from ..inputs import Given
 from ..layer import moe_backward, moe_forward
@@ -80,6 +81,7 @@ def compute(config, inputs, num, say=None):
     given = Given(**inputs.given)
     say("forward")
     record = moe_forward(inputs.x, inputs.params, config, num, given=given, keep="all")
+    _refuse_several(given, record, num)
     for name, array in flattened("params", inputs.params):
         yield from _parameter(name, array, inputs.rows[name], num)
     for name, array in flattened("", record):
@@ -121,13 +123,27 @@ def flattened(prefix, value):
         yield prefix, value if hasattr(value, "shape") else np.asarray(value)
 
 
+def _is_price(name):
+    return name == "given.assignment_duals"  # binary64 in every profile
+
+
+def _refuse_several(given, record, num):
+    """A golden file holds an assignment only if no other is as good: solvers may return any of several."""
+    if given.assignment_duals is None:
+        return
+    routing = record.routing
+    if not selection.is_unique_assignment(routing.logits, routing.topk_indices, given.assignment_duals):
+        raise ValueError("given.topk_indices: expected the only best assignment, got one of several; change the logits")
+
+
 def _made(name, role, array, num, whole=False):
     """Stored as it is, or above the size limit as digest and sample; `whole`: stored whatever its size."""
     if isinstance(array, DigestSink):
         digest, kept = array.result()
         return Made(name, role, array.dtype, array.shape, digest, "sample", kept)
     array = np.asarray(array)
-    dtype = stored_dtype(array, num.format_of(stage_name(name)) if array.dtype.kind == "f" else None)
+    format_name = num.format_of(stage_name(name)) if array.dtype.kind == "f" and not _is_price(name) else "float64"
+    dtype = stored_dtype(array, format_name)
     codes = to_codes(array, dtype)
     digest = tensor_digest(codes, is_expert_tensor(name))
     if codes.nbytes > SIZE_LIMIT and not whole:

@@ -25,6 +25,8 @@ def route(x, params, config, num, given):
     lse = num.evaluate("lse", lambda m, z: m.logsumexp(z), logits, core=1)
     if given.topk_indices is not None:
         indices = selection.given(given.topk_indices, config.num_choices)
+        if given.assignment_duals is not None:
+            selection.check_assignment(logits, indices, given.assignment_duals, num)
         return record._replace(scores=scores, topk_indices=indices, lse=lse)
     return _choose(record._replace(scores=scores, lse=lse), params, config, num, given)
 

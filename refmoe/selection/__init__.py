@@ -5,6 +5,7 @@ A rule takes an `Offer` and gives the experts of each token and the margin of th
 
 from typing import NamedTuple
 
+from .assignment import check_assignment, is_unique_assignment, solve_assignment
 from .expert_choice import expert_choice
 from .hashed import hashed
 from .ranked import grouped, listed, per_group, ranked, topk, topk_margin
@@ -16,7 +17,7 @@ from .threshold import threshold
 from .top_p import top_p
 
 __all__ = ["SELECTIONS", "Offer", "Rule", "given", "grouped", "is_causal", "per_group", "ranked", "require_distinct"]
-__all__ += ["sampled_second", "sinkhorn"]
+__all__ += ["check_assignment", "is_unique_assignment", "solve_assignment", "sampled_second", "sinkhorn"]
 __all__ += ["expert_choice", "hashed", "listed", "sparsemixer", "threshold", "top_p", "topk", "topk_margin"]
 
 
@@ -46,6 +47,7 @@ SELECTIONS = {
     "threshold": Rule(threshold, fixed=False),
     "top_p": Rule(top_p, fixed=False),
     "sparsemixer": Rule(sparsemixer),
+    "assignment": Rule(topk),  # in evaluation; a balanced assignment is given
     "expert_choice": Rule(expert_choice, causal=False, fixed=False),
 }
 

@@ -14,7 +14,7 @@ from . import controllers
 ROUTER_PARAMS = ("w_router", "router_bias", "selection_bias", "hash_table")
 LAYER_GIVEN = (
     *("token_mask", "sequence_ids", "token_ids", "topk_indices", "logits", "counts_so_far"),
-    *("coin", "priority", "protected", "noise", "jitter", "multipliers"),
+    *("coin", "priority", "protected", "noise", "jitter", "multipliers", "assignment_duals"),
 )
 # Stages of the router that only some configurations have.
 ROUTER_STAGES = (

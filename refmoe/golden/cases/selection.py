@@ -1,5 +1,7 @@
 """Cases of chapter 1, the rules of selection other than the plain one."""
 
+import numpy as np
+
 from .form import Case, f32, ints, sizes
 
 NOTES = {
@@ -22,6 +24,7 @@ NOTES = {
         "noise that moves the first choice, or enters the weights",
         "another first expert, other weights",
     ),
+    "Assignment": ("an assignment accepted without its proof, or an unbalanced one", "tokens anywhere"),
 }
 
 
@@ -47,6 +50,7 @@ def cases():
     yield from _sparsemixer()
     yield from _expert_choice()
     yield from _balanced()
+    yield from _assigned()
 
 
 def _variable():
@@ -107,3 +111,24 @@ def _balanced():
         inputs,
         sizes(4, 2, routing=routing),
     )
+
+
+def _assigned():
+    logits = {"logits": f32([[3, 2, 0], [3, 2.5, -1], [3, 0, 1]])}
+    config = sizes(3, 1, routing={"selection": "assignment", "selection_base": "logits", "score_fn": "sigmoid"})
+    yield Case("evaluation: every token to its largest logit", ("Assignment",), "route", logits, config)
+    best = {"topk_indices": ints([[0], [1], [2]]), "assignment_duals": np.array([2.25, 1.5, 0.0])}
+    yield Case("a balanced assignment with prices that prove it", ("Assignment",), "route", logits | best, config)
+    for indices, prices, refused in (
+        ([[0], [1], [2]], [0, 0, 0], "assignment_duals"),
+        ([[0], [0], [2]], [2.25, 1.5, 0], "topk_indices"),
+    ):
+        wrong = {"topk_indices": ints(indices), "assignment_duals": np.array(prices, np.float64)}
+        yield Case(
+            f"refused: {indices} at {prices}",
+            ("Refused", "Assignment"),
+            "route",
+            logits | wrong,
+            config,
+            refused=refused,
+        )
