@@ -364,7 +364,7 @@ def test_no_code_tests_a_models_name():
     The table of these declarations is the one dictionary that may be keyed by such names.
     """
     words = {name.split("-")[0] for name in [*NAMES, *ALONE]} | {*NAMES, *ALONE}
-    words = {word for word in words if len(word) > 1}  # K-EXAONE begins like a key
+    words = {word for word in words if len(word) > 1} - {"moe"}  # K-EXAONE begins like a key, MoE++ like a block's part
     declared = ROOT / "refmoe/models/checkpoint/families"
     for path in sorted((ROOT / "refmoe").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
