@@ -14,7 +14,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from refmoe.config import MoEConfig
-from refmoe.models import load_preset, model_info, model_names, names, preset_info
+from refmoe.models import load_preset, names, preset_info
 from refmoe.models.accounting import (
     PARTS,
     STORAGE,
@@ -37,7 +37,7 @@ from refmoe.models.presets import merged
 from refmoe.recipes import parameter_shapes
 
 ROOT = Path(__file__).parent.parent
-INFOS = {name: model_info(name) for name in model_names()}
+INFOS = {name: preset_info(name) for name in names()}
 MODELS = tuple(name for name, info in INFOS.items() if info["model"] is not None)
 COUNTED = tuple(name for name in MODELS if is_whole(INFOS[name]))
 PARTIAL = tuple(name for name in MODELS if name not in COUNTED)  # only their MoE layers are counted
@@ -114,6 +114,8 @@ EXPERTS_ALONE = {
     "deepseek-v4-pro": (61, 61 * 385 * 3 * 7168 * 3072),
     "diffusiongemma-26b-a4b": (30, 30 * 128 * 3 * 2816 * 704),
     "gemma-4-26b-a4b": (30, 30 * 128 * 3 * 2816 * 704),
+    "kimi-k3": (92, 92 * (896 * 3 * 3584 * 3072 + 2 * 3 * 7168 * 3072)),
+    "nemotron-3-ultra": (48, 48 * (512 * 2 * 2048 * 5120 + 2 * 8192 * 10240)),
     "minimax-m3": (57, 57 * 129 * 3 * 6144 * 3072),
     "step-3.7-flash": (42, 42 * 289 * 3 * 4096 * 1280),
 }
@@ -274,7 +276,7 @@ def test_a_larger_batch_shares_the_weights(name):
     read = [cost(info, batch)["weight_bytes"]["bf16"] for batch in (1, 8, 64, 100_000)]
     assert read == sorted(read, reverse=True)
     table = info["model"]["vocab_size"] * (0 if info["model"]["tied_embeddings"] else 1)
-    width = info["full"]["hidden_size"] if "full" in info else info["model"]["moe"]["hidden_size"]
+    width = info["full"]["hidden_size"]
     everything = 2 * (counted(info)["total"] - table * width)  # all experts are met; of the input table a row a token
     assert read[-1] * 100_000 == pytest.approx(everything + 100_000 * 2 * width, rel=1e-9)
 
@@ -353,8 +355,6 @@ def test_details_of_one_model(capsys):
     text = capsys.readouterr().out
     assert "published active 27B" in text and "with none to 32,182,676,480 with 12" in text
     assert "unverified: hidden_size, " in text
-    assert main_params(["nemotron-3-super"]) == 0
-    assert "missing: experts in a latent space" in capsys.readouterr().out
     assert main_params(["deepseek-v4-pro"]) == 0
     text = capsys.readouterr().out
     assert "The 61 MoE layers alone; the rest of the model is not counted. Printed of the whole: total 1.6T" in text
@@ -393,9 +393,8 @@ def test_sweep_command(capsys):
     [
         (["aria"], "params: expected a model whose figures are known, got aria; .*No model section"),
         (["minimax-m3", "--sweep", "num_experts"], "--sweep: expected a model that is counted whole, got minimax-m3"),
-        (["mixtral"], "model: expected one of .*got 'mixtral'; did you mean 'mixtral-8x"),
+        (["mixtral"], "preset: expected one of .*got 'mixtral'; did you mean 'mixtral-8x"),
         (["mixtral-8x7b", "dbrx", "--sweep", "num_experts"], "--sweep: expected one model, got mixtral-8x7b, dbrx"),
-        (["nemotron-3-super", "--sweep", "num_experts"], "--sweep: expected a model with a preset of its layer"),
     ],
 )
 def test_refusals(arguments, sentence):

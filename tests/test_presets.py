@@ -12,7 +12,7 @@ import pytest
 import refmoe
 from refmoe.check import make_given
 from refmoe.config import MoEConfig
-from refmoe.models import listing, load_preset, model_info, model_names, names, preset_info
+from refmoe.models import listing, load_preset, names, preset_info
 from refmoe.models import presets as module
 from refmoe.recipes import generate
 
@@ -47,6 +47,7 @@ SIZES = {
     "hy3-preview": (4096, 1536, 192, 8, 1536),
     "jamba-v0.1": (4096, 14336, 16, 2, 0),
     "kimi-k2": (7168, 2048, 384, 8, 2048),
+    "kimi-k3": (7168, 3072, 896, 16, 2 * 3072),
     "laguna-xs.2": (2048, 512, 256, 8, 512),
     "lfm2-8b-a1b": (2048, 1792, 32, 4, 0),
     "longcat-flash": (6144, 2048, 512, 12, 0),
@@ -59,6 +60,8 @@ SIZES = {
     "mixtral-8x22b": (6144, 16384, 8, 2, 0),
     "mixtral-8x7b": (4096, 14336, 8, 2, 0),
     "nemotron-3-nano": (2688, 1856, 128, 6, 3712),
+    "nemotron-3-super": (4096, 2688, 512, 22, 5376),
+    "nemotron-3-ultra": (8192, 5120, 512, 22, 10240),
     "olmoe-1b-7b": (2048, 1024, 64, 8, 0),
     "phi-3.5-moe": (4096, 6400, 16, 2, 0),
     "qwen1.5-moe-a2.7b": (2048, 1408, 60, 4, 5632),
@@ -71,7 +74,6 @@ SIZES = {
     "switch-base-128": (768, 3072, 128, 1, 0),
     "switch-base-8": (768, 3072, 8, 1, 0),
 }
-ALONE = ("nemotron-3-super",)  # models whose layer the configuration cannot state yet
 # Every family of published layers, and the presets that state it. Rows of several presets differ in sizes alone, or in
 # what the family's models chose differently.
 FAMILIES = {
@@ -104,7 +106,7 @@ FAMILIES = {
     "HY-V3, AFMoE": "hy3-preview trinity-mini",
     "MiniMax-M2": "minimax-m2",
     "MiniMax-M3": "minimax-m3",
-    "Cohere2-MoE": "north-mini-code",
+    "Cohere2-MoE": "command-a-plus-05-2026 north-mini-code",
     "Step-3.7": "step-3.7-flash",
     "Inkling2": "inkling-2-small",
     "Pangu Pro": "pangu-pro-moe-72b",
@@ -112,7 +114,7 @@ FAMILIES = {
     "Laguna": "laguna-xs.2",
     "LFM2-MoE": "lfm2-8b-a1b",
     "Kolibri1": "kolibri-1",
-    "Nemotron-3 Nano / Super": "nemotron-3-nano",
+    "Nemotron-3 Nano / Super": "nemotron-3-nano nemotron-3-super nemotron-3-ultra",
     "DeepSeek-V4": "deepseek-v4-flash deepseek-v4-flash-hash deepseek-v4-pro",
     "Llama 4": "llama-4-scout llama-4-maverick",
     "Switch": "switch-base-8 switch-base-128",
@@ -123,10 +125,12 @@ FAMILIES = {
     "Gemma-4, DiffusionGemma": "gemma-4-26b-a4b diffusiongemma-26b-a4b",
     "PhiMoE": "phi-3.5-moe",
     "MoE++": "moe-plus-plus",
+    "Kimi-K3": "kimi-k3",
+    "JetMoE": "jetmoe-8b",
+    "A.X K1": "a.x-k1",
 }
 # Families whose rules the configuration cannot state yet.
-COMING = (
-    "A.X K1", "Inkling", "JetMoE", "Kimi-K3", "Muse Spark",
+COMING = ( "Inkling", "Muse Spark",
 )  # fmt: skip
 NAMES = tuple(sorted(name for row in FAMILIES.values() for name in row.split()))
 
@@ -146,15 +150,12 @@ def at(section, path):
 
 def test_names():
     assert names() == NAMES
-    assert model_names() == tuple(sorted([*NAMES, *ALONE]))
 
 
-@pytest.mark.parametrize("name", [*NAMES, *ALONE])
+@pytest.mark.parametrize("name", NAMES)
 def test_file_follows_the_schema(name):
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    kind = SCHEMA["$defs"]["preset" if name in NAMES else "model_alone"]  # one of the two says more than "neither"
-    jsonschema.Draft202012Validator(kind | {"$defs": SCHEMA["$defs"]}).validate(model_info(name))
-    jsonschema.Draft202012Validator(SCHEMA).validate(model_info(name))
+    jsonschema.Draft202012Validator(SCHEMA).validate(preset_info(name))
 
 
 def test_schema_has_the_fields_of_the_configuration():
@@ -256,13 +257,6 @@ def _binds(part, experts):
     return all(0.05 < share < 0.95 for share in shares)
 
 
-def test_a_model_without_a_layer_says_what_is_missing():
-    with pytest.raises(ValueError, match=r"got 'nemotron-3-super'; its layer needs experts in .* does not have yet"):
-        load_preset("nemotron-3-super")
-    with pytest.raises(ValueError, match=r"model: expected one of .*got 'phi-3\.5'; did you mean 'phi-3.5-moe'"):
-        model_info("phi-3.5")
-
-
 # Where a family's rule is not what its name or a newer relative suggests: the fields that tell them apart.
 RULES = {
     "deepseek-v2": {"routing.normalize": False, "routing.group_score_topn": 1, "routing.scaling_factor": 16.0},
@@ -280,6 +274,7 @@ RULES = {
     "longcat-flash": {"experts.identity_experts": 256, "routing.scaling_factor": 6.0, "routing.normalize": False},
     "mistral-large-3": {"routing.score_fn": "softmax", "routing.selection_bias": False, "routing.norm_eps": 1e-20},
     "nemotron-3-nano": {"experts.gated": False, "experts.activation": "relu2", "routing.scaling_factor": 2.5},
+    "nemotron-3-super": {"experts.latent_size": 1024, "routing.scaling_factor": 5.0, "experts.activation": "relu2"},
     "qwen3-next-80b-a3b": {"routing.normalize": True, "experts.shared_gate": True},
 }  # fmt: skip
 
@@ -363,7 +358,7 @@ def test_no_code_tests_a_models_name():
     A checkpoint is different: its own config names an architecture, and its tensors lie as that architecture declares.
     The table of these declarations is the one dictionary that may be keyed by such names.
     """
-    words = {name.split("-")[0] for name in [*NAMES, *ALONE]} | {*NAMES, *ALONE}
+    words = {name.split("-")[0] for name in NAMES} | {*NAMES}
     words = {word for word in words if len(word) > 1} - {"moe"}  # K-EXAONE begins like a key, MoE++ like a block's part
     declared = ROOT / "refmoe/models/checkpoint/families"
     for path in sorted((ROOT / "refmoe").rglob("*.py")):

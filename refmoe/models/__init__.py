@@ -1,5 +1,5 @@
 """Published layers as data: configurations of real models, with a source for each field."""
 
-from .presets import FAMILIES, load_preset, model_info, model_names, names, preset_info
+from .presets import FAMILIES, load_preset, names, preset_info
 
-__all__ = ["FAMILIES", "load_preset", "names", "preset_info", "model_names", "model_info"]
+__all__ = ["FAMILIES", "load_preset", "names", "preset_info"]

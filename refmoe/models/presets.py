@@ -2,8 +2,7 @@
 
 A preset holds the configuration of the published layer (`full`), the sizes that make it tiny without changing a rule
 (`minimal`), the figures of the model around it (`model`, null where they are not known well enough to count it), and
-where each value was read (`sources`). Adding a model is adding a file. A file `<name>.model.json` holds the figures
-alone, of a model whose layer the configuration cannot state yet, and says what is missing.
+where each value was read (`sources`). Adding a model is adding a file.
 """
 
 import difflib
@@ -14,7 +13,6 @@ from ..refusals import require
 
 SCALES = ("full", "minimal")
 _KEYS = {"name", "description", "full", "minimal", "model", "sources", "notes"}
-_MODEL_KEYS = {"name", "description", "model", "missing", "notes"}  # of a model without a layer
 # One preset for each kind of layer: what the vectors and the longest tests run. The others differ in sizes and in
 # combinations of the same rules.
 FAMILIES = (
@@ -26,21 +24,11 @@ FAMILIES = (
     "qwen3-30b-a3b",
     "switch-base-8",
 )
-_ALONE = ".model"  # ends the stem of such a file
 
 
 def names():
     """The names of all presets, in alphabetical order."""
-    return tuple(sorted(stem for stem in _stems() if not stem.endswith(_ALONE)))
-
-
-def model_names():
-    """The names of all presets and of the models whose layer cannot be stated yet, in alphabetical order."""
-    return tuple(sorted(stem.removesuffix(_ALONE) for stem in _stems()))
-
-
-def _stems():
-    return [path.stem for path in presets_folder().glob("*.json") if path.stem != "schema"]
+    return tuple(sorted(path.stem for path in presets_folder().glob("*.json") if path.stem != "schema"))
 
 
 def load_preset(name, scale="full"):
@@ -61,24 +49,10 @@ def preset_info(name):
     """
     known = names()
     require(name in known, ValueError, "preset", f"one of {', '.join(known)}", repr(name), _suggestion(name, known))
-    return _read(presets_folder() / f"{name}.json", name, _KEYS)
-
-
-def model_info(name):
-    """`preset_info`, or for a model whose layer cannot be stated yet: name, description, model, missing, notes.
-
-    Raises ValueError for an unknown name, or for a file that is neither.
-    """
-    known = model_names()
-    require(name in known, ValueError, "model", f"one of {', '.join(known)}", repr(name), _suggestion(name, known))
-    alone = presets_folder() / f"{name}{_ALONE}.json"
-    return _read(alone, name, _MODEL_KEYS) if alone.exists() else preset_info(name)
-
-
-def _read(path, name, expected):
+    path = presets_folder() / f"{name}.json"
     info = load_json(path)
-    ok = isinstance(info, dict) and set(info) == expected and info["name"] == name
-    keys = ", ".join(sorted(expected))
+    ok = isinstance(info, dict) and set(info) == _KEYS and info["name"] == name
+    keys = ", ".join(sorted(_KEYS))
     require(ok, ValueError, str(path), f"the keys {keys} and the name {name!r}", "others", "correct the file")
     return info
 
@@ -106,7 +80,5 @@ def presets_folder():
 
 
 def _suggestion(name, known):
-    if name not in known and name in model_names():
-        return f"its layer needs {' and '.join(model_info(name)['missing'])}, which the configuration does not have yet"
     close = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.4)
     return f"did you mean {close[0]!r}?" if close else "`refmoe presets` describes them"

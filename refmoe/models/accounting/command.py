@@ -4,7 +4,8 @@ import argparse
 import json
 
 from ...refusals import require
-from .. import model_info, model_names
+from .. import names as all_names
+from .. import preset_info
 from . import report
 from .sweep import sweep_experts
 from .tensors import is_whole
@@ -41,7 +42,7 @@ def main_params(argv=None):
 
 def countable(names):
     """The named models, or all; ValueError for one whose figures are not known well enough to count it."""
-    infos = [model_info(name) for name in names or model_names()]
+    infos = [preset_info(name) for name in names or all_names()]
     for info in infos if names else ():
         why = next((note for note in info["notes"] if note.startswith("No model section")), "name another")
         require(info["model"] is not None, ValueError, "params", "a model whose figures are known", info["name"], why)
@@ -64,14 +65,13 @@ def _run_models(args):
 
 
 def _left_out():
-    names = [name for name in model_names() if model_info(name)["model"] is None]
+    names = [name for name in all_names() if preset_info(name)["model"] is None]
     return "\nu: has unverified figures (name the model to see which). Not counted: " + (", ".join(names) or "none")
 
 
 def _run_sweep(args):
     require(len(args.presets) < 2, ValueError, "--sweep", "one model", ", ".join(args.presets), "name one")
     (info,) = countable(args.presets or [SWEPT])
-    require("full" in info, ValueError, "--sweep", "a model with a preset of its layer", info["name"], "name another")
     require(is_whole(info), ValueError, "--sweep", "a model that is counted whole", info["name"], "name another")
     rows = sweep_experts(info)
     if args.json:

@@ -134,8 +134,6 @@ def _end_lines(info, data):
         few, many = (counted(info, experts)["active"] for experts in (0, info["full"]["top_k"]))
         lines.append(f"active for a mean of {info['model']['mean_experts']} experts with weights: from {few:,.0f} with "
                      f"none to {many:,.0f} with {info['full']['top_k']}")  # fmt: skip
-    if "missing" in info:
-        lines += [f"the layer cannot be stated yet, missing: {' and '.join(info['missing'])}", *info["notes"]]
     if data["unverified"]:
         lines.append("unverified: " + ", ".join(data["unverified"]))
     return ["", *lines] if lines else []

@@ -55,16 +55,14 @@ def is_whole(info):
 
 def hidden_size(info):
     """D, the width of the residual stream."""
-    return info["full"]["hidden_size"] if "full" in info else info["model"]["moe"]["hidden_size"]
+    return info["full"]["hidden_size"]
 
 
 def choices(info, experts=None):
     """(E, k): experts with weights in a layer, and how many of them a token uses, as integer or fraction."""
-    if "full" in info:
-        stated = (info["model"] or {}).get("mean_experts", info["full"]["top_k"])
-        return info["full"]["num_experts"], Fraction(stated if experts is None else experts)
-    moe = info["model"]["moe"]
-    return moe["num_experts"], Fraction(moe.get("mean_experts", moe["top_k"]) if experts is None else experts)
+    full = info["full"]
+    stated = (info["model"] or {}).get("mean_experts", full["top_k"])
+    return full["num_experts"], Fraction(stated if experts is None else experts)
 
 
 def moe_blocks(info):
@@ -127,25 +125,10 @@ def _part(name):
 
 
 def _layer_shapes(info):
-    if "full" in info:
-        shapes = {name: shape for name, (shape, _) in parameter_shapes(MoEConfig.from_dict(info["full"])).items()}
-        stacks = {name: shape for name, shape in shapes.items() if name.startswith("shared.") and len(shape) == 3}
-        return shapes | {name: (n * rows, columns) for name, (n, rows, columns) in stacks.items()}
-    return _stated_shapes(info["model"]["moe"])
-
-
-def _stated_shapes(moe):
-    """Shapes of a layer that today's configuration cannot state: from the figures alone."""
-    E, D, F, S = moe["num_experts"], moe["hidden_size"], moe["intermediate_size"], moe["shared_intermediate_size"]
-    width, ranked = moe.get("latent_size", D), E + moe.get("zero_experts", 0)
-    shapes = {"w_router": (ranked, D)} | ({"selection_bias": (ranked,)} if moe["selection_bias"] else {})
-    into = ("w_gate", "w_up") if moe["gated"] else ("w_up",)
-    shapes |= dict.fromkeys(into, (E, F, width)) | {"w_down": (E, width, F)}
-    if S:
-        shapes |= {f"shared.{name}": (S, D) for name in into} | {"shared.w_down": (D, S)}
-    if width != D:
-        shapes |= {"latent.w_in": (width, D), "latent.w_out": (D, width)}
-    return shapes
+    """name -> shape of the layer's parameters, shared experts as one wide matrix each."""
+    shapes = {name: shape for name, (shape, _) in parameter_shapes(MoEConfig.from_dict(info["full"])).items()}
+    stacks = {name: shape for name, shape in shapes.items() if name.startswith("shared.") and len(shape) == 3}
+    return shapes | {name: (n * rows, columns) for name, (n, rows, columns) in stacks.items()}
 
 
 def _once(part, name, shape):
