@@ -49,7 +49,7 @@ MUTANTS = {
             "_softmax_backward, -d_scores.T, logits.T, core=1).T",
             "softmax_tokens",
         ),
-        ('"d_logits_task", _softmax_backward, d_scores', '"d_logits_task", _softmax_backward, -d_scores', "gelu_tanh"),
+        ("_softmax_backward, d_scores, logits, core=1)", "_softmax_backward, -d_scores, logits, core=1)", "gelu_tanh"),
         ("return p * m.centre(d_scores, p, z)", "return p * d_scores", "gelu_tanh"),
         ("return p * m.centre(d_scores, p, z)", "return m.centre(d_scores, p, z)", "gelu_tanh"),
         (
@@ -149,7 +149,11 @@ MUTANTS = {
         ),
         ("slice(None), None)) - m.take(G", "slice(None), None)) + m.take(G", "sqrt_softplus"),
         ("return m.sum(pairs * m.take(s, (..., None, slice(None))))", "return m.sum(pairs)", "sqrt_softplus"),
-        ("(d_scores, logits, num), d_scores", "(-d_scores, logits, num), d_scores", "gelu_tanh"),
+        (
+            "make_scores_backward(d_scores, logits, config",
+            "make_scores_backward(-d_scores, logits, config",
+            "gelu_tanh",
+        ),
         ("out[token, topk_indices[token, slot]] =", "out[token, slot] =", "silu"),
     ],
     "activations": [

@@ -134,6 +134,9 @@ ALIASES = {
     "moe_router_logit_softcapping": (30, 30.0),
     "per_expert_scale": (True, True),
     "router_global_scale": (True, True),
+    "second_expert_policy": ("sampling", "sampled"),
+    "batch_prioritized_routing": (True, "batch_prioritized"),
+    "normalize_router_prob_before_dropping": (False, True),
     "expert_capacity": (4, 4),
     "hidden_act": ("gelu_pytorch_tanh", "gelu_tanh"),
     "swiglu_alpha": (1.702, 1.702),
@@ -152,6 +155,7 @@ ALIASES = {
     "router_z_loss_coef": (0.001, 0.001),
 }
 COMPANIONS = {
+    "normalize_router_prob_before_dropping": {"norm_topk_prob": True},
     "norm_topk_eps": {"norm_topk_prob": True},
     "norm_topk_p": {"norm_topk_prob": True},
     "moe_normalize_expert_weights": {"norm_topk_prob": True},

@@ -30,7 +30,10 @@ HF_NAMES = {
     "per_expert_scale": "routing.per_expert_scale",
     "router_global_scale": "routing.global_scale",
     "group_score_topn": "routing.group_score_topn",
+    "second_expert_policy": "routing.second_expert",
     "expert_capacity": "dispatch.capacity",
+    "batch_prioritized_routing": "dispatch.slot_order",
+    "normalize_router_prob_before_dropping": "dispatch.normalize_after_drop",
     "hidden_act": "experts.activation",
     "swiglu_alpha": "experts.alpha",
     "swiglu_limit": "experts.limit",
@@ -48,6 +51,9 @@ HF_NAMES = {
     "router_z_loss_coef": "losses.z.coefficient",
 }
 _HF_VALUES = {
+    "second_expert_policy": {"sampling": "sampled"},
+    "batch_prioritized_routing": {False: "slot_major", True: "batch_prioritized"},
+    "normalize_router_prob_before_dropping": {False: True, True: False},
     "scoring_func": {"sqrtsoftplus": "sqrt_softplus"},
     "hidden_act": {"gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"},
     "shared_act": {"gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"},
@@ -60,7 +66,7 @@ def with_house_names(data):
     out = {key: (dict(value) if isinstance(value, dict) else value) for key, value in data.items()}
     for alias in [key for key in out if key in HF_NAMES]:
         value = out.pop(alias)
-        value = _HF_VALUES.get(alias, {}).get(value, value) if isinstance(value, str) else value
+        value = _HF_VALUES.get(alias, {}).get(value, value) if isinstance(value, str | bool) else value
         _place(out, HF_NAMES[alias].split("."), value, alias)
     return out
 
