@@ -53,14 +53,14 @@ class MoEParams(NamedTuple):
 
 
 class SharedParams(NamedTuple):
-    """The shared expert's parameters: one expert of width S, kept with a leading axis of 1 as the routed ones are."""
+    """The parameters of n shared experts of width S, expert by expert as the routed ones."""
 
-    w_gate: object = None  # (1, S, D)
-    w_up: object = None  # (1, S, D)
-    w_down: object = None  # (1, D, S)
-    b_gate: object = None  # (1, S)
-    b_up: object = None  # (1, S)
-    b_down: object = None  # (1, D)
+    w_gate: object = None  # (n, S, D)
+    w_up: object = None  # (n, S, D)
+    w_down: object = None  # (n, D, S)
+    b_gate: object = None  # (n, S)
+    b_up: object = None  # (n, S)
+    b_down: object = None  # (n, D)
     w_shared_gate: object = None  # (1, D)
 
 
@@ -185,7 +185,7 @@ def parameter_shapes(config):
     shapes |= _expert_shapes(experts, config.expert_width, F, E)
     S = experts.shared_intermediate_size
     if S:
-        shapes |= {f"shared.{name}": row for name, row in _expert_shapes(experts, D, S, 1).items()}
+        shapes |= {f"shared.{name}": row for name, row in _expert_shapes(experts, D, S, experts.shared_count).items()}
     if experts.shared_gate:
         shapes["shared.w_shared_gate"] = ((1, D), fan_in_exponent(D))
     return shapes | _output_shapes(experts, D, config.expert_width)

@@ -200,6 +200,10 @@ CASES = {
         },
         top_k=2,
     ),
+    "several_shared": config_of(
+        routing={"score_fn": "sigmoid"},
+        experts={"shared_intermediate_size": 3, "shared_count": 3, "biases": True, "limit": 0.2, "shared_limit": 0.1},
+    ),
     "latent": config_of(
         routing={"score_fn": "sigmoid", "normalize": True},
         experts={"gated": False, "activation": "relu2", "latent_size": 4, "shared_intermediate_size": 3},

@@ -345,7 +345,11 @@ MUTANTS = {
         ("lambda m, d, z: d * m.sigmoid_derivative(z)", "lambda m, d, z: d * m.sigmoid(z)", "shared"),
         ('"d_x_gate", [(d_logits, params.w_shared_gate)]', '"d_x_gate", [(d_gate, params.w_shared_gate)]', "shared"),
         ('"d_w_shared_gate", d_logits, x,', '"d_w_shared_gate", d_gate, x,', "shared"),
-        ("[rows.d_x_rows, d_x_gate]", "[rows.d_x_rows]", "shared"),
+        ("*np.split(rows.d_x_rows, n), d_gate.d_x_gate)", "*np.split(rows.d_x_rows, n), None)", "shared"),
+        ('num.sum("d_x_shared", parts)', 'num.sum("d_x_shared", parts[:1])', "several_shared"),
+        ("d_y = _at_each(d_shared, n)", "d_y = -_at_each(d_shared, n)", "several_shared"),
+        ('"d_shared_weights", d_shared, part)', '"d_shared_weights", d_shared, d_shared)', "weighted_shared"),
+        ('"d_y_rows", d_y, shared_weights.T', '"d_y_rows", d_y, shared_weights', "weighted_shared"),
     ],
     "losses.products": [
         (

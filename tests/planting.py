@@ -15,10 +15,11 @@ from cases import config_of, losses_of, make, same_bits
 
 import refmoe
 from refmoe import Given, Numerics
-from refmoe.check import STEP, Complex128, check_gradients
+from refmoe.check import STEP, Complex128, ComplexStep, check_gradients, complex_step
 from refmoe.dispatch import make_plan
+from refmoe.experts import shared_expert, shared_expert_backward
 from refmoe.grouped import grouped_matmul_backward_w, grouped_matmul_backward_x
-from refmoe.recipes import generate
+from refmoe.recipes import SharedParams, generate
 from refmoe.scores import SCORE_FNS
 
 _TINY = {"hidden_size": 3, "intermediate_size": 2, "num_experts": 4, "top_k": 2}
@@ -72,6 +73,7 @@ SMALL = {
         dispatch={"capacity": 1, "normalize_after_drop": True},
     ),
     "on_input": config_of(**_TINY, experts={"weight_position": "input"}),
+    "several_shared": config_of(**_TINY, experts={"shared_intermediate_size": 2, "shared_count": 2}),
     "latent": config_of(
         **_TINY,
         experts={
@@ -221,7 +223,31 @@ class Sink:
         self.taken.append(d_w)
 
 
-LEAVES = {"scores": scores_agree, "far": far_scores_agree, "lazy": lazy_agrees, "upstream": upstream_agrees}
+def weighted_shared_agree():
+    """The shared experts with weights of the router's, against complex step."""
+    num, experts = Numerics("float64", backend="numpy"), SMALL["several_shared"].experts
+    x, params, d = make(SMALL["several_shared"], num, 4)
+    w = generate("w", (4, 2), 2).astype(np.float64)
+    record = shared_expert(x, params.shared, experts, num, w)
+    made, _ = shared_expert_backward(d, x, params.shared, record, experts, num, SharedParams(), w)
+
+    def of(x=x, w=w):
+        return np.sum(d * shared_expert(x, params.shared, experts, ComplexStep(), w).shared)
+
+    slopes = [(made.d_shared_weights, w, lambda v: of(w=v)), (made.d_x_shared, x, lambda v: of(x=v))]
+    return all(
+        np.allclose(d_v.reshape(-1), [complex_step(f, v, i) for i in range(v.size)], rtol=1e-13, atol=1e-15)
+        for d_v, v, f in slopes
+    )
+
+
+LEAVES = {
+    "weighted_shared": weighted_shared_agree,
+    "scores": scores_agree,
+    "far": far_scores_agree,
+    "lazy": lazy_agrees,
+    "upstream": upstream_agrees,
+}
 
 
 # --- planting ----------------------------------------------------------------------------------------------------

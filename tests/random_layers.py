@@ -126,8 +126,9 @@ def _weightless(rng, E):
 def _experts(rng):
     gated, activation = rng.random() < 0.7, rng.choice(["silu", "gelu", "gelu_tanh", "relu", "relu2"])
     shared = rng.choice([0, 0, 3, 5])
+    widths = _widths(rng, shared)
     return (
-        _widths(rng, shared)
+        widths
         | _limits(rng, gated, activation)
         | _shared(rng, gated, shared)
         | {
@@ -138,7 +139,7 @@ def _experts(rng):
             "biases": rng.random() < 0.4,
             "weight_position": rng.choice(["output", "output", "input", "hidden"]),
             "shared_intermediate_size": shared,
-            "shared_gate": shared > 0 and rng.random() < 0.5,
+            "shared_gate": shared > 0 and widths.get("shared_count") == 1 and rng.random() < 0.7,
         }
     )
 
@@ -148,6 +149,7 @@ def _widths(rng, shared):
     norm = lambda: rng.choice(["none", "rms", "rms_centered"])  # noqa: E731
     fields = {"output_bias": rng.random() < 0.3, "norm_eps": rng.choice([0.1, 0.5])}
     if shared:
+        fields["shared_count"] = rng.choice([1, 1, 2, 3])
         fields["shared_combine"] = rng.choice(["sum", "sum", "average", "sqrt2"])
     if rng.random() < 0.3:
         fields |= {"latent_size": rng.randint(1, 4), "latent_pre_norm": norm(), "latent_post_norm": norm()}

@@ -416,6 +416,15 @@ REFUSALS = [
         {"experts": {"shared_combine": "average"}},
         "experts.shared_combine: expected 'sum' without a shared expert, got 'average'",
     ),
+    ({"experts": {"shared_count": 0}}, "shared_count: expected at least 1, got 0"),
+    (
+        {"experts": {"shared_count": 2}},
+        "experts.shared_count: expected 1 without a shared expert, or with shared_gate, got 2",
+    ),
+    (
+        {"experts": {"shared_count": 2, "shared_intermediate_size": 3, "shared_gate": True}},
+        "experts.shared_count: expected 1 without a shared expert, or with shared_gate, got 2",
+    ),
     ({"experts": {"output_norm": "layer"}}, "output_norm: expected one of 'none', 'rms', 'rms_centered', got 'layer'"),
     ({"experts": {"zero_experts": -1}}, "zero_experts: expected at least 0, got -1"),
     ({"top_k": 9, "experts": {"zero_experts": 2}}, "at most num_experts and experts without weights = 8"),

@@ -408,3 +408,27 @@ def test_the_sum_of_routed_and_shared_is_rounded_once():
     p = params(None, [[[1]]], [[[1 + 2.0**-23]]], w_router=[[0]])._replace(shared=shared)
     record = refmoe.moe_forward(f32([[1]]), p, config, EXACT)
     assert record.y.tolist() == [[1 + 2.0**-22]]  # 1 + 3 2^-24 is a tie, to even
+
+
+def test_several_shared_experts_are_one_of_their_width():
+    """Two experts of width 1, and one of width 2 made of them; then with weights of each token's own."""
+    x = f32([[2, 2], [-1, 3]])
+    two = SharedParams(f32([[[1, 0]], [[0, 1]]]), f32([[[0, 1]], [[1, 1]]]), f32([[[1], [2]], [[0], [1]]]))
+    one = SharedParams(f32([[[1, 0], [0, 1]]]), f32([[[0, 1], [1, 1]]]), f32([[[1, 0], [2, 1]]]))
+    experts = ExpertsConfig(activation="relu", shared_intermediate_size=1, shared_count=2)
+    record = shared_expert(x, two, experts, EXACT)
+    assert record.y_rows.tolist() == [[4, 8], [0, 0], [0, 8], [0, 6]] and record.shared.tolist() == [[4, 16], [0, 6]]
+    merged = shared_expert(x, one, ExpertsConfig(activation="relu", shared_intermediate_size=2), EXACT)
+    assert same_bits(merged.shared, record.shared)
+    d = f32([[1, 1], [1, 1]])
+    back, _ = shared_expert_backward(d, x, two, record, experts, EXACT, SharedParams())
+    want, _ = shared_expert_backward(
+        d, x, one, merged, ExpertsConfig(activation="relu", shared_intermediate_size=2), EXACT, SharedParams()
+    )
+    assert same_bits(back.d_x_shared, want.d_x_shared) and back.d_shared_weights is None
+    w = f32([[0.5, 2], [1, 0.25]])
+    weighed = shared_expert(x, two, experts, EXACT, w)
+    assert weighed.shared.tolist() == [[2, 20], [0, 1.5]]
+    back, _ = shared_expert_backward(d, x, two, weighed, experts, EXACT, SharedParams(), w)
+    assert back.d_shared_weights.tolist() == [[12, 8], [0, 6]]
+    assert back.d_y_rows.tolist() == [[0.5, 0.5], [1, 1], [2, 2], [0.25, 0.25]]

@@ -14,8 +14,10 @@ from law_bridge import (
     config_of,
     edge_values,
     hard_logits,
+    law_params,
     operands,
     policy,
+    stored_params,
     tame,
     to_law,
     wild,
@@ -23,7 +25,7 @@ from law_bridge import (
 from test_spec_layers import SEQUENCES, T, run_both
 
 import refmoe
-from refmoe import activations, losses, norms, routing, scores
+from refmoe import activations, experts, losses, norms, routing, scores
 from refmoe.formats import round_to
 
 # --- 3: experts ------------------------------------------------------------------------------------------------------
@@ -67,18 +69,18 @@ def test_activations(activation, form, store):
     if activation != "silu" and "alpha" in form:
         form = {name: value for name, value in form.items() if name != "alpha"}
     config, num = config_of(experts={"activation": activation, **form}), policy("exact", store)
-    experts, (d, g, u) = config.to_dict()["experts"], activation_arguments(store)
+    choices, (d, g, u) = config.to_dict()["experts"], activation_arguments(store)
     gates = to_law(g) if config.experts.gated else [None] * len(u)
     rows = list(zip(to_law(d), gates, to_law(u)))
-    hidden = [LAW.stored(store, LAW.hidden(gate, up, experts)) for _, gate, up in rows]
-    d_up = [LAW.stored(store, LAW.d_up(*row, experts)) for row in rows]
+    hidden = [LAW.stored(store, LAW.hidden(gate, up, choices)) for _, gate, up in rows]
+    d_up = [LAW.stored(store, LAW.d_up(*row, choices)) for row in rows]
     if not config.experts.gated:
         agree(hidden, activations.plain(u, config.experts, num), "hidden")
         agree(d_up, activations.plain_backward(d, u, config.experts, num), "d_up")
         return
     agree(hidden, activations.gated(g, u, config.experts, num), "hidden")
     made_gate, made_up = activations.gated_backward(d, g, u, config.experts, num)
-    agree([LAW.stored(store, LAW.d_gate(*row, experts)) for row in rows], made_gate, "d_gate")
+    agree([LAW.stored(store, LAW.d_gate(*row, choices)) for row in rows], made_gate, "d_gate")
     agree(d_up, made_up, "d_up")
 
 
@@ -104,6 +106,10 @@ LAYERS = {
             "linear_offset": 1.0,
             "shared_intermediate_size": 2,
         },
+    },
+    "several shared experts": {
+        "routing": {"score_fn": "sigmoid"},
+        "experts": {"shared_intermediate_size": 2, "shared_count": 3, "biases": True},
     },
     "a narrower space": {
         "routing": {"score_fn": "sigmoid", "normalize": True},
@@ -170,6 +176,25 @@ LAYERS = {
         "experts": {"limit": 0.05, "shared_intermediate_size": 2, "shared_clamped": False, "shared_activation": "relu"},
     },
 }
+
+
+@pytest.mark.parametrize(("profile", "store"), PROFILES)
+@pytest.mark.parametrize("count", [1, 2])
+def test_shared_experts_that_are_weighed(count, profile, store):
+    """The router's weights of shared experts (1.5), here given; the layer hands them over."""
+    config = config_of(experts={"shared_intermediate_size": 2, "shared_count": count})
+    params, law, num = stored_params(refmoe.init_params(config), store), LAW.Law(profile, store), policy(profile, store)
+    x, d = (tame(store, (4, 5), seed) for seed in (1, 2))
+    w = tame("float32", (4, count), 3)
+    record = experts.shared_expert(x, params.shared, config.experts, num, w)
+    scalars, W = law_params(params), to_law(w)
+    found = LAW.run_shared(to_law(x), scalars, config.to_dict(), law, W)
+    agree(found, record, "shared")
+    none = refmoe.recipes.SharedParams()
+    made, grads = experts.shared_expert_backward(d, x, params.shared, record, config.experts, num, none, w)
+    stages, named = LAW.shared_backward(to_law(d), to_law(x), found, scalars, config.to_dict(), law, W)
+    agree(stages, made, "stages")
+    agree(named, grads, "params")
 
 
 @pytest.mark.parametrize("store", STORES)

@@ -139,7 +139,8 @@ class ExpertsConfig(Section):
     residual: str = field(default="none", metadata=one_of("none", "complement"))  # complement: + (1 - sum of weights) x
     output_norm: str = field(default="none", metadata=NORM)  # of y
     norm_eps: float = field(default=1e-6, metadata=WEIGHT)  # of all norms: rms = sqrt(mean(x^2) + eps)
-    shared_intermediate_size: int = field(default=0, metadata=COUNT)  # 0: no shared expert
+    shared_intermediate_size: int = field(default=0, metadata=COUNT)  # of each shared expert; 0: there is none
+    shared_count: int = field(default=1, metadata=POSITIVE)  # n, separate shared experts; their sum is one of width n S
     # y = (routed + shared) / c, c = 1, 2 or the root of 2
     shared_combine: str = field(default="sum", metadata=one_of("sum", "average", "sqrt2"))
     shared_gate: bool = False  # sigmoid(x . w_shared_gate) times the shared expert

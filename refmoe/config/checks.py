@@ -347,6 +347,9 @@ def _shared(x):
     own, fix = (x.shared_activation, x.shared_limit), "set shared_intermediate_size"
     ok = x.shared_intermediate_size > 0 or (own == (None, None) and x.shared_clamped)
     yield ok, "experts.shared_activation", "no choice for a shared expert without one", own, fix
+    ok = x.shared_count == 1 or (x.shared_intermediate_size > 0 and not x.shared_gate)
+    wanted, fix = "1 without a shared expert, or with shared_gate", "a gate weighs one shared expert: merge them"
+    yield ok, "experts.shared_count", wanted, x.shared_count, fix
     ok, fix = x.shared_limit is None or (x.gated and x.shared_clamped), "drop one of the two"
     yield ok, "experts.shared_limit", "None without gated, or with shared_clamped=False", x.shared_limit, fix
     ok, fix = x.shared_activation in (None, "silu") or x.gate_softcap is None, "leave shared_activation out"

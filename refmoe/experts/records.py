@@ -36,12 +36,12 @@ class FeedForward(NamedTuple):
 
 
 class SharedRecord(NamedTuple):
-    """The shared expert's stages; the gate's are None without one."""
+    """The stages of n shared experts, R = n T rows; the gate's are None without one."""
 
-    gate_rows: object = None  # (T, S)
-    up_rows: object = None  # (T, S)
-    hidden_rows: object = None  # (T, S)
-    y_rows: object = None  # (T, D)
+    gate_rows: object = None  # (R, S)
+    up_rows: object = None  # (R, S)
+    hidden_rows: object = None  # (R, S)
+    y_rows: object = None  # (R, D)
     shared_gate_logits: object = None  # (T, 1)
     shared_gate: object = None  # (T, 1)
     shared: object = None  # (T, D)
@@ -84,12 +84,13 @@ class RoutedGrads(NamedTuple):
 class SharedGrads(NamedTuple):
     """Gradients of the shared expert's stages."""
 
-    d_y_rows: object = None  # (T, D)
-    d_hidden_rows: object = None  # (T, S)
-    d_gate_rows: object = None  # (T, S)
-    d_up_rows: object = None  # (T, S)
-    d_x_rows: object = None  # (T, D), through the expert
+    d_y_rows: object = None  # (R, D)
+    d_hidden_rows: object = None  # (R, S)
+    d_gate_rows: object = None  # (R, S)
+    d_up_rows: object = None  # (R, S)
+    d_x_rows: object = None  # (R, D), through the experts
     d_shared_gate: object = None  # (T, 1)
     d_shared_gate_logits: object = None  # (T, 1)
     d_x_gate: object = None  # (T, D), through the gate
     d_x_shared: object = None  # (T, D), both
+    d_shared_weights: object = None  # (T, n), where the router weighs the shared experts

@@ -39,7 +39,7 @@ FLOAT32_STAGES = frozenset(
     raw_logits clean_logits noise noise_logits noise_std d_raw_logits
     d_clean_logits d_noise_logits d_noise_std
     losses.mutual_information d_logits_mutual_information
-    latent_rms y_rms latent_routed_rms output_rms""".split()
+    latent_rms y_rms latent_routed_rms output_rms shared_weights d_shared_weights""".split()
 )
 STORE_STAGES = frozenset(
     """x w_router router_bias w_gate w_up w_down b_gate b_up b_down w_shared_gate expert_scale global_scale

@@ -51,6 +51,7 @@ NOTES = {
     "Residual": ("a token that loses its slots gets nothing, or x whole beside its experts", "BASE layers"),
     "Combined": ("routed and shared summed where they are averaged or divided by the root of two", "Cohere 2, Grok-2"),
     "OutputNorm": ("the norm of routed alone", "A.X K1"),
+    "SharedCount": ("shared experts averaged, or the first one alone", "Inkling's two"),
     "Orientation": ("weights read transposed", "wrong everywhere, or only when F = D"),
 }
 
@@ -225,3 +226,5 @@ def _around():
         yield layer_case(
             f"a norm of routed and shared, stored in {store}", ("OutputNorm",), config, "bf16", store=store
         )
+    config = sizes(2, 1, 3, 2, experts={"shared_intermediate_size": 2, "shared_count": 2})
+    yield layer_case("two separate shared experts", ("SharedCount",), config)
