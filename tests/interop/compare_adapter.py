@@ -85,8 +85,9 @@ def test_a_model_runs_on_refmoe(name, implementation, calls):
 
 
 def expert_modules(block):
-    """The modules that take another experts implementation, which says how they are laid out."""
-    return [module for module in block.modules() if hasattr(module, "is_concatenated")]
+    """The modules that take another experts implementation, but for those whose norm refmoe cannot state."""
+    taking = [module for module in block.modules() if hasattr(module, "is_concatenated")]
+    return [module for module in taking if not module.has_post_expert_norm]
 
 
 ADAPTED = [row for row in BLOCKS if row.replay is False and expert_modules(harness.build(row)[0])]
@@ -192,6 +193,15 @@ def test_experts_that_refmoe_cannot_state_are_refused():
     config._experts_implementation = "refmoe"
     with pytest.raises(ValueError, match="UnknownExperts: expected the usual gate"):
         UnknownExperts(config)(torch.randn(2, 16), torch.tensor([[0, 1]] * 2), torch.rand(2, 2))
+
+
+def test_a_norm_of_each_experts_output_is_refused():
+    """Muse Spark takes the norm of the scaled output, where refmoe scales the normed one."""
+    row = next(row for row in BLOCKS if row.name == "muse_spark")
+    block, x, _ = harness.build(row)
+    block.experts.config._experts_implementation = "refmoe"
+    with pytest.raises(ValueError, match="MuseSparkExperts: expected experts without a norm after each expert"):
+        block(x)
 
 
 def test_an_unknown_profile_is_refused():

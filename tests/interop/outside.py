@@ -10,7 +10,6 @@ import torch
 
 MISSING = {
     "inkling": "norm_over_shared, router_global_scale, shared experts apart and weighted by the router",
-    "muse_spark": "logits_scale, latent_size with a norm before, a norm after each expert",
 }
 ELSEWHERE = {
     "vitpose_backbone": "the last linear map is chosen by the id of a data set; nothing is routed",
