@@ -128,9 +128,10 @@ FAMILIES = {
     "Kimi-K3": "kimi-k3",
     "JetMoE": "jetmoe-8b",
     "A.X K1": "a.x-k1",
+    "Muse Spark": "muse-spark-816b-a42b",
 }
 # Families whose rules the configuration cannot state yet.
-COMING = ( "Inkling", "Muse Spark",
+COMING = ( "Inkling",
 )  # fmt: skip
 NAMES = tuple(sorted(name for row in FAMILIES.values() for name in row.split()))
 
@@ -220,7 +221,8 @@ def test_minimal_changes_sizes_only_and_is_tiny(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_minimal_sizes_tell_axes_apart(name):
     c = load_preset(name, scale="minimal")
-    assert len({c.hidden_size, c.intermediate_size, c.experts.shared_intermediate_size}) == 3
+    sizes = c.hidden_size, c.intermediate_size, c.experts.shared_intermediate_size, c.experts.latent_size or None
+    assert len(set(sizes)) == 4
 
 
 def forward(name):
