@@ -457,7 +457,8 @@ CAUSAL = {
         "dispatch": {"capacity": 1, "capacity_scope": "sequence", "slot_order": "token_major", "keep_at_most": 1}
     },
     "capacity of a sequence, slot-major, one row a token": {
-        "dispatch": {"capacity": 1, "capacity_scope": "sequence", "keep_at_most": 1}
+        "dispatch": {"capacity": 1, "capacity_scope": "sequence", "keep_at_most": 1},
+        "num_experts": 3,
     },
     "capacity of a sequence's devices, token-major": {
         "dispatch": {"capacity": 3, "capacity_scope": "sequence", "slot_order": "token_major", "capacity_devices": 2}
