@@ -252,7 +252,7 @@ def _of_output(config, x, params, d_y, d_routed, record, grads, num):
     experts, part = config.experts, record.shared and record.shared.shared
 
     def shared(x):
-        return np.sum(d_routed * shared_expert(x, params.shared, experts, num).shared)
+        return np.sum(d_routed * shared_expert(x, params.shared, experts, num, record.routing.shared_weights).shared)
 
     def output(y, part=part):
         return np.sum(d_y * layer_output(y, part, params, experts, num)[-1])

@@ -121,7 +121,8 @@ def forward(x, params, config, num, given, chosen=None, seen=None):
     record = mixed(x, params, config, num, given, chosen, x if seen is None else seen)
     x = _read_by_all(x, record.routing, config, given)
     has_shared = config.experts.shared_intermediate_size > 0
-    shared = shared_expert(x, params.shared, config.experts, num) if has_shared else None
+    weights = record.routing.shared_weights
+    shared = shared_expert(x, params.shared, config.experts, num, weights) if has_shared else None
     output = record.routed, shared.shared if has_shared else None, params, config.experts, num
     unnormed, rms, y = layer_output(*output)
     return record._replace(shared=shared, unnormed_y=unnormed, output_rms=rms, y=y)
@@ -206,19 +207,21 @@ def moe_backward(d_y, x, params, record, config, num, given=None, d_losses=None,
     read = _read_by_all(x, record.routing, config, given)
     # y = routed + shared
     output, d_routed, grads = _output_backward(d_y, params, record, config, num, into)
-    back = _soft_backward if record.soft is not None else _routed_backward
-    made, named = back(d_routed, read, params, record, config, num, given, d_losses, into)
-    grads, shared = grads | named, None
+    shared, d_shared_weights = None, None
     if record.shared is not None:
         saved = read, params.shared, record.shared
-        shared, named = shared_expert_backward(d_routed, *saved, config.experts, num, into.shared)
-        grads |= {f"shared.{name}": grad for name, grad in named.items()}
+        weights = record.routing.shared_weights
+        shared, named = shared_expert_backward(d_routed, *saved, config.experts, num, into.shared, weights)
+        grads, d_shared_weights = _under("shared.", named) | grads, shared.d_shared_weights
+    back = _soft_backward if record.soft is not None else _routed_backward
+    made, named = back(d_routed, d_shared_weights, read, params, record, config, num, given, d_losses, into)
+    grads |= named
     # weights = f(logits);  losses = g(logits)
     sources = [(name, d) for name, d in made._asdict().items() if d is not None]
     of = {stage: [d for name, d in sources if name.startswith(f"d_{stage}_")] for stage in LOSSES_READ}
     d_logits = num.sum("d_logits", of["logits"] if d_logits is None else [*of["logits"], d_logits])
     d_x_router = None
-    if given.logits is None:
+    if given.logits is None or config.routing.norm_over_shared:
         back = _soft_router_backward if record.soft is not None else _router_backward
         d_x_router, made, named = back(d_logits, read, params, record, made, config, num, given, into, of)
         grads |= named
@@ -231,6 +234,10 @@ def moe_backward(d_y, x, params, record, config, num, given=None, d_losses=None,
     )  # fmt: skip
 
 
+def _under(prefix, named):
+    return {prefix + name: array for name, array in named.items()}
+
+
 def _output_backward(d_y, params, record, config, num, into):
     """Through y: the stages there, the gradient of both parts, gradients of parameters by name."""
     saved = record.unnormed_y, record.output_rms
@@ -239,21 +246,21 @@ def _output_backward(d_y, params, record, config, num, into):
     return {"d_unnormed_y": d_unnormed, "d_routed": d_routed if own else None}, d_routed, grads
 
 
-def _routed_backward(d_routed, x, params, record, config, num, given, d_losses, into):
+def _routed_backward(d_routed, d_shared_weights, x, params, record, config, num, given, d_losses, into):
     """From routed to the logits, by source, and to x through the experts: MoEGrads, parameters' gradients by name."""
     routing, plan = record.routing, record.plan
     saved = x, routing.topk_weights, plan, record.experts
     experts, grads = routed_experts_backward(d_routed, *saved, params, config.experts, num, into)
     kept = plan.slot_row >= 0 if config.dispatch.normalize_after_drop else routing.topk_indices >= 0
     saved = routing, kept, params, config, num, into, given
-    task, d_scores, router, named = weigh_backward(experts.d_topk_weights, *saved)
+    task, d_scores, router, named = weigh_backward(experts.d_topk_weights, d_shared_weights, *saved)
     counts = record.losses.balance_counts
     sources = losses.loss_gradients(d_losses, routing, config, num, given, counts)
     made = MoEGrads(**experts._asdict(), d_logits_task=task, **sources, d_scores=d_scores, router=router)
     return made, grads | named
 
 
-def _soft_backward(d_routed, x, params, record, config, num, given, d_losses, into):
+def _soft_backward(d_routed, d_shared_weights, x, params, record, config, num, given, d_losses, into):
     """The same through both mixtures; the logits have a part from each."""
     saved = record.routing.logits, record.soft, record.experts
     soft, d_x, d_y_rows, rows, grads = soft_experts_backward(d_routed, x, params, *saved, config, num, given, into)
@@ -262,7 +269,8 @@ def _soft_backward(d_routed, x, params, record, config, num, given, d_losses, in
 
 
 def _router_backward(d_logits, x, params, record, made, config, num, given, into, of):
-    d_x, stages, named = make_logits_backward(d_logits, x, record.routing, params, config, num, given, into, of)
+    saved = made.router.d_shared_logits, x, record.routing, params
+    d_x, stages, named = make_logits_backward(d_logits, *saved, config, num, given, into, of)
     return d_x, made._replace(router=made.router._replace(**stages)), named
 
 

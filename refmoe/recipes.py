@@ -37,6 +37,7 @@ class MoEParams(NamedTuple):
     shared: object = None  # SharedParams
     router_norm: object = None  # (D,), of the router's normalised input
     w_noise: object = None  # (E, D), of the noise's standard deviation
+    w_shared_router: object = None  # (n, D), of the shared experts' weights
     expert_scale: object = None  # (E,), of the weights
     global_scale: object = None  # (1,), of all weights
     soft_scale: object = None  # (1,), of a soft mixture's logits
@@ -174,6 +175,8 @@ def parameter_shapes(config):
         shapes["router_norm"] = ((D,), 0)
     if routing.noise == "learned":
         shapes["w_noise"] = ((config.num_choices, D), fan_in_exponent(D))
+    if routing.norm_over_shared:
+        shapes["w_shared_router"] = ((experts.shared_count, D), fan_in_exponent(D))
     if routing.per_expert_scale:
         shapes["expert_scale"] = ((config.num_choices,), 0)
     if routing.global_scale:

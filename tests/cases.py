@@ -95,6 +95,31 @@ CASES = {
         routing={"score_fn": "sigmoid", "normalize": True, "norm_eps": 0.1, "scaling_factor": 2.0},
         experts={"zero_experts": 2, "identity_experts": 1},
     ),
+    "joint_sum": config_of(
+        routing={
+            "score_fn": "sigmoid",
+            "normalize": True,
+            "norm_over_shared": True,
+            "global_scale": True,
+            "per_expert_scale": True,
+            "selection_bias": True,
+            "scaling_factor": 2.5,
+        },
+        experts={"shared_intermediate_size": 3, "shared_count": 2},
+        losses=losses_of({}, 0.2),
+    ),
+    "joint_sum_after_drop": config_of(
+        routing={
+            "score_fn": "sigmoid",
+            "normalize": True,
+            "norm_over_shared": True,
+            "norm_eps": 0.1,
+            "input_norm": "rms_scaled",
+            "jitter": "router",
+        },
+        dispatch={"capacity": 2, "normalize_after_drop": True},
+        experts={"shared_intermediate_size": 3},
+    ),
     "scaled_weights": config_of(
         routing={"normalize": True, "scaling_factor": 2.0, "per_expert_scale": True, "global_scale": True},
     ),

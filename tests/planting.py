@@ -63,6 +63,11 @@ SMALL = {
     "zero_experts": config_of(
         **_TINY | {"top_k": 4}, routing={"score_fn": "sigmoid", "normalize": True}, experts={"zero_experts": 3}
     ),
+    "joint": config_of(
+        **_TINY,
+        routing={"score_fn": "sigmoid", "normalize": True, "norm_over_shared": True, "global_scale": True},
+        experts={"shared_intermediate_size": 2, "shared_count": 2},
+    ),
     "scaled": config_of(**_TINY, routing={"normalize": True, "per_expert_scale": True, "global_scale": True}),
     "below_eps": config_of(
         **_TINY, routing={"score_fn": "sigmoid", "normalize": True, "norm_eps": 9.0, "norm_eps_mode": "clamp"}

@@ -51,6 +51,7 @@ def _routing(rng, E):
         "group_mask": rng.choice(["-inf", "zero"]),
         "normalize": normalize,
         "norm_eps": rng.choice([0.0, 0.0, 1e-20, 1e-3, 0.7]) if normalize else 0.0,
+        "norm_over_shared": rng.random() < 0.15,
         "norm_p": rng.choice([1, 1, 1, 2, 3]) if normalize else 1,
         "norm_eps_mode": rng.choice(["add", "clamp"]),
         "scaling_factor": rng.choice([1.0, 2.5, -1.3]),

@@ -124,6 +124,7 @@ ALIASES = {
     "norm_topk_prob": (True, True),
     "norm_topk_eps": (1e-20, 1e-20),
     "norm_topk_p": (2, 2),
+    "norm_over_shared": (True, True),
     "moe_normalize_expert_weights": (2, 2),
     "routed_scaling_factor": (2.5, 2.5),
     "e_score_correction_bias": (True, True),
@@ -158,6 +159,7 @@ COMPANIONS = {
     "normalize_router_prob_before_dropping": {"norm_topk_prob": True},
     "norm_topk_eps": {"norm_topk_prob": True},
     "norm_topk_p": {"norm_topk_prob": True},
+    "norm_over_shared": {"norm_topk_prob": True, "scoring_func": "sigmoid", "shared_expert_intermediate_size": 4},
     "moe_normalize_expert_weights": {"norm_topk_prob": True},
     "shared_act": {"shared_expert_intermediate_size": 4},
     "n_group": {"topk_group": 2},
@@ -195,6 +197,14 @@ def test_an_alias_beside_its_own_field_is_refused():
 CHOICE = {"selection": "expert_choice"}
 MIXER = {"selection": "sparsemixer", "selection_base": "logits"}
 REFUSALS = [
+    (
+        {"routing": {"norm_over_shared": True}},
+        "routing.score_fn: expected 'sigmoid' with routing.norm_over_shared, got 'softmax'; leave norm_over_shared out",
+    ),
+    (
+        {"routing": {"norm_over_shared": True, "score_fn": "sigmoid", "normalize": True}},
+        "routing.norm_over_shared: expected False without shared experts, got True; set experts.shared_inter",
+    ),
     ({"routing": {"norm_p": 2}}, "routing.norm_p: expected 1 without normalize, got 2; set routing.normalize=True"),
     (
         {"routing": {"normalize": True, "norm_p": 2, "norm_eps": 0.5}},

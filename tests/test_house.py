@@ -250,6 +250,7 @@ def test_backward_stands_right_after_its_forward(unit):
 NAMED_OTHERWISE = {
     "y": "given as d_y", "shared": "given as d_y",
     **dict.fromkeys(LOSSES, "given in d_losses"),
+    "shared_scores": "one stage with the slope: d_shared_logits",
     "raw_topk_weights": "a copy of the kept scores: d_scores",
     "slot_rows": "what the experts read: d_x_rows",
     "latent_rms": "within d_latent_x", "y_rms": "within d_y_rows", "latent_routed_rms": "within d_latent_routed",

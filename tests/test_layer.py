@@ -314,10 +314,13 @@ def test_given_logits_replace_the_router(name):
     config = CONFIGS[name]
     live, live_grads = run(config, EXACT)
     record, grads = run(config, EXACT, given=with_sequences(8)._replace(logits=live.routing.logits))
-    before = ["router_x", "raw_logits", "clean_logits", "noise_logits", "noise_std"]  # nothing makes them now
-    before += [] if config.routing.jitter == "block" else ["jittered_x"]
+    joint = config.routing.norm_over_shared  # then the shared experts' logits are made all the same
+    before = ["raw_logits", "clean_logits", "noise_logits", "noise_std"]  # nothing makes them now
+    before += [] if joint else ["router_x"]
+    before += [] if joint or config.routing.jitter == "block" else ["jittered_x"]
     assert not differing(record, live._replace(routing=live.routing._replace(**dict.fromkeys(before))))
-    assert grads.d_x_router is None and grads.params.w_router is None and grads.params.router_bias is None
+    assert (grads.d_x_router is not None) == (grads.params.w_shared_router is not None) == joint
+    assert grads.params.w_router is None and grads.params.router_bias is None
     assert same_bits(grads.d_logits, live_grads.d_logits) and same_bits(grads.d_x_experts, live_grads.d_x_experts)
 
 

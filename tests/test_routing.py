@@ -11,6 +11,8 @@ from refmoe import Given, Numerics, RoutingConfig
 from refmoe.routing import (
     choice_scores,
     front,
+    joint_weights,
+    joint_weights_backward,
     router_logits,
     scale_weights,
     scale_weights_backward,
@@ -254,6 +256,22 @@ def test_the_slots_of_zero_experts_weigh_nothing_and_change_no_sum():
     x, params, _ = make(config, EXACT, 1)
     record = refmoe.moe_forward(x, params, config, EXACT, Given(logits=f32([[-1, 5]])))
     assert record.routing.topk_indices.tolist() == [[1, 0]] and record.routing.topk_weights.tolist() == [[0, 3]]
+
+
+JOINT = {"score_fn": "sigmoid", "normalize": True, "norm_over_shared": True}
+
+
+def test_routed_and_shared_experts_share_one_sum():
+    config = config_of(routing=JOINT | {"scaling_factor": 8.0}, experts={"shared_intermediate_size": 2}, num_experts=3)
+    scores, shared, indices = f32([[0.5, 0.25, 0.75]] * 2), f32([[0.25, 1.0]] * 2), np.array([[0, 1], [2, -1]])
+    made = joint_weights(scores, shared, indices, indices >= 0, config, EXACT)
+    assert made[0].tolist() == [[2, 1], [3, 0]] and made[1].tolist() == [[1, 4], [1, 4]]  # over 2, both times
+    # d_s_j = c (G_j q - sum G s) / q^2 with G = (1, 0 | 0, 2), q = 2, sum G s = 2.5: -1/2, -5/2 | -5/2, 3/2, times 8/4
+    z, H = np.zeros((2, 3), np.float32), f32([[0, 2]] * 2)
+    saved = z, f32([[0, 0]] * 2), scores, shared, indices, indices >= 0
+    d_logits, d_shared = joint_weights_backward(f32([[1, 0]] * 2), H, *saved, config, EXACT)
+    assert d_logits[0].tolist() == [-0.25, -1.25, 0] and d_shared[0].tolist() == [-1.25, 0.75]
+    assert d_logits[1, :2].tolist() == [0, 0] and d_logits[1, 2] == (2 - 2.75) / 4 * 8 / 4
 
 
 def test_learned_scales_multiply_the_stored_weights():

@@ -222,6 +222,23 @@ KITCHEN_SINK = {
         "dispatch": {"capacity": 3, "normalize_after_drop": True},
         "experts": {"activation": "relu", "zero_experts": 3},
     },
+    "one sum over routed and shared experts": {
+        "routing": {
+            "score_fn": "sigmoid",
+            "normalize": True,
+            "norm_over_shared": True,
+            "global_scale": True,
+            "scaling_factor": 1.5,
+            "selection_bias": True,
+        },
+        "experts": {"activation": "relu", "shared_intermediate_size": 2, "shared_count": 3},
+        "losses": EVERYTHING,
+    },
+    "the same after the drop": {
+        "routing": {"score_fn": "sigmoid", "normalize": True, "norm_over_shared": True, "input_norm": "rms_scaled"},
+        "dispatch": {"capacity": 2, "normalize_after_drop": True},
+        "experts": {"activation": "relu2", "shared_intermediate_size": 2},
+    },
     "learned scales, dropped": {
         "routing": {"score_fn": "sigmoid", "normalize": True, "per_expert_scale": True, "global_scale": True},
         "dispatch": {"capacity": 2, "normalize_after_drop": True, "drop_policy": "probability"},

@@ -96,6 +96,30 @@ def test_weights(score_fn, rule, after):
     agree(None if law[0][1] is None else [d for _, d in law], d_scores, "d_scores")
 
 
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("rule", [r for r in WEIGHT_RULES if r.get("normalize") and "norm_p" not in r], ids=json.dumps)
+def test_weights_over_routed_and_shared_experts(rule, after):
+    routing_fields = {"score_fn": "sigmoid", "norm_over_shared": True, **rule}
+    config = config_of(routing=routing_fields, experts={"shared_intermediate_size": 2}, top_k=3)
+    num, cfg, rng = policy(), config.to_dict(), np.random.default_rng(7)
+    z, of_shared = np.maximum(hard_logits(3, distant=False), np.float32(-20)), hard_logits(5, (24, 2), distant=False)
+    s, h = (scores.SCORE_FNS["sigmoid"][0](a, num) for a in (z, of_shared))
+    indices = np.argsort(rng.random(z.shape), axis=-1)[:, :3]
+    indices[9:12, 1], indices[12] = -1, -1
+    kept = (indices >= 0) & (rng.random(indices.shape) < 0.7) if after else indices >= 0
+    G, H = wild("float32", indices.shape, 8), wild("float32", h.shape, 9)
+    rows = list(zip(*map(to_law, (s, h, indices, kept))))
+    law = [LAW.weigh_jointly(a, b, i, {}, cfg, k) for a, b, i, k in rows]
+    made = routing.joint_weights(s, h, indices, kept, config, num)
+    agree([w["topk_weights"] for w in law], made[0], "w")
+    agree([w["shared_weights"] for w in law], made[1], "shared")
+    saved = list(zip(*map(to_law, (G, H, z, of_shared, s, h, indices))))
+    law = [LAW.joint_backward(*row, cfg, k) for row, (*_, k) in zip(saved, rows)]
+    back = routing.joint_weights_backward(G, H, z, of_shared, s, h, indices, kept, config, num)
+    agree([d for d, _ in law], back[0], "d_logits")
+    agree([d for _, d in law], back[1], "d_shared_logits")
+
+
 def test_weights_of_nothing_are_refused_by_both():
     config = config_of(routing={"score_fn": "sigmoid", "normalize": True})
     z = np.full((1, 6), -1000.0, np.float32)

@@ -70,6 +70,7 @@ class RoutingConfig(Section):
     norm_eps: float = field(default=0.0, metadata=WEIGHT)  # of that sum
     norm_eps_mode: str = field(default="add", metadata=one_of("add", "clamp"))  # sum + eps, or max(sum, eps)
     norm_p: int = field(default=1, metadata=POSITIVE)  # divide by (sum of the p-th powers)^(1/p)
+    norm_over_shared: bool = False  # one sum over routed and shared experts, which the router then weighs too
     scaling_factor: float = field(default=1.0, metadata=FLOAT)  # times every kept weight
     per_expert_scale: bool = False  # then times a learned factor of the expert
     global_scale: bool = False  # and times one learned factor

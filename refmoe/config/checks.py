@@ -257,10 +257,29 @@ def _weights(config):
     fix = "set routing.normalize=True or leave it out"
     yield r.normalize or r.norm_eps == 0.0, "routing.norm_eps", "0 without normalize", r.norm_eps, fix
     yield r.normalize or r.norm_p == 1, "routing.norm_p", "1 without normalize", r.norm_p, fix
+    yield from _joint(config)
     ok, fix = r.norm_p == 1 or r.norm_eps == 0.0, "a norm of scores is not 0 where a score is not"
     yield ok, "routing.norm_eps", "0 with norm_p above 1", r.norm_eps, fix
     fix = "set routing.normalize=True or leave it out"
     yield r.normalize or not after, "dispatch.normalize_after_drop", "False without routing.normalize", after, fix
+
+
+def _joint(config):
+    """What one sum over routed and shared experts needs: one rule for both, and shared experts."""
+    r, x = config.routing, config.experts
+    if not r.norm_over_shared:
+        return
+    for name, got, wanted in (
+        ("routing.score_fn", r.score_fn, "sigmoid"),
+        ("routing.normalize", r.normalize, True),
+        ("routing.norm_p", r.norm_p, 1),
+        ("routing.logits_scale", r.logits_scale, 1.0),
+        ("routing.logits_softcap", r.logits_softcap, None),
+        ("experts.shared_gate", x.shared_gate, False),
+    ):
+        yield got == wanted, name, f"{wanted!r} with routing.norm_over_shared", got, "leave norm_over_shared out"
+    ok, fix = x.shared_intermediate_size > 0, "set experts.shared_intermediate_size"
+    yield ok, "routing.norm_over_shared", "False without shared experts", True, fix
 
 
 def _dispatch(config):

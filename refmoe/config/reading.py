@@ -20,6 +20,7 @@ HF_NAMES = {
     "norm_topk_prob": "routing.normalize",
     "norm_topk_eps": "routing.norm_eps",
     "norm_topk_p": "routing.norm_p",
+    "norm_over_shared": "routing.norm_over_shared",
     "moe_normalize_expert_weights": "routing.norm_p",
     "routed_scaling_factor": "routing.scaling_factor",
     "e_score_correction_bias": "routing.selection_bias",

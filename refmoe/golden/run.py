@@ -27,6 +27,8 @@ STAGES = {
     "routing.noise_logits": "1.1", "routing.noise_std": "1.1", "routing.logits": "1.1",
     "routing.scores": "1.2", "routing.choice_scores": "1.3", "routing.group_scores": "1.3",
     "routing.topk_indices": "1.4", "routing.margin": "1.7", "routing.raw_topk_weights": "1.5",
+    "routing.shared_logits": "1.5", "routing.shared_scores": "1.5",
+    "routing.unscaled_shared_weights": "1.5", "routing.shared_weights": "1.5",
     "routing.unscaled_topk_weights": "1.5", "routing.topk_weights": "1.5", "routing.lse": "1.7", "plan": "2.1",
     "experts.x_rows": "2.3", "experts.weighted_x_rows": "3.3", "experts.gate_rows": "3.1", "experts.up_rows": "3.1",
     "experts.hidden_rows": "3.2", "experts.weighted_hidden_rows": "3.3", "experts.y_rows": "3.1",

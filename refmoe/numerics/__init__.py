@@ -34,6 +34,8 @@ FLOAT32_STAGES = frozenset(
     unscaled_topk_weights d_unscaled_topk_weights
     unit_x unit_slots cosines dispatch_weights combine_weights d_unit_x d_unit_slots d_cosines
     d_dispatch_weights d_combine_weights d_logits_dispatch d_logits_combine
+    shared_logits shared_scores shared_weights unscaled_shared_weights
+    d_shared_logits d_shared_weights d_unscaled_shared_weights
     load_error load_integral required_bias bias_edges
     losses.device losses.communication d_logits_device d_logits_communication
     raw_logits clean_logits noise noise_logits noise_std d_raw_logits
@@ -49,6 +51,7 @@ STORE_STAGES = frozenset(
     d_x d_x_experts d_x_shared d_x_router
     d_w_router d_router_bias d_w_gate d_w_up d_w_down d_b_gate d_b_up d_b_down d_w_shared_gate
     d_expert_scale d_global_scale soft_scale slot_rows d_soft_scale
+    w_shared_router d_w_shared_router
     weighted_hidden_rows d_weighted_hidden_rows w_constant constant constant_logits constant_weights
     d_w_constant d_constant d_constant_logits d_constant_weights
     jitter jittered_x router_norm router_x w_noise d_jittered_x d_router_norm d_router_x d_w_noise

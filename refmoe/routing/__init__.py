@@ -7,6 +7,7 @@ Only the logits and the scores carry gradient; what is chosen is a constant of t
 
 from .choice import choice_scores, select_topk
 from .front import jitter_backward
+from .joint import joint_weights, joint_weights_backward
 from .logits import is_jittered, make_logits, make_logits_backward, router_logits, router_logits_backward
 from .record import RouterGrads, RoutingRecord
 from .scales import scale_weights, scale_weights_backward
@@ -21,6 +22,8 @@ __all__ = [
     "choice_scores",
     "is_jittered",
     "jitter_backward",
+    "joint_weights",
+    "joint_weights_backward",
     "make_logits",
     "make_logits_backward",
     "refuse_nonfinite",

@@ -41,12 +41,16 @@ def make_logits(x, params, config, num, given):
     x (T, D) -> RoutingRecord of what was made
     """
     routing, made = config.routing, {}
-    if is_jittered(routing, given) and (given.logits is None or routing.jitter == "block"):
+    live = given.logits is None
+    if is_jittered(routing, given) and (live or routing.norm_over_shared or routing.jitter == "block"):
         x = made["jittered_x"] = front.jitter(x, given.jitter, num)
-    if given.logits is not None:
-        return RoutingRecord(**made, logits=given.logits)
-    if routing.input_norm == "rms_scaled":
+    if routing.input_norm == "rms_scaled" and (live or routing.norm_over_shared):
         x = made["router_x"] = front.input_norm(x, params.router_norm, routing.input_norm_eps, num)
+    if routing.norm_over_shared:
+        made["shared_logits"] = num.contract("shared_logits", x, params.w_shared_router)
+        made["shared_scores"] = num.evaluate("shared_scores", lambda m, z: m.sigmoid(z), made["shared_logits"])
+    if not live:
+        return RoutingRecord(**made, logits=given.logits)
     noisy, bounded = is_noisy(routing, given), is_bounded(routing)
     clean = "clean_logits" if noisy else "logits"
     linear = "raw_logits" if bounded else clean
@@ -58,23 +62,36 @@ def make_logits(x, params, config, num, given):
     return RoutingRecord(**made)
 
 
-def make_logits_backward(d_logits, x, record, params, config, num, given, into, more):
+def make_logits_backward(d_logits, d_shared_logits, x, record, params, config, num, given, into, more):
     """From the logits' gradient through every stage that made them, to x and the parameters.   Spec 5.1
 
-    d_logits (T, E); x (T, D): what the layer reads; more: lists of further gradients of clean_logits and noise_std
-    -> d_x_router (T, D), stages by name, parameter gradients by name
+    d_logits (T, E), d_shared_logits (T, n) or None; x (T, D): what the layer reads; more: lists of further gradients of
+    clean_logits and noise_std -> d_x_router (T, D), stages by name, parameter gradients by name. With given logits only
+    the shared experts' logits lead back.
     """
     routing = config.routing
     jittered = record.jittered_x is not None and routing.jitter == "router"
     source = record.jittered_x if jittered else x
     seen = source if record.router_x is None else record.router_x
-    d_linear, others, made, grads = _to_linear(d_logits, seen, record, params, routing, num, given, into, more)
     before = "d_jittered_x" if jittered else "d_x_router"
     name = before if record.router_x is None else "d_router_x"
-    d_x, grads["w_router"], d_bias = router_logits_backward(
-        d_linear, seen, params.w_router, params.router_bias, num, into.w_router, into.router_bias, others, name
-    )
-    grads |= {} if d_bias is None else {"router_bias": d_bias}
+    made, grads, others = {}, {}, []
+    if given.logits is None:
+        d_logits, others, made, grads = _to_linear(d_logits, seen, record, params, routing, num, given, into, more)
+    if d_shared_logits is not None:
+        grads["w_shared_router"] = num.contract_backward_w(
+            "d_w_shared_router", d_shared_logits, seen, acc=into.w_shared_router
+        )
+        others.append((d_shared_logits, params.w_shared_router))
+    if given.logits is None:
+        d_x, grads["w_router"], d_bias = router_logits_backward(
+            d_logits, seen, params.w_router, params.router_bias, num, into.w_router, into.router_bias, others, name
+        )
+        grads |= {} if d_bias is None else {"router_bias": d_bias}
+    elif others:
+        d_x = num.contract_backward_x(name, others)
+    else:
+        return None, made, grads
     if record.router_x is not None:
         made["d_router_x"], saved = d_x, (source, params.router_norm, routing.input_norm_eps)
         d_x, grads["router_norm"] = front.input_norm_backward(d_x, *saved, before, num, into.router_norm)

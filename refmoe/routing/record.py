@@ -23,6 +23,10 @@ class RoutingRecord(NamedTuple):
     raw_topk_weights: object = None  # (T, K), before the drop; only with normalize_after_drop
     unscaled_topk_weights: object = None  # (T, K), before the learned scales; only with them
     topk_weights: object = None  # (T, K)
+    shared_logits: object = None  # (T, n), of the shared experts, where they share the normaliser
+    shared_scores: object = None  # (T, n)
+    unscaled_shared_weights: object = None  # (T, n)
+    shared_weights: object = None  # (T, n)
     lse: object = None  # (T,), log-sum-exp of the logits; reported, read by nothing
     margin: object = None  # (T,), K-th minus (K+1)-th choice score; reported, read by nothing
 
@@ -31,6 +35,8 @@ class RouterGrads(NamedTuple):
     """Gradients of the router's stages that only some configurations have; None elsewhere."""
 
     d_unscaled_topk_weights: object = None  # (T, K)
+    d_unscaled_shared_weights: object = None  # (T, n)
+    d_shared_logits: object = None  # (T, n)
     d_clean_logits: object = None  # (T, E)
     d_noise_std: object = None  # (T, E)
     d_noise_logits: object = None  # (T, E)

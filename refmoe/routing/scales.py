@@ -14,13 +14,22 @@ def scale_weights(unscaled_topk_weights, expert_scale, global_scale, topk_indice
 
 
 def scale_weights_backward(
-    d_topk_weights, unscaled_topk_weights, expert_scale, global_scale, topk_indices, num, into_expert, into_global
+    d_topk_weights,
+    unscaled_topk_weights,
+    expert_scale,
+    global_scale,
+    topk_indices,
+    num,
+    into_expert=None,
+    into_global=None,
+    also=(),
 ):
     """d_unscaled = d_w expert_scale[e] global_scale; each scale's gradient sums d_w times the other two.   Spec 5.3
 
     d_topk_weights (T, K) and the forward's arguments
     -> d_unscaled_topk_weights (T, K), d_expert_scale (E,) or None, d_global_scale (1,) or None
-    The scales' gradients are added to `into_expert` and `into_global` where given.
+    The scales' gradients are added to `into_expert` and `into_global` where given; `also`: two factors (T, n) of more
+    products that the gradient of the global scale sums.
     """
     # w = unscaled expert_scale[e] global_scale
     both = expert_scale, global_scale
@@ -32,10 +41,30 @@ def scale_weights_backward(
         start = np.zeros_like(expert_scale) if into_expert is None else into_expert
         d_expert = _sums("d_expert_scale", others, [topk_indices == e for e in range(len(start))], start, num)
     if global_scale is not None:
-        others = [*products, *_factors(expert_scale, None, topk_indices)]
+        others = [array[used] for array in (*products, *_factors(expert_scale, None, topk_indices))]
+        if also:
+            more = [*also, np.ones_like(also[0])]
+            others = [np.append(array, of_shared) for array, of_shared in zip(others, more)]
         start = np.zeros_like(global_scale) if into_global is None else into_global
-        d_global = _sums("d_global_scale", others, [used], start, num)
+        d_global = _sums("d_global_scale", others, [...], start, num)
     return d_unscaled, d_expert, d_global
+
+
+def scale_shared_weights(unscaled_shared_weights, global_scale, num):
+    """shared_weights = unscaled_shared_weights global_scale.   Spec 1.5
+
+    unscaled_shared_weights (T, n), global_scale (1,) -> shared_weights (T, n)
+    """
+    return num.evaluate("shared_weights", _product, unscaled_shared_weights, global_scale[None])
+
+
+def scale_shared_weights_backward(d_shared_weights, global_scale, num):
+    """d_unscaled_shared_weights = d_shared_weights global_scale.   Spec 5.3
+
+    d_shared_weights (T, n), global_scale (1,) -> (T, n)
+    """
+    # shared_weights = unscaled global_scale
+    return num.evaluate("d_unscaled_shared_weights", _product, d_shared_weights, global_scale[None])
 
 
 def _factors(expert_scale, global_scale, topk_indices):

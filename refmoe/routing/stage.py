@@ -5,9 +5,15 @@ import numpy as np
 from .. import selection
 from ..refusals import require
 from .choice import choice_scores
+from .joint import joint_weights, joint_weights_backward
 from .logits import make_logits
 from .record import RouterGrads
-from .scales import scale_weights, scale_weights_backward
+from .scales import (
+    scale_shared_weights,
+    scale_shared_weights_backward,
+    scale_weights,
+    scale_weights_backward,
+)
 from .scope import make_scores
 from .weights import topk_weights, topk_weights_backward
 
@@ -19,7 +25,7 @@ def route(x, params, config, num, given):
     """
     record = make_logits(x, params, config, num, given)
     logits = record.logits
-    for made in (record.raw_logits, logits):
+    for made in (record.raw_logits, record.shared_logits, logits):
         refuse_nonfinite(made)
     scores = make_scores(logits, config, num, given)
     lse = num.evaluate("lse", lambda m, z: m.logsumexp(z), logits, core=1)
@@ -51,33 +57,50 @@ def _choose(record, params, config, num, given):
 
 
 def weigh(record, kept, params, config, num, given=None):
-    """The weights of the slots that count, and their learned scales.   Spec 1.5
+    """The weights of the slots that count and of weighted shared experts, and their learned scales.   Spec 1.5
 
     kept (T, K) bool -> the record with topk_weights; unscaled_topk_weights beside them where they are scaled
     """
-    weights = topk_weights(record.logits, record.scores, record.topk_indices, kept, config, num, given)
-    scales = params.expert_scale, params.global_scale
-    if all(scale is None for scale in scales):
-        return record._replace(topk_weights=weights)
-    scaled = scale_weights(weights, *scales, record.topk_indices, num)
-    return record._replace(unscaled_topk_weights=weights, topk_weights=scaled)
+    if config.routing.norm_over_shared:
+        saved = record.scores, record.shared_scores, record.topk_indices, kept
+        weights, shared = joint_weights(*saved, config, num)
+    else:
+        weights = topk_weights(record.logits, record.scores, record.topk_indices, kept, config, num, given)
+        shared = None
+    record = record._replace(topk_weights=weights, shared_weights=shared)
+    if params.expert_scale is not None or params.global_scale is not None:
+        scaled = scale_weights(weights, params.expert_scale, params.global_scale, record.topk_indices, num)
+        record = record._replace(unscaled_topk_weights=weights, topk_weights=scaled)
+    if shared is not None and params.global_scale is not None:
+        scaled = scale_shared_weights(shared, params.global_scale, num)
+        record = record._replace(unscaled_shared_weights=shared, shared_weights=scaled)
+    return record
 
 
-def weigh_backward(d_topk_weights, record, kept, params, config, num, into, given=None):
+def weigh_backward(d_topk_weights, d_shared_weights, record, kept, params, config, num, into, given=None):
     """From the weights to the logits, the scores and the scales.   Spec 5.3
 
-    d_topk_weights (T, K) -> d_logits_task (T, E), d_scores (T, E) or None, RouterGrads, parameter gradients by name
+    d_topk_weights (T, K), d_shared_weights (T, n) or None
+    -> d_logits_task (T, E), d_scores (T, E) or None, RouterGrads, parameter gradients by name
     """
-    made, grads = RouterGrads(), {}
+    made, grads, also = RouterGrads(), {}, ()
+    if record.unscaled_shared_weights is not None:
+        also = (d_shared_weights, record.unscaled_shared_weights)
+        d_shared_weights = scale_shared_weights_backward(d_shared_weights, params.global_scale, num)
+        made = made._replace(d_unscaled_shared_weights=d_shared_weights)
     if record.unscaled_topk_weights is not None:
         saved = record.unscaled_topk_weights, params.expert_scale, params.global_scale, record.topk_indices
         d_topk_weights, *d_scales = scale_weights_backward(
-            d_topk_weights, *saved, num, into.expert_scale, into.global_scale
+            d_topk_weights, *saved, num, into.expert_scale, into.global_scale, also
         )
         made = made._replace(d_unscaled_topk_weights=d_topk_weights)
         grads = {name: d for name, d in zip(("expert_scale", "global_scale"), d_scales) if d is not None}
     saved = record.logits, record.scores, record.topk_indices, kept
-    return *topk_weights_backward(d_topk_weights, *saved, config, num, given), made, grads
+    if not config.routing.norm_over_shared:
+        return *topk_weights_backward(d_topk_weights, *saved, config, num, given), made, grads
+    saved = record.logits, record.shared_logits, record.scores, record.shared_scores, record.topk_indices, kept
+    task, d_shared_logits = joint_weights_backward(d_topk_weights, d_shared_weights, *saved, config, num)
+    return task, None, made._replace(d_shared_logits=d_shared_logits), grads
 
 
 def refuse_nonfinite(logits):

@@ -19,7 +19,7 @@ LAYER_GIVEN = (
 # Stages of the router that only some configurations have.
 ROUTER_STAGES = (
     *("jittered_x", "router_x", "raw_logits", "clean_logits", "noise_logits", "noise_std"),
-    "unscaled_topk_weights",
+    *("unscaled_topk_weights", "shared_logits", "shared_scores", "unscaled_shared_weights", "shared_weights"),
 )
 
 

@@ -4,6 +4,10 @@ from .form import Recipe, sizes
 from .gradients import layer_case
 
 NOTES = {
+    "JointSum": (
+        "shared experts left out of the normaliser, or unweighted",
+        "shared experts too loud, routed ones too",
+    ),
     "PNorm": ("a sum where a p-norm is meant, or a gradient of the sum", "weights too small, and a biased gradient"),
     "ZeroShare": (
         "zero experts counted in the normaliser",
@@ -43,6 +47,23 @@ def front():
     yield from _input()
     yield from _logits()
     yield from _sums()
+
+
+def joint():
+    """One sum over routed and shared experts."""
+    inkling = {"score_fn": "sigmoid", "normalize": True, "norm_over_shared": True, "selection_bias": True}
+    shared = {"shared_intermediate_size": 2, "shared_count": 2}
+    scaled = {**inkling, "scaling_factor": 2.5, "global_scale": True}
+    yield _case("two shared experts in the sum", "JointSum", inkling, experts=shared)
+    yield _case("scaled by a constant and by one learned factor", "JointSum", scaled, experts=shared)
+    dropped = {"capacity": 2, "normalize_after_drop": True}
+    yield _case(
+        "one shared expert, after the drop",
+        "JointSum",
+        inkling,
+        dispatch=dropped,
+        experts={**shared, "shared_count": 1},
+    )
 
 
 def _sums():

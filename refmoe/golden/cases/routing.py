@@ -59,6 +59,7 @@ def cases():
     yield from router.scales()
     yield from selection.cases()
     yield from router.front()
+    yield from router.joint()
 
 
 def _relu():
