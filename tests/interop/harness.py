@@ -15,7 +15,7 @@ from layouts import Layout, find, read
 import refmoe
 from refmoe.golden.inputs import EXPERT_LEAVES
 from refmoe.layer import NON_DIFFERENTIABLE
-from refmoe.recipes import assemble_params, name_params
+from refmoe.recipes import INTEGER_PARAMS, assemble_params, name_params
 
 # Sizes, all different so that no two axes can be taken for each other, multiples of four as some kernels need.
 D, F, S, E, K = 16, 12, 28, 20, 3
@@ -78,7 +78,7 @@ def run(row):
     record, ours = refmoes(row, named, values(x).reshape(-1, D), values(d_y).reshape(-1, D), given)
     if indices is not None:
         check_selection(row, record.routing, indices)
-    flowing = [name for name in theirs if name not in (*NON_DIFFERENTIABLE, *row.uncompared)]
+    flowing = [name for name in theirs if name not in (*NON_DIFFERENTIABLE, *INTEGER_PARAMS, *row.uncompared)]
     errors = {name: error(name, ours.get(name), theirs[name]) for name in flowing}
     worst = max(errors, key=errors.get)
     forward = error("y", record.y, values(y).reshape(-1, D))
