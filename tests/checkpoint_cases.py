@@ -234,6 +234,16 @@ def inkling2(root, p):
     return {f"{root}experts.w13_weight": interleaved(p["w_gate"], p["w_up"]), f"{root}experts.w2_weight": p["w_down"]}
 
 
+def inkling(p):
+    """The rows that score the shared experts behind the router's; gate and up interleaved, also of the shared ones."""
+    root = f"{ROOT}mlp."
+    joined = np.concatenate([p["w_router"], p["w_shared_router"]])
+    out = {**inkling2(root, p), f"{root}gate.weight": joined, f"{root}gate.bias": p["selection_bias"]}
+    return out | {f"{root}gate.global_scale": p["global_scale"],
+                  f"{root}shared_experts.shared_w13_weight": interleaved(p["shared.w_gate"], p["shared.w_up"]),
+                  f"{root}shared_experts.shared_w2_weight": p["shared.w_down"]}  # fmt: skip
+
+
 def step(root, p):
     return {f"{root}{name}_proj.weight": p[f"w_{name}"] for name in ("gate", "up", "down")}
 
@@ -285,6 +295,7 @@ V4 = {**but(V3, "n_group", "topk_group", "scoring_func"), "scoring_func": "sqrts
       "num_hash_layers": 1, "vocab_size": 9}  # fmt: skip
 INKLING2 = {**COMMON, "moe_intermediate_size": F, "n_routed_experts": E, "route_scale": 8.0, "mlp_gate_softcap": 4.0,
             "mlp_up_softcap": 25.0, "scoring_func": "sigmoid"}  # fmt: skip
+INKLING = {**COMMON, "moe_intermediate_size": F, "n_routed_experts": E, "n_shared_experts": 2, "route_scale": 8.0}
 STEP = {"hidden_size": D, "moe_intermediate_size": F, "moe_num_experts": E, "moe_top_k": K, "share_expert_dim": S,
         "moe_router_scaling_factor": 3.0, "swiglu_limits": [0.0, 7.0], "swiglu_limits_shared": [0.0, 16.0]}  # fmt: skip
 LAGUNA = {**but(QWEN_SHARED, "norm_topk_prob"), "moe_routed_scaling_factor": 2.5, "moe_router_logit_softcapping": 30.0}
@@ -323,6 +334,8 @@ MISTRAL_ROUTING = {"normalize": True, "norm_eps": 1e-20, "num_groups": 2, "top_g
                    "scaling_factor": 2.5}  # fmt: skip
 V4_ROUTING = {"score_fn": "sqrt_softplus", "normalize": True, "norm_eps": 1e-20, "scaling_factor": 2.5}
 V4_EXPERTS = {"limit": 10.0, **ONE_SHARED}
+INKLING_LAYER = {"routing": {**SIGMOID, "scaling_factor": 8.0, "global_scale": True, "norm_over_shared": True},
+                 "experts": {"shared_intermediate_size": F, "shared_count": 2}}  # fmt: skip
 STEP_LAYER = {"routing": {**SIGMOID, "scaling_factor": 3.0},
               "experts": {"limit": 7.0, "limit_position": "post", "shared_limit": 16.0, "shared_intermediate_size": S}}
 INKLING2_LAYER = {"routing": {**SIGMOID, "norm_eps": 1e-20, "scaling_factor": 8.0},
@@ -446,6 +459,8 @@ CASES = {
                          deepseek_v4),
     "inkling2": (typed("inkling2_text", INKLING2), INKLING2_LAYER,
                  renamed(block(inkling2, bias="gate.bias"), "model.", "model.llm.")),
+    "inkling": (inside(INKLING, "inkling_text", "inkling_mm_model"), INKLING_LAYER,
+                renamed(inkling, "model.", "model.llm.")),
     "step3p7": (inside(STEP, "step3p5", "step3p7"), STEP_LAYER,
                 step_shared(block(step, f"{ROOT}moe.", bias="router_bias"))),
     "step3p5 unclamped": (typed("step3p5", {**STEP, "swiglu_limits": [7.0, 0.0], "swiglu_limits_shared": None}),

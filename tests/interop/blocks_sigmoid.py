@@ -164,6 +164,13 @@ BLOCKS = [
     Block("cohere2_moe, sigmoid", "cohere2_moe.Cohere2MoeSparseMoeBlock", "Cohere2MoeConfig", SIZES | dict(
               intermediate_size=F, num_experts=E, expert_selection_fn="sigmoid", norm_topk_prob=True),
           layer(dict(score_fn="sigmoid", normalize=True)), Layout()),
+    # one sum for the scores of routed and shared experts
+    Block("inkling", "inkling.InklingMoE", "InklingTextConfig", SIZES | dict(
+              moe_intermediate_size=F, n_routed_experts=E, n_shared_experts=2, route_scale=1.5),
+          layer(UNSCALED | dict(scaling_factor=1.5, global_scale=True, norm_over_shared=True),
+                dict(shared_intermediate_size=F, shared_count=2)),
+          GATE_BIAS._replace(shared_rows=2, shared="shared_experts", shared_form="stacks",
+                             more=dict(global_scale="gate.global_scale"))),
     # a narrower space with norms
     Block("muse_spark", "muse_spark.MuseSparkMoE", "MuseSparkTextConfig", SIZES | dict(
               num_attention_heads=4, num_key_value_heads=4, moe_hidden_size=8, moe_intermediate_size=F,

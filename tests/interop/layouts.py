@@ -14,6 +14,7 @@ class Layout(NamedTuple):
     """Dotted paths inside the block; None for what it does not have."""
 
     router: str | None = "gate.weight"  # (E, D); None where the logits are given
+    shared_rows: int = 0  # the last rows of the router's matrix, which score the shared experts
     router_bias: str | None = None  # (E,)
     selection_bias: str | None = None  # (E,), or (1, E)
     hash_table: str | None = None  # (V, K) expert ids
@@ -33,6 +34,8 @@ def read(layout, block, pick):
     named = {name: pick(find(block, path)) for name, path in layout.more.items()}
     if layout.router is not None:
         named["w_router"] = pick(find(block, layout.router))
+    if layout.shared_rows:
+        named["w_router"], named["w_shared_router"] = np.split(named["w_router"], [-layout.shared_rows])
     for name, path in (("router_bias", layout.router_bias), ("selection_bias", layout.selection_bias)):
         if path is not None:
             named[name] = _flat(pick(find(block, path)))
@@ -41,7 +44,7 @@ def read(layout, block, pick):
     named |= EXPERTS[layout.form](find(block, layout.experts), pick)
     if layout.shared is not None:
         tensors = SHARED[layout.shared_form](find(block, layout.shared), pick)
-        named |= {f"shared.{name}": array[None] for name, array in tensors.items()}
+        named |= {f"shared.{name}": array.reshape(-1, *array.shape[-2:]) for name, array in tensors.items()}
     if layout.shared_gate is not None:
         named["shared.w_shared_gate"] = pick(find(block, layout.shared_gate))
     return named
@@ -152,6 +155,11 @@ def _linears_plain(mlp, pick):
     return {"w_up": pick(mlp.up_proj.weight), "w_down": pick(mlp.down_proj.weight)}
 
 
+def _stacks(mlp, pick):
+    """A row an expert: gate_proj, up_proj (n, S, D) and down_proj (n, D, S)."""
+    return {"w_gate": pick(mlp.gate_proj), "w_up": pick(mlp.up_proj), "w_down": pick(mlp.down_proj)}
+
+
 def _fused_linears(first, second):
     def form(mlp, pick):
         w_gate, w_up = np.split(pick(getattr(mlp, first).weight), 2, axis=0)
@@ -161,6 +169,7 @@ def _fused_linears(first, second):
 
 
 SHARED = {
+    "stacks": _stacks,
     "linears": _linears,
     "linears, no gate": _linears_plain,
     "fused linear": _fused_linears("gate_up_proj", "down_proj"),  # (2S, D) in halves

@@ -1,6 +1,6 @@
 """The mixture-of-experts code of transformers that no row compares, and why; what is wrong is shown to be wrong.
 
-`MISSING` names the fields that a refmoe layer would need. `WRONG` gives, for a block that does not compute what it is
+`WRONG` gives, for a block that does not compute what it is
 named for, the reason and a reproduction. `ELSEWHERE` is not a feed-forward mixture over tokens.
 """
 
@@ -8,9 +8,6 @@ import importlib
 
 import torch
 
-MISSING = {
-    "inkling": "norm_over_shared, router_global_scale, shared experts apart and weighted by the router",
-}
 ELSEWHERE = {
     "vitpose_backbone": "the last linear map is chosen by the id of a data set; nothing is routed",
     "jetmoe.JetMoeMoA": "the experts are projections of attention",

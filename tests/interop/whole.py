@@ -145,6 +145,8 @@ MODELS = [
                 mlp_layer_types=["hash_moe", "moe"]), block=f"layers.{layer}.mlp", layer=layer, prepare=with_table,
             alone=True)
       for layer in (0, 1)],
+    Model("inkling_text", ROUTED | dict(mlp_layer_types=["dense", "sparse"], n_shared_experts=2, route_scale=1.5),
+          alone=True),
     Model("inkling2_text", ROUTED | dict(mlp_layer_types=["dense", "sparse"], mlp_gate_softcap=1.0,
                                          mlp_up_softcap=1.5), alone=True),
     Model("step3p7", dict(text_config=ROUTED | dict(

@@ -55,18 +55,24 @@ def _parameters(source, family, config):
     """name -> array or `Packed` of every parameter the configuration has."""
     shapes = {name: shape for name, (shape, _) in parameter_shapes(config).items()}
     arrays = {}
-    for name, names in family.tensors.items():
-        if name in shapes:
-            shape = shapes.pop(name)
-            stored = (1, *shape) if name in family.one_before else shape
-            read = identifiers if name in INTEGER_PARAMS else carrier
-            arrays[name] = read(_first(source, names), stored).reshape(shape)
+    for name in [name for name in family.tensors if name in shapes]:
+        arrays[name] = _small(source, family, config, name, shapes.pop(name))
     for prefix, variants in (("shared.", family.shared), ("", family.experts)):
         own = {name: shapes.pop(name) for name in list(shapes) if name.startswith(prefix)}
         own = {name.removeprefix(prefix): shape for name, shape in own.items()}
         if own:
             arrays |= {prefix + name: array for name, array in _experts(source, variants, own).items()}
     return arrays
+
+
+def _small(source, family, config, name, shape):
+    """A parameter that is no expert weight, read whole."""
+    tensor, read = _first(source, family.tensors[name]), identifiers if name in INTEGER_PARAMS else carrier
+    if family.shared_rows and name in ("w_router", "w_shared_router"):
+        E, n = config.num_choices, config.experts.shared_count
+        both = carrier(tensor, (E + n, config.hidden_size))
+        return both[:E] if name == "w_router" else both[E:]
+    return read(tensor, (1, *shape) if name in family.one_before else shape).reshape(shape)
 
 
 # --- finding ----------------------------------------------------------------------------------------------------------

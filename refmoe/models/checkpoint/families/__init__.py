@@ -7,7 +7,6 @@ FAMILIES = {**softmax.FAMILIES, **sigmoid.FAMILIES}
 
 # Published families whose layer today's configuration cannot state, and what it lacks.
 NOT_YET = {
-    "inkling_mm_model": "shared experts weighted by the router",
     "muse_spark_text": "latent experts with norms",
     "zaya": "a router network with a state of its own",
 }

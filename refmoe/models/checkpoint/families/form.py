@@ -36,6 +36,7 @@ class Family(NamedTuple):
     decoder_root: str = ""  # encoder-decoder models: their decoder's layers count on after the encoder's
     one_before: tuple = ()  # of `tensors`, those stored with an axis of length 1 before the others
     groups_if: tuple = ()  # (field of config.json, value): the groups count only then
+    shared_rows: bool = False  # the router's matrix goes on with the rows that score the shared experts
     when: tuple = ()  # (field of config.json, value, rules that hold then, whatever other fields say)
     hash_layers: tuple = ()  # fields with the kind of each layer, and with the number of first layers that are such
     since_5: tuple = ()  # variants instead of `experts` if config.json's transformers_version is 5 or later

@@ -113,6 +113,18 @@ FAMILIES = {
         (("scoring_func", ("sqrtsoftplus",)), ("norm_topk_prob", (True,)), ("topk_method", ("noaux_tc",))),
         roots=(*ROOTS, "layers.{layer}."), hash_layers=("mlp_layer_types", "num_hash_layers"),
     ),
+    "inkling_text": Family(
+        {**SIZES, **NARROW, "num_experts": "n_routed_experts|num_local_experts",
+         "routing.scaling_factor": "route_scale|routed_scaling_factor", "experts.shared_count": "n_shared_experts"},
+        {**SIGMOID, "routing.normalize": True, "routing.norm_over_shared": True, "routing.global_scale": True},
+        {**GATE, "w_shared_router": GATE["w_router"], "global_scale": ("mlp.gate.global_scale",),
+         "selection_bias": ("mlp.gate.bias", "mlp.gate.e_score_correction_bias")},
+        (fused("mlp.experts.w13_weight", "mlp.experts.w2_weight", order=("even", "odd")),
+         fused("mlp.experts.gate_up_proj", "mlp.experts.down_proj")),
+        (fused("mlp.shared_experts.shared_w13_weight", "mlp.shared_experts.shared_w2_weight", order=("even", "odd")),
+         {f"w_{name}": Place(f"mlp.shared_experts.{name}_proj", stack="stacked") for name in ("gate", "up", "down")}),
+        ("moe_intermediate_size",), roots=("model.llm.layers.{layer}.", *ROOTS), shared_rows=True,
+    ),
     "inkling2_text": Family(
         {**SIZES, "intermediate_size": "moe_intermediate_size",
          "num_experts": "n_routed_experts|num_local_experts",
