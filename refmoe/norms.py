@@ -32,7 +32,7 @@ def rms_norm_backward(names, d_out, x, rms, weight, kind, num, into=None):
         scaled = d * NORMS[kind](m, w)
         return (scaled - x * m.sum(scaled * x, keepdims=True) / (rms * rms * size)) / rms
 
-    def d_weight(m, start, d, x, rms):
+    def d_weight(m, d, x, rms, start):
         # out = x c / rms,   c = weight, or 1 + weight
         return start + m.sum(d * x / rms, keepdims=True)
 
@@ -40,5 +40,4 @@ def rms_norm_backward(names, d_out, x, rms, weight, kind, num, into=None):
     start = np.zeros_like(weight) if into is None else into
     if len(x) == 0:
         return made, start
-    columns = d_out.T, x.T, np.broadcast_to(rms, x.shape).T
-    return made, num.evaluate(names[1], d_weight, start[:, None], *columns, core=1)[:, 0]
+    return made, num.evaluate(names[1], d_weight, d_out.T, x.T, rms.T, start[:, None], core=1)[:, 0]
