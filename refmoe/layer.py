@@ -99,6 +99,7 @@ class MoEGrads(NamedTuple):
     d_routed: object = None  # (T, D), where it is not d_y or d_unnormed_y; the shared part receives the same
     latent: LatentGrads = None
     d_normed_y_rows: object = None  # (N, D), where each expert's output is normed
+    d_scaled_y_rows: object = None  # (N, D), where a scale stands before that norm
     d_y_rows: object = None  # (N, D)
     d_weighted_x_rows: object = None  # (N, D), where the weight acts on the input
     rows: RowGrads = None

@@ -245,6 +245,10 @@ CASES = {
         },
         losses=losses_of({}, 0.2),
     ),
+    "scaled_then_normed": config_of(
+        routing={"score_fn": "sigmoid"},
+        experts={"latent_size": 4, "post_expert_norm": "rms_input_scaled", "norm_eps": 0.1},
+    ),
     "latent_input": config_of(
         routing={"score_fn": "sigmoid"},
         experts={

@@ -304,17 +304,22 @@ MUTANTS = {
         ),
         ('num.sum("d_output_bias", [start, *d_routed])', 'num.sum("d_output_bias", [start, *d_routed[1:]])', "latent"),
         ("residual = x if experts.residual", "residual = 2 * x if experts.residual", "complement"),
-        (
-            "d_y_rows, d_weight = rms_norm_backward(names, d_out",
-            "d_y_rows, d_weight = rms_norm_backward(names, -d_out",
-            "latent",
-        ),
     ],
     "experts.residual": [
         (
             'num.sum("d_x_residual", complement(d_routed, topk_weights, plan))',
             'num.sum("d_x_residual", complement(d_routed, topk_weights, plan)[1:])',
             "complement",
+        ),
+    ],
+    "experts.post_norm": [
+        ("rms_norm_backward(names, d_out, record.y_rows", "rms_norm_backward(names, -d_out, record.y_rows", "latent"),
+        ("d_out, record.scaled_y_rows, record.y_rms", "d_out, record.y_rows, record.y_rms", "scaled_norm"),
+        ("lambda m, d, w: d * (1 + w), d_scaled", "lambda m, d, w: d * w, d_scaled", "scaled_norm"),
+        (
+            "zip(d_scaled, record.y_rows, strict=True)",
+            "zip(d_scaled, record.scaled_y_rows, strict=True)",
+            "scaled_norm",
         ),
     ],
     "experts.latent": [
@@ -329,7 +334,7 @@ MUTANTS = {
         ("(scaled - x * m.sum(scaled * x, keepdims=True) / (rms * rms * size)) / rms", "scaled / rms", "latent"),
         ("/ (rms * rms * size)) / rms", "/ (rms * size)) / rms", "latent"),
         ("/ (rms * rms * size)) / rms", "/ (rms * rms * size))", "latent"),
-        ("scaled = d * NORMS[kind](m, w)", "scaled = d", "averaged"),
+        ("scaled = d if weight is None else d * NORMS[kind](m, w)", "scaled = d", "averaged"),
         ("m.sum(d * x / rms, keepdims=True)", "m.sum(d * x, keepdims=True)", "averaged"),
     ],
     "experts.output": [

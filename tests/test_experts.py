@@ -8,10 +8,13 @@ import refmoe
 from refmoe import ExpertsConfig, Given, Numerics
 from refmoe.activations import ACTIVATIONS, gated, gated_backward, plain, plain_backward
 from refmoe.experts import (
+    ExpertsRecord,
     expert_ffn,
     expert_ffn_backward,
     layer_output,
     layer_output_backward,
+    post_norm,
+    post_norm_backward,
     shared_expert,
     shared_expert_backward,
     weightless_experts,
@@ -299,6 +302,21 @@ def test_a_norm_by_hand():
     more = rms_norm_backward(BACK, f32([[5, 0, 0, 1.25]]), x, rms, w, "rms", EXACT, into=f32([1, 1, 1, 1]))[1]
     assert more.tolist() == [7, 1, 1, 1]
     assert rms_norm(NAMES, x, None, "none", 1.0, EXACT) == (None, None)
+
+
+def test_a_scale_before_the_norm():
+    """Muse Spark: y = (1, 2, 0, 0), 1 + w = (3, 2, ., .), so (3, 4, 0, 0) over 5 / 2."""
+    experts = ExpertsConfig(post_expert_norm="rms_input_scaled", norm_eps=1e-30)
+    p = MoEParams(w_post_expert_norm=f32([2, 1, 5, 6]))
+    made = post_norm(f32([[1, 2, 0, 0]]), p, experts, EXACT)
+    assert made["scaled_y_rows"].tolist() == [[3, 4, 0, 0]] and made["y_rms"].tolist() == [[2.5]]
+    assert made["normed_y_rows"].tolist() == f32([[1.2, 1.6, 0, 0]]).tolist()
+    record = ExpertsRecord(y_rows=f32([[1, 2, 0, 0]]), **made)
+    d_scaled, d_y, grads = post_norm_backward(f32([[5, 0, 0, 2.5]]), record, p, experts, EXACT, MoEParams())
+    # sum d s = 15, over 4 * 6.25: 3/5 of s taken away
+    assert d_scaled.tolist() == f32([[1.28, -0.96, 0, 1]]).tolist()
+    np.testing.assert_allclose(d_y, [[3.84, -1.92, 0, 7]], rtol=2.0**-22)
+    np.testing.assert_allclose(grads["w_post_expert_norm"], [1.28, -1.92, 0, 0], rtol=2.0**-22)
 
 
 def latent_layer(**fields):

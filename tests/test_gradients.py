@@ -34,7 +34,7 @@ def test_every_gradient_agrees_with_complex_step_in_every_element(name):
     }
     checked = {row.tensor for row in check.rows}
     # these are stages on the way; what is made of them is checked
-    assert made - {"d_normed_y_rows", "d_y_rows", "d_weighted_x_rows", "d_scores"} <= checked
+    assert made - {"d_normed_y_rows", "d_scaled_y_rows", "d_y_rows", "d_weighted_x_rows", "d_scores"} <= checked
     assert {
         f"d_{name}" for name in name_params(make(CONFIGS[name], FLOAT64)[1]) if name not in CONSTANT_PARAMS
     } <= checked

@@ -107,6 +107,9 @@ LAYERS = {
             "shared_intermediate_size": 2,
         },
     },
+    "scaled, then normed": {
+        "experts": {"latent_size": 3, "post_expert_norm": "rms_input_scaled", "norm_eps": 0.1, "biases": True},
+    },
     "several shared experts": {
         "routing": {"score_fn": "sigmoid"},
         "experts": {"shared_intermediate_size": 2, "shared_count": 3, "biases": True},

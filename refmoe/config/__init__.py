@@ -134,7 +134,8 @@ class ExpertsConfig(Section):
     zero_experts: int = field(default=0, metadata=COUNT)  # the last ids: nothing
     latent_size: int = field(default=0, metadata=COUNT)  # l, the width the experts work in; 0: the tokens' own
     latent_pre_norm: str = field(default="none", metadata=NORM)  # of what the experts read
-    post_expert_norm: str = field(default="none", metadata=NORM)  # of each expert's output, one weight for all
+    # of each expert's output, one weight for all; input_scaled: times 1 + weight before the norm, not after it
+    post_expert_norm: str = field(default="none", metadata=one_of("none", "rms", "rms_centered", "rms_input_scaled"))
     latent_post_norm: str = field(default="none", metadata=NORM)  # of the weighted sum, before it is mapped back
     output_bias: bool = False  # of the routed sum, once
     residual: str = field(default="none", metadata=one_of("none", "complement"))  # complement: + (1 - sum of weights) x

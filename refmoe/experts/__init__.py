@@ -3,6 +3,7 @@
 from .feed_forward import expert_ffn, expert_ffn_backward
 from .latent import latent_in, latent_in_backward, latent_out, latent_out_backward
 from .output import layer_output, layer_output_backward
+from .post_norm import post_norm, post_norm_backward
 from .records import ExpertsRecord, FeedForward, LatentGrads, RoutedGrads, RowGrads, SharedGrads, SharedRecord
 from .residual import complement, complement_backward
 from .routed import routed_experts, routed_experts_backward
@@ -34,6 +35,8 @@ __all__ = [
     "latent_out_backward",
     "layer_output",
     "layer_output_backward",
+    "post_norm",
+    "post_norm_backward",
     "routed_experts",
     "routed_experts_backward",
     "shared_expert",

@@ -18,6 +18,7 @@ class ExpertsRecord(NamedTuple):
     constant_logits: object = None  # (rows of constant experts, 2)
     constant_weights: object = None  # (rows of constant experts, 2)
     y_rows: object = None  # (N, D), or (N, l)
+    scaled_y_rows: object = None  # (N, D), or (N, l), where a scale stands before the norm
     y_rms: object = None  # (N, 1), where each expert's output is normed
     normed_y_rows: object = None  # (N, D), or (N, l)
     latent_routed: object = None  # (T, l), the weighted sum in the narrower space
@@ -76,6 +77,7 @@ class RoutedGrads(NamedTuple):
     d_topk_weights: object = None  # (T, K)
     latent: LatentGrads = None
     d_normed_y_rows: object = None  # (N, D), only where each expert's output is normed
+    d_scaled_y_rows: object = None  # (N, D), only where a scale stands before that norm
     d_y_rows: object = None  # (N, D)
     d_weighted_x_rows: object = None  # (N, D), only where the weight acts on the input
     rows: RowGrads = None

@@ -3,9 +3,9 @@
 import numpy as np
 
 from .. import dispatch
-from ..norms import rms_norm, rms_norm_backward
 from .feed_forward import expert_ffn, expert_ffn_backward
 from .latent import latent_in, latent_in_backward, latent_out, latent_out_backward
+from .post_norm import post_norm, post_norm_backward
 from .records import ExpertsRecord, FeedForward, RoutedGrads
 from .residual import complement, complement_backward
 from .weightless import weightless_experts, weightless_experts_backward
@@ -25,9 +25,7 @@ def routed_experts(x, topk_weights, plan, params, experts, num):
         weighted = dispatch.weighted_rows("weighted_x_rows", x_rows, weights, num)
     read = x_rows if weighted is None else weighted
     made = _experts_on_rows(read, weights, plan, params, experts, num)
-    names, weight = ("y_rms", "normed_y_rows"), params.w_post_expert_norm
-    rms, normed = rms_norm(names, made.y_rows, weight, experts.post_expert_norm, experts.norm_eps, num)
-    stages = {"x_rows": x_rows, "weighted_x_rows": weighted, "y_rms": rms, "normed_y_rows": normed}
+    stages = {"x_rows": x_rows, "weighted_x_rows": weighted} | post_norm(made.y_rows, params, experts, num)
     record = made._replace(**{name: getattr(entered, name) for name in LATENT_IN}, **stages)
     return _combined(record, x, topk_weights, plan, params, experts, num)
 
@@ -71,10 +69,8 @@ def routed_experts_backward(d_routed, x, topk_weights, plan, record, params, exp
     residual = x if experts.residual == "complement" else None
     d_out, d_weights = _combine_backward(d_combined, residual, topk_weights, plan, record, experts, num)
     # normed_y_rows = norm(y_rows)
-    names, saved = ("d_y_rows", "d_w_post_expert_norm"), (record.y_rows, record.y_rms, params.w_post_expert_norm)
-    kind = experts.post_expert_norm
-    d_y_rows, d_weight = rms_norm_backward(names, d_out, *saved, kind, num, into.w_post_expert_norm)
-    grads |= {} if d_weight is None else {"w_post_expert_norm": d_weight}
+    d_scaled, d_y_rows, named = post_norm_backward(d_out, record, params, experts, num, into)
+    grads |= named
     x_rows = dispatch.permute(_read_x(x, record), plan)
     rows, d_weighted, named = _rows_backward(d_y_rows, x_rows, topk_weights, record, plan, params, experts, num, into)
     d_weights = _inner_weights(d_weights, d_weighted, x_rows, rows, record, plan, num)
@@ -84,8 +80,8 @@ def routed_experts_backward(d_routed, x, topk_weights, plan, record, params, exp
     d_x, entered, named = latent_in_backward(d_read, x, record, params, experts, num, into)
     latent = latent and latent._replace(d_normed_latent_x=entered.d_normed_latent_x, d_latent_x=entered.d_latent_x)
     d_residual = None if residual is None else complement_backward(d_routed, topk_weights, plan, num)
-    normed = None if d_weight is None else d_out
-    return RoutedGrads(d_x, d_residual, d_weights, latent, normed, d_y_rows, d_weighted, rows), grads | named
+    normed = None if record.y_rms is None else d_out
+    return RoutedGrads(d_x, d_residual, d_weights, latent, normed, d_scaled, d_y_rows, d_weighted, rows), grads | named
 
 
 def _output_bias_backward(d_routed, params, num, into):

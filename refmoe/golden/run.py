@@ -34,6 +34,7 @@ STAGES = {
     "experts.hidden_rows": "3.2", "experts.weighted_hidden_rows": "3.3", "experts.y_rows": "3.1",
     "routed": "2.4", "shared": "3.4",
     "experts.latent_x": "3.7", "experts.latent_rms": "3.7", "experts.normed_latent_x": "3.7",
+    "experts.scaled_y_rows": "3.7", "grads.d_scaled_y_rows": "5.5",
     "experts.y_rms": "3.7", "experts.normed_y_rows": "3.7", "experts.latent_routed": "2.4",
     "experts.latent_routed_rms": "3.7", "experts.normed_latent_routed": "3.7", "unnormed_y": "3.8", "output_rms": "3.8",
     "grads.latent": "5.5", "grads.d_normed_y_rows": "5.6", "grads.d_unnormed_y": "5.9", "grads.d_routed": "5.9",

@@ -56,7 +56,7 @@ STORE_STAGES = frozenset(
     d_w_constant d_constant d_constant_logits d_constant_weights
     jitter jittered_x router_norm router_x w_noise d_jittered_x d_router_norm d_router_x d_w_noise
     w_latent_in w_latent_pre_norm w_post_expert_norm w_latent_post_norm w_latent_out output_bias w_output_norm
-    latent_x normed_latent_x normed_y_rows latent_routed normed_latent_routed unnormed_y
+    latent_x normed_latent_x scaled_y_rows d_scaled_y_rows normed_y_rows latent_routed normed_latent_routed unnormed_y
     d_w_latent_in d_w_latent_pre_norm d_w_post_expert_norm d_w_latent_post_norm d_w_latent_out d_output_bias
     d_w_output_norm d_latent_x d_normed_latent_x d_normed_y_rows d_latent_routed d_normed_latent_routed d_unnormed_y
     d_x_residual""".split()

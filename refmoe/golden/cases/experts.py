@@ -228,3 +228,5 @@ def _around():
         )
     config = sizes(2, 1, 3, 2, experts={"shared_intermediate_size": 2, "shared_count": 2})
     yield layer_case("two separate shared experts", ("SharedCount",), config)
+    config = sizes(2, 1, 3, 2, experts={"latent_size": 2, "post_expert_norm": "rms_input_scaled"})
+    yield layer_case("each expert's output scaled, then normed", ("NormScale",), config)
