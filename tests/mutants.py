@@ -502,6 +502,7 @@ MUTANTS = {
         ),
     ],
     "layer": [
+        ("layer_output_backward(d_y, *saved", "layer_output_backward(-d_y, *saved", "silu"),
         ("[soft.d_logits_combine, soft.d_logits_dispatch]", "[soft.d_logits_combine]", "soft"),
         ('num.sum("d_x", parts)', 'num.sum("d_x", parts[:-1])', "silu"),
         ('num.sum("d_jittered_x", parts)', 'num.sum("d_jittered_x", parts[:-1])', "jittered_block"),
