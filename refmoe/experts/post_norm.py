@@ -6,8 +6,8 @@ from ..norms import rms_norm, rms_norm_backward
 def post_norm(y_rows, params, experts, num):
     """normed_y_rows = norm(y_rows); or scaled_y_rows = y_rows (1 + w) first, and the norm of that.   Spec 3.7
 
-    y_rows (N, D) -> scaled_y_rows (N, D), y_rms (N, 1), normed_y_rows (N, D) by name, None where there is none; the scale
-    that stands before the norm is Muse Spark's
+    y_rows (N, D) -> scaled_y_rows (N, D), y_rms (N, 1), normed_y_rows (N, D) by name, None where there is none.
+    A scale before the norm is Muse Spark's.
     """
     kind, weight, scaled = experts.post_expert_norm, params.w_post_expert_norm, None
     if kind == "rms_input_scaled":
