@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import transformers
 from outside import ELSEWHERE, WRONG, reproduce
-from registry import classes, models
+from registry import BLOCKS, classes, models
 
 EXPERTS = re.compile(r"^class \w*(Experts|NaiveMoe|CDMoE|MoA|DbrxExpertGLU)\(", re.M)
 HOME = Path(transformers.__file__).parent / "models"
@@ -21,6 +21,11 @@ def test_every_model_with_experts_is_compared_or_listed():
 
 def test_no_model_is_both_compared_and_listed():
     assert not set(models()) & set(WRONG)
+
+
+def test_the_readme_says_how_many_rows_there_are():
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"with {len(BLOCKS)} rows of transformers' blocks" in text
 
 
 def test_at_least_forty_blocks_are_compared():
