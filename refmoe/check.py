@@ -15,7 +15,7 @@ from . import soft
 from .experts import expert_ffn, layer_output, routed_experts, shared_expert
 from .inputs import Given
 from .layer import forward, moe_backward, moe_forward
-from .losses import LOSSES
+from .losses import GIVES, LOSSES, READS, loss_arguments
 from .numerics import Numerics
 from .numerics.arithmetic import Plain
 from .recipes import assemble_params, carried, generate, init_given, init_params, name_params
@@ -189,16 +189,43 @@ def _subjects(config, x, params, d_y, given, record, grads):
     d_routed = next(d for d in (grads.d_routed, grads.d_unnormed_y, d_y) if d is not None)
     yield from of_routed(config, read, params, d_routed, given, record, grads, num)
     yield from _of_output(config, read, params, d_y, d_routed, record, grads, num)
-    for source, part in _SOURCES.items():
-        gradient = getattr(grads, source)
-        if gradient is not None:
-            yield source, gradient, logits, lambda v, part=part: part(d_y, of_logits(v))
-    both = lambda out: _task(d_y, out) + _losses(out.losses)  # noqa: E731
-    yield "d_logits", grads.d_logits, logits, lambda v: both(of_logits(v))
-    yield "d_x_router", grads.d_x_router, read, lambda v: both(of_router(v))
+    yield "d_logits_task", grads.d_logits_task, logits, lambda v: _task(d_y, of_logits(v))
+    of_loss = _loss_of_stage(config, given, record, num)
+    yield from _of_losses(of_loss, config, record, grads)
+
+    def both(z):
+        losses = (of_loss(name, "logits", z) for name in LOSSES if getattr(config.losses, name) is not None)
+        return _task(d_y, of_logits(z)) + sum(losses)
+
+    def through_router(v):
+        out = of_router(v)
+        return _task(d_y, out) + _losses(out.losses)
+
+    yield "d_logits", grads.d_logits, logits, both
+    yield "d_x_router", grads.d_x_router, read, through_router
     named, gradients = name_params(params), name_params(grads.params)
     for name, gradient in gradients.items():
         yield f"d_{name}", gradient, named[name], lambda v, name=name: whole(params=assemble_params(named | {name: v}))
+
+
+def _loss_of_stage(config, given, record, num):
+    """(name, stage, value) -> one loss as a function of one of the stages it reads."""
+    arguments = loss_arguments(record.routing, config, given, record.losses.balance_counts)
+
+    def of_loss(name, stage, v):
+        read = [v if its == stage else argument for its, argument in zip(READS[name], arguments[name], strict=True)]
+        return LOSSES[name][0](*read, config, num)
+
+    return of_loss
+
+
+def _of_losses(of_loss, config, record, grads):
+    """What each loss gives, to every stage it reads."""
+    for name in (name for name in LOSSES if getattr(config.losses, name) is not None):
+        for source in (source for source in GIVES[name] if getattr(grads, source) is not None):
+            stage = source.removeprefix("d_").removesuffix(f"_{name}")
+            at = getattr(record.routing, stage)
+            yield source, getattr(grads, source), at, lambda v, name=name, stage=stage: of_loss(name, stage, v)
 
 
 def _of_plan(config, x, params, d_y, given, record, grads, num):
@@ -271,12 +298,6 @@ def _task(d_y, out):
 
 def _losses(losses):
     return sum(value for name in LOSSES if (value := getattr(losses, name)) is not None)
-
-
-# The sources of the logits' gradient: name -> the part of the whole it is the gradient of.
-_SOURCES = {"d_logits_task": _task} | {
-    f"d_logits_{name}": lambda d_y, out, name=name: getattr(out.losses, name) for name in LOSSES
-}
 
 
 # --- the two methods -------------------------------------------------------------------------------------------------

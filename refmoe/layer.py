@@ -92,6 +92,9 @@ class MoEGrads(NamedTuple):
     d_logits_device: object = None
     d_logits_communication: object = None
     d_logits_mutual_information: object = None
+    d_logits_load: object = None
+    d_clean_logits_load: object = None  # (T, E)
+    d_noise_std_load: object = None  # (T, E)
     d_scores: object = None  # (T, E), where the weights' rule goes back through them
     d_topk_weights: object = None  # (T, K)
     router: RouterGrads = None

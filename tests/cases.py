@@ -12,6 +12,7 @@ from refmoe import (
     ExpertsConfig,
     Given,
     ImportanceLoss,
+    LoadLoss,
     LossesConfig,
     MoEConfig,
     MutualInformationLoss,
@@ -43,6 +44,7 @@ def losses_of(balance=None, z=None, importance=None, **others):
         "device": DeviceLoss,
         "communication": CommunicationLoss,
         "mutual_information": MutualInformationLoss,
+        "load": LoadLoss,
     }
     return LossesConfig(
         balance=None if balance is None else BalanceLoss(coefficient=0.3, **balance),
@@ -346,6 +348,15 @@ CASES = {
             device={"num_devices": 3, "probs": "normalized_sigmoid"}, mutual_information={"terms": "marginal"}
         )
     ),
+    "load": config_of(
+        routing={"noise": "learned", "noise_floor": 0.125, "normalize": True},
+        losses=losses_of(importance={"gates": "topk"}, load={"eps": 1e-3}),
+    ),
+    "load_kth": config_of(
+        routing={"noise": "fixed", "noise_std": 0.25, "logits_scale": 2.0},
+        losses=losses_of(None, 0.2, load={"threshold": "kth", "ddof": 1}),
+    ),
+    "load_counted": config_of(routing={"score_fn": "sigmoid"}, losses=losses_of(load={})),
     "information": config_of(routing={"normalize": True}, losses=losses_of(mutual_information={})),
     "certainty": config_of(losses=losses_of(mutual_information={"terms": "conditional"})),
     "one_expert": config_of(num_experts=1, top_k=1, routing={"score_fn": "sigmoid"}, losses=losses_of({}, 0.2)),

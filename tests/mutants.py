@@ -407,6 +407,27 @@ MUTANTS = {
             "devices",
         ),
     ],
+    "losses.load": [
+        ("/ std * loss.coefficient * d\n", "* loss.coefficient * d\n", "load"),
+        ("/ std * loss.coefficient * d\n", "/ std * d\n", "load"),
+        ("m.normal_density(u) / std", "m.normal_cdf(u) / std", "load"),
+        ("return slope(m, clean, std, threshold, d)[1]", "return -slope(m, clean, std, threshold, d)[1]", "load"),
+        ("return -(q * u)", "return -q", "load"),
+        (
+            "return -m.sum(m.where(m.real(inside) == wanted, q, 0)",
+            "return m.sum(m.where(m.real(inside) == wanted, q, 0)",
+            "load",
+        ),
+        ("m.where(m.real(inside) == wanted, q, 0)", "m.where(m.real(inside) != wanted, q, 0)", "load"),
+        (
+            "np.put_along_axis(d_logits, place, row, axis=-1)",
+            "np.put_along_axis(d_logits, place * 0, row, axis=-1)",
+            "load",
+        ),
+        ("m.deviations(loads) * 2 / (E", "m.deviations(loads) / (E", "load"),
+        ("- variance * mean * 2 / (scale * scale * E)", "", "load"),
+        ("variance * mean * 2 / (scale * scale * E)", "variance * mean * 2 / (scale * E)", "load"),
+    ],
     "losses.mutual": [
         ("return p * slope * loss.coefficient * d / count", "return p * slope * d / count", "information"),
         (
@@ -538,7 +559,7 @@ MUTANTS = {
         ("slope = self.softcap_derivative(x, cap) + self", "slope = self", "soft_caps"),
         ("self.softcap(x, cap) * alpha * self.sigmoid(-x", "self.softcap(x, cap) * self.sigmoid(-x", "soft_caps"),
         ("return self.sigmoid(x * alpha) * slope", "return slope", "soft_caps"),
-        ("return self.normal_cdf(t) + t * density", "return self.normal_cdf(t) + density", "gelu"),
+        ("self.normal_cdf(t) + t * self.normal_density(t)", "self.normal_cdf(t) + self.normal_density(t)", "gelu"),
         ("self.exp(-(t * t) / 2) / self.sqrt(self.pi * 2)", "self.exp(-(t * t) / 2) / self.sqrt(self.pi)", "gelu"),
         ("self.exp(-(t * t) / 2) / self.sqrt(self.pi * 2)", "self.exp(-(t * t)) / self.sqrt(self.pi * 2)", "gelu"),
         ("t * t * (3 * self.constant(0.044715))", "t * t * (2 * self.constant(0.044715))", "gelu_tanh"),

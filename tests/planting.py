@@ -124,6 +124,7 @@ SMALL = {
             communication={"num_devices": 2, "device_limit": 2},
         ),
     ),
+    "load": config_of(**_TINY, routing={"noise": "learned"}, losses=losses_of(load={"eps": 0.5, "ddof": 1})),
     "information": config_of(**_TINY, losses=losses_of(mutual_information={})),
     "normalized_sigmoid": config_of(**_TINY, losses=losses_of({"probs": "normalized_sigmoid"})),
     "sigmoid_loss": config_of(**_TINY, losses=losses_of({"probs": "sigmoid", "scope": "sequence"})),

@@ -49,6 +49,7 @@ ALSO_NEUTRAL = {
     "losses.device": [{"losses": {"device": {"num_devices": 3}}}],
     "losses.communication": [{"losses": {"communication": {"num_devices": 2, "device_limit": 2}}}],
     "losses.mutual_information": [{"losses": {"mutual_information": {"terms": "marginal"}}}],
+    "losses.load": [{"losses": {"load": {"threshold": "kth"}}}],
     "losses.bias_update_rate": [{"losses": {"bias_update_rate": 0.25}}],  # read by the controller, not by the layer
 }
 
@@ -475,6 +476,7 @@ REFUSALS = [
         {"losses": {"importance": {"form": "deviation", "ddof": 1}}},
         "losses.importance.form: expected no ddof and no eps with 'deviation', got (1, 0.0)",
     ),
+    ({"top_k": 6, "losses": {"load": {}}}, "losses.load: expected a top_k below the 6 ids, got 6"),
     (
         {"losses": {"device": {"num_devices": 4}}},
         "losses.device.num_devices: expected a divisor of num_experts = 6, got 4; give each device as many experts",

@@ -15,6 +15,7 @@ from refmoe import (
     DeviceLoss,
     Given,
     ImportanceLoss,
+    LoadLoss,
     LossesConfig,
     MutualInformationLoss,
     Numerics,
@@ -22,7 +23,13 @@ from refmoe import (
     update_selection_bias,
 )
 from refmoe.formats import round_fraction
-from refmoe.losses import pooled_balance_loss, pooled_balance_loss_backward
+from refmoe.losses import (
+    load_loss,
+    load_loss_backward,
+    loss_scopes,
+    pooled_balance_loss,
+    pooled_balance_loss_backward,
+)
 
 EXACT = Numerics(backend="numpy")
 FLOAT64 = Numerics("float64", backend="numpy")
@@ -308,6 +315,77 @@ def test_information_of_distant_logits(gap):
         assert np.isfinite(value) and np.isfinite(gradient).all()
     value, _ = information([[gap, 0], [gap, 1]])
     assert value <= 0 and np.signbit(value)
+
+
+# --- load ------------------------------------------------------------------------------------------------------------
+
+
+def load_of(clean, std, noisy, num=EXACT, top_k=2, given=None, backward=False, **fields):
+    clean, std, noisy = (np.asarray(array, num.dtype) for array in (clean, std, noisy))
+    loss = LossesConfig(load=LoadLoss(coefficient=1, **fields))
+    config = config_of(num_experts=noisy.shape[1], top_k=top_k, losses=loss)
+    scopes = loss_scopes(len(noisy), loss.load, config, given or Given())
+    arguments = clean, std, noisy, None, scopes, config, num
+    return load_loss_backward(1.0, *arguments) if backward else load_loss(*arguments)
+
+
+STD = np.tile([0.5, 0.75], (6, 2))
+
+
+@pytest.mark.parametrize(
+    ("fields", "want"),
+    [({}, 0.12624694759315774), ({"ddof": 1}, 0.16832926345754365), ({"threshold": "kth"}, 0.08279395383339096)],
+)
+def test_load_of_the_table(fields, want):
+    """The table as noisy logits, its rows in reverse as clean ones, deviations 1/2 and 3/4; in forty digits."""
+    assert abs(load_of(LOGITS[::-1], STD, LOGITS, FLOAT64, **fields) - want) <= 1e-15
+    assert load_of(LOGITS[::-1], STD, LOGITS, **fields) == pytest.approx(want, rel=3e-7)
+
+
+def test_without_noise_the_load_is_the_count():
+    """Loads 5, 4, 1, 2: variance 5/2 over the squared mean 9; no gradient."""
+    record, grads = record_of(LOGITS, EXACT, load=LoadLoss(coefficient=1))
+    assert record.losses.load == np.float32(2.5 / 9) and not grads.d_logits_load.any()
+    assert grads.d_clean_logits_load is None and grads.d_noise_std_load is None
+    nothing = record_of(LOGITS, EXACT, Given(topk_indices=np.full((6, 2), -1)), load=LoadLoss(coefficient=1))[0]
+    assert nothing.losses.load == 0
+
+
+def test_an_expert_is_measured_against_the_others():
+    """K = 1, noisy (3, 1, 0): expert 0 against 1, the others against 3; in deviations 2, (1 - 3) / 2 = -1 and -3."""
+    args = [[3, 1, 0]], [[1, 2, 1]], [[3, 1, 0]]
+    cdf = lambda u: float(mpmath.ncdf(u))  # noqa: E731
+    loads = np.array([cdf(2), cdf(-1), cdf(-3)])
+    assert load_of(*args, FLOAT64, top_k=1) == pytest.approx(loads.var() / loads.mean() ** 2, rel=1e-14)
+    d_logits, d_clean, d_std = load_of(*args, FLOAT64, top_k=1, backward=True)
+    # what the clean logit of 0 gains, its threshold, logit 1, loses; that of 1 and 2 is logit 0
+    assert d_logits[0, 1] == -d_clean[0, 0] and d_logits[0, 2] == 0
+    assert d_logits[0, 0] == pytest.approx(-(d_clean[0, 1] + d_clean[0, 2]), rel=1e-14)
+    assert np.allclose(d_std, -d_clean * [[2, -1, -3]], rtol=1e-14)
+
+
+def test_loads_that_agree_by_symmetry_have_no_variance():
+    """Opposite arguments make one half each: Phi(-u) + Phi(u) = 1."""
+    noisy, clean = [[1, 0], [1, 0]], [[2, 3], [-2, -1]]
+    args = clean, np.ones((2, 2)), noisy
+    # u = (2 - 0, 3 - 1) and (-2 - 0, -1 - 1): columns 2, -2 and 2, -2
+    assert same_bits(load_of(*args, top_k=1), np.zeros((), np.float32))
+    assert not any(d.any() for d in load_of(*args, top_k=1, backward=True))
+
+
+def test_a_load_needs_noise_everywhere():
+    with pytest.raises(ValueError, match=r"noise_std: expected positive numbers with losses\.load, got zeros"):
+        load_of(LOGITS, np.zeros((6, 4)), LOGITS)
+
+
+def test_masked_tokens_have_no_load():
+    mask = np.array([1, 1, 1, 1, 0, 1], bool)
+    args, kept = (LOGITS[::-1], STD, LOGITS), (LOGITS[::-1][mask], STD[mask], LOGITS[mask])
+    assert load_of(*args, given=Given(token_mask=mask)) == load_of(*kept)
+    for got, want in zip(load_of(*args, given=Given(token_mask=mask), backward=True), load_of(*kept, backward=True)):
+        assert same_bits(got[mask], want) and not got[4].any()
+    nothing = Given(token_mask=np.zeros(6, bool))
+    assert load_of(*args, given=nothing) == 0 and not load_of(*args, given=nothing, backward=True)[0].any()
 
 
 # --- importance of columns that agree --------------------------------------------------------------------------------

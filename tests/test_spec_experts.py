@@ -286,6 +286,8 @@ LOSS_CASES = [
         for d in (0, 1)
         for e in (0.0, 1e-10)
     ),
+    ("load", {}),
+    *(("load", {"noisy": True, "threshold": at, "ddof": d}) for at, d in (("others", 0), ("others", 1), ("kth", 0))),
     *(("mutual_information", {"terms": terms}) for terms in ("both", "marginal", "conditional")),
     *(("importance", {"gates": g, "form": "deviation"}) for g in ("softmax", "topk")),
     *(
@@ -310,7 +312,8 @@ def loss_inputs(kind, T=7, E=6):
     ("name", "fields"), LOSS_CASES, ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values()))
 )
 def test_losses(name, fields, kind):
-    config, num = config_of(losses={name: {"coefficient": 0.013, **fields}}), policy()
+    said = {field: value for field, value in fields.items() if field != "noisy"}
+    config, num = config_of(losses={name: {"coefficient": 0.013, **said}}), policy()
     z = loss_inputs(kind)
     indices = routing.select_topk(z[:, ::-1], 2).copy()
     indices[2, 1] = -1
@@ -318,17 +321,20 @@ def test_losses(name, fields, kind):
     given = {"token_mask": np.arange(7) != 4, "sequence_ids": np.array([5, 5, 5, 2, 1, 2, 2])}
     if fields.get("scope") == "global":
         given["counts_so_far"] = np.array([3, 0, 1, 5, 0, 1])
-    arguments = losses.loss_arguments(
-        refmoe.routing.RoutingRecord(z, s, topk_indices=indices), config, refmoe.Given(**given)
-    )[name]
-    record = {"logits": to_law(z), "scores": to_law(s), "topk_indices": to_law(indices)}
+    stages = {"logits": z, "scores": s, "topk_indices": indices}
+    if fields.get("noisy"):
+        stages |= {"clean_logits": np.roll(z, 1, axis=0), "noise_std": 0.5 + np.abs(z[:, ::-1]) / 8}
+    arguments = losses.loss_arguments(refmoe.routing.RoutingRecord(**stages), config, refmoe.Given(**given))[name]
+    record = {stage: to_law(array) for stage, array in stages.items()}
     law_given, cfg = {k: to_law(v) for k, v in given.items()}, config.to_dict()
     forward, backward = losses.LOSSES[name]
     made = forward(*arguments, config, num)
     agree([LAW.stored("float32", LAW.LOSSES[name](record, cfg, law_given))], np.reshape(made, (1,)), "loss")
     for upstream in (1.0, -0.3):
-        law = LAW.LOSSES_BACKWARD[name](upstream, record, cfg, law_given)
-        agree(law, backward(upstream, *arguments, config, num), f"backward {upstream}")
+        law = LAW.gradients_of_loss(name, upstream, record, cfg, law_given)
+        made = backward(upstream, *arguments, config, num)
+        made = made if isinstance(made, tuple) else (made,)
+        agree(law, dict(zip(losses.GIVES[name], made, strict=True)), f"backward {upstream}")
 
 
 @pytest.mark.parametrize("coefficient", [1 + 2.0**-24, 1 + 3 * 2.0**-24])

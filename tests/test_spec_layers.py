@@ -79,6 +79,15 @@ EVERYTHING = {
     "importance": {"coefficient": 0.125, "gates": "topk"},
 }
 KITCHEN_SINK = {
+    "load under learned noise": {
+        "routing": {"noise": "learned", "normalize": True, "logits_softcap": 2.0},
+        "losses": {"load": {"coefficient": 0.5}, "importance": {"coefficient": 0.25, "gates": "topk"}},
+    },
+    "load under fixed noise": {
+        "routing": {"noise": "fixed", "noise_std": 0.5},
+        "losses": {"load": {"coefficient": 0.5, "threshold": "kth", "eps": 1e-10}},
+    },
+    "load without noise": {"losses": {"load": {"coefficient": 0.5}}},
     "losses over devices": {
         "losses": {
             "balance": {"coefficient": 0.3, "probs": "relu"},
@@ -287,7 +296,7 @@ KITCHEN_SINK = {
 def test_every_other_choice(name, profile, store):
     config = config_of(**KITCHEN_SINK[name])
     upstream = {"balance": 2.0, "z": -0.5, "importance": 3.0, "device": 0.3, "communication": -1.5}
-    upstream["mutual_information"] = 1.25
+    upstream |= {"mutual_information": 1.25, "load": -0.75}
     inputs = [tame(store, (T, config.hidden_size), seed) for seed in (3, 4)]
     d_logits = tame("float32", (T, config.num_logits), 9)
     given = SEQUENCES | init_given(config, T)

@@ -23,6 +23,7 @@ from .losses import (  # noqa: F401 (one door for every section)
     CommunicationLoss,
     DeviceLoss,
     ImportanceLoss,
+    LoadLoss,
     LossesConfig,
     MutualInformationLoss,
     ZLoss,

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from ..refusals import require
+from .loss_rules import loss_rules
 
 SELECTIONS = ("topk", "per_group", "hash", "threshold", "top_p", "sparsemixer", "assignment", "expert_choice", "soft")
 # A token has any number of experts; K is the largest count.
@@ -73,7 +74,7 @@ def _integer(value, where):
 
 def check_together(config):
     """Raises ValueError for the first pair of fields that contradict each other, naming both."""
-    for rules in (_soft, _front, _selection, _weights, _second_expert, _dispatch, _experts, _losses):
+    for rules in (_soft, _front, _selection, _weights, _second_expert, _dispatch, _experts, loss_rules):
         for holds, argument, expected, got, fix in rules(config):
             require(holds, ValueError, argument, expected, repr(got), fix)
 
@@ -375,24 +376,3 @@ def _shared(x):
     yield ok, "experts.shared_activation", "silu with gate_softcap", x.shared_activation, fix
     ok = x.shared_limit is None or (x.gate_softcap, x.up_softcap) == (None, None)
     yield ok, "experts.shared_limit", "None with a soft cap", x.shared_limit, "choose one of the two"
-
-
-def _losses(config):
-    loss = config.losses.importance
-    if loss is not None:
-        fix = "a variance of one number needs ddof=0"
-        yield loss.ddof < config.num_choices, "losses.importance.ddof", "0 with one expert", loss.ddof, fix
-        got, fix = (loss.ddof, loss.eps), "it is divided by T^2: leave them out, or set form='cv2'"
-        ok = loss.form == "cv2" or got == (0, 0.0)
-        yield ok, "losses.importance.form", "no ddof and no eps with 'deviation'", got, fix
-    for name in ("device", "communication"):
-        loss = getattr(config.losses, name)
-        if loss is not None:
-            E, ok = config.num_experts, config.num_experts % loss.num_devices == 0
-            fix = "give each device as many experts"
-            yield ok, f"losses.{name}.num_devices", f"a divisor of num_experts = {E}", loss.num_devices, fix
-    loss = config.losses.communication
-    if loss is not None:
-        wanted, fix = f"at most num_devices = {loss.num_devices}", "lower it or add devices"
-        ok = loss.device_limit <= loss.num_devices
-        yield ok, "losses.communication.device_limit", wanted, loss.device_limit, fix

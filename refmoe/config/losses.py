@@ -67,6 +67,16 @@ class MutualInformationLoss(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoadLoss(Section):
+    """coefficient * Var(L) / (mean(L)^2 + eps) of the loads L_e expected under noise drawn anew.   Spec 4.9"""
+
+    coefficient: float = field(default=0.0, metadata=FLOAT)  # times the loss
+    threshold: str = field(default="others", metadata=one_of("others", "kth"))  # K-th best of the others, or of all
+    ddof: int = field(default=0, metadata=one_of(0, 1))  # 1: the unbiased variance
+    eps: float = field(default=0.0, metadata=WEIGHT)  # added to the squared mean
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossesConfig(Section):
     """The losses the router adds to the task's.   Spec 4"""
 
@@ -76,6 +86,7 @@ class LossesConfig(Section):
     device: DeviceLoss | None = field(default=None, metadata={"section": DeviceLoss})
     communication: CommunicationLoss | None = field(default=None, metadata={"section": CommunicationLoss})
     mutual_information: MutualInformationLoss | None = field(default=None, metadata={"section": MutualInformationLoss})
+    load: LoadLoss | None = field(default=None, metadata={"section": LoadLoss})
     bias_update_rate: float = field(default=0.0, metadata=WEIGHT)  # step of the selection-bias controller
 
     @property

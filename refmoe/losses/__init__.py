@@ -30,6 +30,7 @@ from .controllers import (
     update_selection_bias,
 )
 from .importance import importance_loss, importance_loss_backward
+from .load import load_loss, load_loss_backward
 from .mutual import mutual_information_loss, mutual_information_loss_backward
 from .pooled import pooled_balance_loss, pooled_balance_loss_backward
 from .scopes import Scopes, balance_counts, communication_counts, device_counts, loss_scopes
@@ -46,6 +47,7 @@ class Losses(NamedTuple):
     device: object = None
     communication: object = None
     mutual_information: object = None
+    load: object = None
 
 
 LOSSES = {
@@ -55,6 +57,7 @@ LOSSES = {
     "device": (device_loss, device_loss_backward),
     "communication": (communication_loss, communication_loss_backward),
     "mutual_information": (mutual_information_loss, mutual_information_loss_backward),
+    "load": (load_loss, load_loss_backward),
 }
 
 # What a pair reads, in the order of its arguments: fields of the routing record, `counts` and `scopes`.
@@ -65,6 +68,7 @@ READS = {
     "device": ("logits", "counts", "scopes"),
     "communication": ("logits", "counts", "scopes"),
     "mutual_information": ("logits", "scopes"),
+    "load": ("clean_logits", "noise_std", "logits", "topk_indices", "scopes"),
 }
 
 # The gradients a backward returns, in order.
@@ -75,6 +79,7 @@ GIVES = {
     "device": ("d_logits_device",),
     "communication": ("d_logits_communication",),
     "mutual_information": ("d_logits_mutual_information",),
+    "load": ("d_logits_load", "d_clean_logits_load", "d_noise_std_load"),
 }
 
 # Who was chosen how often, for the losses whose fractions count it.
@@ -117,7 +122,7 @@ def loss_gradients(d_losses, routing, config, num, given, counts=None):
         upstream = None if d_losses is None else getattr(d_losses, name)
         made = LOSSES[name][1](1.0 if upstream is None else upstream, *read, config, num)
         found |= dict(zip(GIVES[name], made if isinstance(made, tuple) else (made,), strict=True))
-    return found
+    return {name: gradient for name, gradient in found.items() if gradient is not None}
 
 
 __all__ = [
@@ -143,6 +148,8 @@ __all__ = [
     "device_loss_backward",
     "importance_loss",
     "importance_loss_backward",
+    "load_loss",
+    "load_loss_backward",
     "loss_arguments",
     "loss_gradients",
     "loss_scopes",

@@ -30,6 +30,7 @@ FLOAT32_STAGES = frozenset(
     row_potentials column_potentials second_choice_scores
     multipliers
     losses.balance losses.z losses.importance d_losses
+    losses.load d_logits_load d_clean_logits_load d_noise_std_load
     d_logits d_logits_task d_logits_balance d_logits_importance d_logits_z d_scores d_topk_weights
     unscaled_topk_weights d_unscaled_topk_weights
     unit_x unit_slots cosines dispatch_weights combine_weights d_unit_x d_unit_slots d_cosines

@@ -114,6 +114,10 @@ class Arithmetic(Tables):
         """Phi(x) = erfc(-x / sqrt 2) / 2."""
         return self.erfc(-x / self.sqrt(self.constant(2))) / 2
 
+    def normal_density(self, t):
+        """phi(t) = exp(-t^2 / 2) / sqrt(2 pi)."""
+        return self.exp(-(t * t) / 2) / self.sqrt(self.pi * 2)
+
     def gelu(self, x):
         """x Phi(x)."""
         return self._with_limits(x, lambda t: t * self.normal_cdf(t), 0, np.inf)
@@ -124,8 +128,7 @@ class Arithmetic(Tables):
         return self._with_limits(x, lambda t: self._gelu_slope(self.clip(t, -64, 64)), 0, 1)
 
     def _gelu_slope(self, t):
-        density = self.exp(-(t * t) / 2) / self.sqrt(self.pi * 2)
-        return self.normal_cdf(t) + t * density
+        return self.normal_cdf(t) + t * self.normal_density(t)
 
     def gelu_tanh(self, x):
         """x/2 (1 + tanh y) = x sigmoid(2y), y = sqrt(2/pi) (x + 0.044715 x^3)."""

@@ -1,5 +1,7 @@
 """What formulas over a table of logits need: rows that are softmaxes, and what their columns add up to.   Spec 6.5"""
 
+from fractions import Fraction
+
 import numpy as np
 
 from .rounding import two_sum
@@ -11,6 +13,14 @@ class Tables:
     def column_sums(self, weights, keys):
         """sum_t weights_te, where each row of weights is the softmax of its keys, or of some, with 0 elsewhere."""
         return self.sum(weights, axis=-2)
+
+    def cdf_sums(self, u):
+        """sum_t Phi(u_te) of a table of exact numbers."""
+        return self.sum(self.normal_cdf(u), axis=-2)
+
+    def deviations(self, values):
+        """values - mean."""
+        return values - self.sum(values, keepdims=True) / np.shape(self.real(values))[-1]
 
     def squared_deviations(self, values):
         """sum_e (values_e - mean)^2, with a last axis of length 1."""
@@ -50,6 +60,25 @@ class PreciseTables:
     def column_sums(self, weights, keys):
         return super().column_sums(weights, keys)[_twins(weights, keys)]
 
+    def cdf_sums(self, u):
+        """Phi(-u) = 1 - Phi(u): opposite arguments are collected before anything is evaluated."""
+        columns = []
+        for column in np.moveaxis(u, -1, 0):
+            ones, counts = _collected([x.lo for x in column])
+            columns.append((ones, tuple(sorted(counts.items()))))
+        found = {key: self._cdf_sum(*key) for key in columns}
+        return np.array([found[key] for key in columns], object)
+
+    def _cdf_sum(self, ones, counts):
+        size = np.array([self.constant(x) for x, _ in counts], object)
+        many = np.array([self.constant(n) for _, n in counts], object)
+        return self.sum(self.normal_cdf(size) * many) + ones
+
+    def deviations(self, values):
+        """sum_a (values_e - values_a) / E."""
+        pairs = self.take(values, (..., slice(None), None)) - self.take(values, (..., None, slice(None)))
+        return self.sum(pairs) / len(values)
+
     def log_mean_softmax(self, z):
         return super().log_mean_softmax(z)[_twins(None, z)]
 
@@ -57,6 +86,16 @@ class PreciseTables:
         """sum over pairs of (values_a - values_b)^2 / E: no mean that only nearly cancels."""
         pairs = [(a - b) * (a - b) for at, a in enumerate(values) for b in values[:at]]
         return np.array([sum(pairs, self.constant(0)) / len(values)], object)
+
+
+def _collected(arguments):
+    """(a fraction, size -> count) with sum Phi(x) = fraction + sum count Phi(size)."""
+    ones, counts = Fraction(0), {}
+    for x in arguments:
+        ones += Fraction(1, 2) if x == 0 else int(x < 0)
+        if x != 0:
+            counts[abs(x)] = counts.get(abs(x), 0) + (1 if x > 0 else -1)
+    return ones, {x: n for x, n in counts.items() if n}
 
 
 def _twins(weights, keys):

@@ -23,6 +23,7 @@ NOTES = {
     "ZeroAtBalance": ("sign(0) taken as +-1", "biases that never rest"),
     "DeviceCounts": ("choices counted where tokens are meant, or a token counted twice", "traffic balanced wrongly"),
     "Information": ("the sign, one half for the other, or the log of an underflowed mean", "NaN, or balance undone"),
+    "LoadThreshold": ("own logit among the thresholds, or probabilities compared with logits", "a load that is none"),
     "ReluWeights": ("softmax in place of the weights, or a gradient at zero", "experts that never switch off"),
     "ControllerSign": ("sign reversed, or load compared with a rounded mean", "collapse"),
     **controllers.NOTES,
@@ -106,6 +107,7 @@ def _scopes():
 
 def _devices():
     logits = f32(FIXTURE)
+    yield from _loads({"logits": logits})
     for terms in ("both", "marginal", "conditional"):
         config = sizes(4, 2, losses={"mutual_information": {**ONE, "terms": terms}})
         yield Case(f"mutual information: {terms}", ("Information",), "loss", {"logits": logits}, config)
@@ -145,6 +147,20 @@ def _devices():
         {"logits": logits},
         sizes(4, 2, losses=relu),
     )
+
+
+def _loads(logits):
+    noisy = logits | {"clean_logits": f32(FIXTURE[::-1]), "noise_std": f32([[0.5, 0.75] * 2] * 6)}
+    for section in ({}, {"threshold": "kth"}, {"ddof": 1, "eps": 0.5}):
+        named = ", ".join(map(str, section.values())) or "of the others"
+        config = sizes(4, 2, losses={"load": {**ONE, **section}})
+        yield Case(f"load under noise: {named}", ("LoadThreshold",), "loss", noisy, config)
+    config = sizes(4, 2, losses={"load": ONE})
+    yield Case("load without noise: counts, no gradient", ("LoadThreshold",), "loss", logits, config)
+    ties = {"logits": f32([[1.0, 1.0, 1.0], [0.0, 2.0, 2.0]]), "clean_logits": f32([[1.0, 0.5, 2.0], [0.0, 1.0, 3.0]])}
+    ties["noise_std"] = f32([[0.5, 0.25, 1.0]] * 2)
+    config = sizes(3, 1, losses={"load": ONE})
+    yield Case("load with ties at the threshold", ("LoadThreshold",), "loss", ties, config)
 
 
 def _edges():
