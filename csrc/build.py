@@ -23,13 +23,14 @@ def shared_list(name):
     return re.search(rf"^{name} := (.*)$", text, re.M)[1].split()
 
 
-SOURCES, ARITHMETIC, OTHER = map(shared_list, ("SOURCES", "ARITHMETIC", "OTHER"))
+SOURCES, MEASURES, ARITHMETIC, OTHER = map(shared_list, ("SOURCES", "MEASURES", "ARITHMETIC", "OTHER"))
+HEADERS = "refmoe_kernels.h", "refmoe_limits.h"  # what the module offers
 
 
 def declarations():
-    """The part of the header between the two cffi marks."""
-    text = (HERE / "refmoe_kernels.h").read_text(encoding="utf-8")
-    return text.split("/* cffi: begin */")[1].split("/* cffi: end */")[0]
+    """The parts of the headers between the two cffi marks."""
+    texts = [(HERE / name).read_text(encoding="utf-8") for name in HEADERS]
+    return "".join(text.split("/* cffi: begin */")[1].split("/* cffi: end */")[0] for text in texts)
 
 
 def _links(compiler, flags):
@@ -67,7 +68,8 @@ def make_builder(folder):
     builder = FFI()
     builder.cdef(declarations())
     builder.set_source(
-        "refmoe._kernels", '#include "refmoe_kernels.h"', sources=[f"{folder}/{name}" for name in SOURCES],
+        "refmoe._kernels", "".join(f'#include "{name}"\n' for name in HEADERS),
+        sources=[f"{folder}/{name}" for name in SOURCES + MEASURES],
         include_dirs=[str(folder)], depends=[f"{folder}/{name}" for name in _headers()], py_limited_api=True,
         extra_compile_args=ARITHMETIC + OTHER + openmp, extra_link_args=["-pthread", *openmp], optional=not required)
     return builder
