@@ -10,6 +10,9 @@ LINTER := $(VENV)/.linter
 GOLDEN := out/qwen3-30b-a3b
 INTEROP := .venv-interop
 PEERS  := torch==2.13.0 transformers==5.23.0
+# Timed beside these where they install; what is missing is named by `refmoe bench --peers`.
+MORE   := jax onnxruntime onnx llama-cpp-python
+RIVALS := .venv-peers
 NATIVE := $(wildcard csrc/*.c csrc/*.h csrc/*.py csrc/*.mk)
 LIB    := out/lib
 OPENMP := -fopenmp
@@ -21,7 +24,7 @@ export REFMOE_REQUIRE_C ?= 1
 export OPENBLAS_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help build golden test smoke kernels vectors lint interop fuzz exhaustive digests cross lib example size clean
+.PHONY: help build golden test smoke kernels vectors lint interop fuzz exhaustive digests cross lib example bench-peers size clean
 
 help:
 	@echo "make golden      build, then write and verify $(GOLDEN): a full-size layer, forward and backward"
@@ -37,6 +40,7 @@ help:
 	@echo "make cross       the kernels against NumPy's bits: native, sanitized, and emulated aarch64 and 32-bit ARM"
 	@echo "make lib         $(LIB): the kernels as a C library, static and shared, without Python"
 	@echo "make example     compile csrc/example.c against it through pkg-config, both ways, and run it"
+	@echo "make bench-peers the peers that \`refmoe bench --peers\` times, in $(RIVALS)"
 	@echo "make size        lines of each part of the house"
 	@echo "make build       set up $(VENV) with the C module and what the tests need"
 	@echo "make clean       remove what these commands made, $(VENV) included"
@@ -96,6 +100,15 @@ $(INTEROP)/.ready: Makefile pyproject.toml setup.py $(NATIVE)
 interop: $(INTEROP)/.ready
 	$(INTEROP)/bin/python -m pytest -q -o python_files='compare_*.py' tests/interop
 
+bench-peers: $(RIVALS)/.ready
+
+$(RIVALS)/.ready: Makefile
+	test -x $(RIVALS)/bin/python || $(PYTHON) -m venv $(RIVALS)
+	$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check 'numpy>=2.0' 'cffi>=2.0' $(PEERS)
+	@for peer in $(MORE); do \
+	  $(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check $$peer || echo "not installed: $$peer"; done
+	@touch $@
+
 fuzz: $(READY)
 	$(BIN)/python tests/random_layers.py --first $$(date +%s)
 
@@ -153,6 +166,6 @@ size:
 	  printf '%7d lines  %s\n' "$$(cat $$part 2>/dev/null | wc -l)" "$$part"; done
 
 clean:
-	rm -rf $(VENV) $(INTEROP) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis csrc/_kernels.c
+	rm -rf $(VENV) $(INTEROP) $(RIVALS) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis csrc/_kernels.c
 	rm -f refmoe/_kernels*.so csrc/*.o
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

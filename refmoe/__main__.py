@@ -1,6 +1,7 @@
 """The command line: `refmoe COMMAND`, or `python -m refmoe COMMAND`.
 
-Exit status: 0 all is well; 1 a bundle, a vector or a gradient is wrong; 2 the request cannot be met; 130 interrupted.
+Exit status: 0 all is well; 1 a bundle, a vector, a gradient or a bit is wrong; 2 the request cannot be met;
+130 interrupted.
 Errors are one sentence on standard error.
 """
 
@@ -61,6 +62,7 @@ def parser():
     fields.add_argument("--markdown", action="store_true", help="as the page spec/fields.md")
     fields.add_argument("--write", action="store_true", help="write them into README.md, spec/fields.md and the schema")
     _add_params(commands)
+    _add_bench(commands)
     _add(commands, "info", run_info, "versions, backend and why, kernels, threads")
     _add(commands, "kernels", run_kernels, "list the compiled kernels and which of them can run here")
     vectors = _add(commands, "vectors", run_vectors, "write the small committed vectors")
@@ -208,6 +210,19 @@ def run_params(args):
     from refmoe.models.accounting.command import run
 
     return run(args)
+
+
+def _add_bench(commands):
+    from refmoe.bench.command import add_arguments
+
+    add_arguments(_add(commands, "bench", run_bench, "prove the bits, then time refmoe, this machine and the peers"))
+
+
+def run_bench(args):
+    """Ratios in one run."""
+    from refmoe.bench.command import run
+
+    return run(args, _say)
 
 
 def run_presets(args):

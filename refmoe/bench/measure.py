@@ -1,0 +1,131 @@
+"""The run: every contestant in its own process, in turn with refmoe, each by its own clock."""
+
+import time
+
+from . import machine
+from .children import Child, ChildFailed
+
+# Contestants besides refmoe: whether the peers' Python is needed, and what the environment is varied by.
+PEERS = {"numpy loop": (False, "core types"), "torch dense": (True, None), "transformers": (True, None),
+         "jax ragged_dot": (True, None), "ggml": (True, None), "onnxruntime": (True, None)}  # fmt: skip
+PAUSE = 0.02  # seconds between calls: the threads of the last one have stopped spinning
+FEWEST = 3
+
+
+class ParityRefused(Exception):
+    """Something that was to be timed is not equal to NumPy's bits."""
+
+
+def run(cases, options, say=lambda step: None):
+    """A dictionary of everything measured. Raises ParityRefused."""
+    result = {"machine": machine.describe(), "options": options, "limits": [], "cases": []}
+    result["limits"] = limits(options, say)
+    for case in cases:
+        result["cases"].append(one_case(case, options, say))
+    if not options["quick"]:
+        result["limits"] += limits(options, say)  # again at the end: a machine that slowed down shows
+    result["machine"]["load_at_the_end"] = machine.load()
+    return result
+
+
+def limits(options, say):
+    """Rows {"name", "rates"}: operations or bytes a second, a number a sample."""
+    say("limits of the machine")
+    settings = {"threads": options["threads"], "milliseconds": 2 if options["quick"] else 40,
+                "megabytes": 4 if options["quick"] else 512}  # fmt: skip
+    with Child("limits", max(options["threads"])) as child:
+        try:
+            loaded = child.ask({"do": "load", "case": None, "options": settings}, options["patience"])
+        except ChildFailed as failure:
+            return [{"name": "none", "rates": [], "failed": str(failure)}]
+        samples = alternate([(child, name) for name in loaded["settings"]], options, FEWEST if options["quick"] else 5)
+    return [{"name": n, "rates": [s["work"] / s["seconds"] for s in taken]} for (_, n), taken in samples.items()]
+
+
+def one_case(case, options, say):
+    """What a case took: refmoe's samples, and each peer's with refmoe's in turn."""
+    result = {"key": case.key, "name": case.name, "tokens": case.tokens, "phase": case.phase, "store": case.store,
+              "routing": case.routing, "flops": case.flops, "weight_bytes": case.weight_bytes,
+              "config": case.config.to_dict(), "refmoe": {}, "peers": [], "failures": []}  # fmt: skip
+    threads = options["threads"]
+    with Child("refmoe", max(threads)) as house:
+        say(f"{case.key}: parity")
+        settings, facts = load_refmoe(house, case, options)
+        result["facts"] = facts
+        say(f"{case.key}: refmoe")
+        taken = alternate([(house, s) for s in settings], options)
+        result["refmoe"] = {s: taken[house, s] for s in settings}
+        beside = [s for s in settings if s.endswith(f"x{max(threads)}")]
+        for name, variant, python in variants(options):
+            say(f"{case.key}: {name} {variant or ''}")
+            made, failures = one_peer(name, variant, python, case, options, house, beside)
+            result["peers"] += made
+            result["failures"] += failures
+    return result
+
+
+def load_refmoe(house, case, options):
+    own = {"profiles": options["profiles"], "threads": options["threads"], "kernel": options["kernel"]}
+    try:
+        loaded = house.ask({"do": "load", "case": case.to_dict(), "options": own}, options["patience"])
+    except ChildFailed as failure:
+        if failure.kind != "parity":
+            raise
+        raise ParityRefused(f"{case.key}: {failure}") from failure
+    for setting, failed in loaded["failed"].items():
+        raise ParityRefused(f"{case.key}, {setting}: {failed['reason']}")
+    return loaded["settings"], loaded["facts"]
+
+
+def variants(options):
+    """(name, core type or None, python) of every process of a peer."""
+    for name in options["peers"]:
+        elsewhere, varied = PEERS[name]
+        python = options["peers_python"] if elsewhere else None
+        types = machine.core_types()[: 1 if options["quick"] else None] or [None]
+        for variant in types if varied else [None]:
+            yield name, variant, python
+
+
+def one_peer(name, variant, python, case, options, house, beside):
+    """(rows, failures) of one process of a peer. Whatever happens to it, the run goes on."""
+    extra = {"OPENBLAS_CORETYPE": variant} if variant else {}
+    who = {"name": name, "variant": variant}
+    try:
+        with Child(name, max(options["threads"]), extra, python) as peer:
+            message = {"do": "load", "case": case.to_dict(), "options": {}}
+            loaded = peer.ask(message, options["patience"])
+            failures = [who | {"setting": s} | failed for s, failed in loaded["failed"].items()]
+            turns = [(house, s) for s in beside] + [(peer, s) for s in loaded["settings"]]
+            if not loaded["settings"]:
+                return [], failures
+            taken = alternate(turns, options)
+            refmoe = {s: seconds_of(taken[house, s]) for s in beside}
+            known = who | {"refmoe": refmoe, "facts": loaded["facts"]}
+            rows = [known | {"setting": s, "samples": seconds_of(taken[peer, s]), "error": loaded["errors"].get(s)}
+                    for s in loaded["settings"]]  # fmt: skip
+            return rows, failures
+    except ChildFailed as failure:
+        if not house.is_alive():  # refmoe itself
+            raise
+        return [], [who | {"setting": None, "reason": str(failure), "kind": failure.kind}]
+    except OSError as error:  # its Python does not start
+        return [], [who | {"setting": None, "reason": str(error), "kind": "missing"}]
+
+
+def seconds_of(samples):
+    return [sample["seconds"] for sample in samples]
+
+
+def alternate(turns, options, samples=None):
+    """{(child, setting): answers}: one call of each in turn, again and again, until samples or seconds are used up."""
+    taken = {turn: [] for turn in turns}
+    wanted = samples or options["samples"]
+    start = time.monotonic()
+    for done in range(wanted):
+        if done >= min(FEWEST, wanted) and time.monotonic() - start > options["budget"]:
+            break
+        for child, setting in turns:
+            time.sleep(0 if options["quick"] else PAUSE)
+            taken[child, setting].append(child.ask({"do": "go", "setting": setting}, options["patience"]))
+    return taken
