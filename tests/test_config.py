@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -581,3 +582,17 @@ def test_round_trip(tmp_path, name, scale):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config.to_dict()))
     assert MoEConfig.from_dict(config.to_dict()) == config == MoEConfig.from_json(path)
+
+
+@pytest.mark.parametrize("fields", [{}, {"score_fn": "sigmoid"}, {"norm_p": 2}])
+def test_a_router_without_a_gradient_is_warned_of(fields):
+    sizes = {"hidden_size": 4, "intermediate_size": 3, "num_experts": 4}
+    with pytest.warns(UserWarning, match="top_k=1 with routing.normalize.*the router gets no gradient") as caught:
+        MoEConfig(**sizes, top_k=1, routing=RoutingConfig(normalize=True, **fields))
+    assert len(caught) == 1 and caught[0].filename == __file__  # it points at who made the configuration
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for other in ({"normalize": False, "norm_p": 1}, {"normalize": True, "norm_eps": 1e-20, "norm_p": 1}):
+            MoEConfig(**sizes, top_k=1, routing=RoutingConfig(**fields | other))
+        MoEConfig(**sizes, top_k=2, routing=RoutingConfig(normalize=True, **fields))
+        MoEConfig(**sizes, top_k=1, routing=RoutingConfig(normalize=True, selection="threshold"))

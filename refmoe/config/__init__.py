@@ -17,6 +17,7 @@ from .checks import (
     Section,
     check_together,
     one_of,
+    warn_of_constant_weight,
 )
 from .losses import (  # noqa: F401 (one door for every section)
     BalanceLoss,
