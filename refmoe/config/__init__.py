@@ -186,6 +186,7 @@ class MoEConfig(Section):
     def __post_init__(self):
         super().__post_init__()
         check_together(self)
+        warn_of_constant_weight(self)
 
     @property
     def needs_sequences(self):

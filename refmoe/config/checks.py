@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 
 from ..refusals import require
 from .loss_rules import loss_rules
@@ -129,6 +130,19 @@ def _soft(config):
             value, read = getattr(section, spec.name), spec.name in SOFT_READS or spec.name.startswith("shared_")
             ok = read or value == spec.default
             yield ok, f"{part}.{spec.name}", f"{spec.default!r} with routing.selection 'soft'", value, fix
+
+
+def warn_of_constant_weight(config):
+    """Warns where every weight is 1 whatever the router says, so that the task sends it no gradient.   Spec 1.5"""
+    r = config.routing
+    one = config.top_k == 1 and r.selection not in (*VARIABLE_SELECTIONS, "soft", "sparsemixer")
+    if one and r.normalize and r.norm_eps == 0.0 and not r.norm_over_shared:
+        warnings.warn(
+            "top_k=1 with routing.normalize and no routing.norm_eps: expected a weight that depends on the logits, got "
+            "one divided by itself, so the router gets no gradient from the task; set normalize=False",
+            UserWarning,
+            stacklevel=4,  # whoever makes the MoEConfig
+        )
 
 
 def _selection(config):
