@@ -143,12 +143,12 @@ class Inputs:
         return shapes if c.experts.gated else {n: s for n, s in shapes.items() if not n.endswith("_gate")}
 
     def expert(self, name, e):
-        """Expert e's array of that name."""
+        """Expert e's array of that name, to be read only."""
         shape = self.shapes()[name]
         size = int(np.prod(shape))
         exponent = fan_in_exponent(shape[-1]) if name.startswith("w_") else -3
         start = (e * size + hash_of(name)) % BLOCK
-        return np.resize(np.roll(_block(), -start), size).reshape(shape) * np.float32(2.0**exponent)
+        return _repeated(size, exponent)[start : start + size].reshape(shape)
 
     def stack(self, name):
         """(E, ...) of all experts."""
@@ -166,9 +166,10 @@ class Inputs:
         return made
 
 
-@lru_cache(maxsize=1)
-def _block():
-    return generate("bench.block", (BLOCK,), 0, "bf16")
+@lru_cache
+def _repeated(size, exponent):
+    """The block again and again, so that any run of `size` numbers that begins in it can be cut out."""
+    return np.resize(generate("bench.block", (BLOCK,), 0, "bf16", exponent), BLOCK + size)
 
 
 def hash_of(name):

@@ -46,7 +46,7 @@ def _case(case, limits):
     lines += [_failure(f) for f in case["failures"]]
     proofs = case["facts"]["proofs"]
     lines.append(f"  bits equal to NumPy's in {len(proofs)} settings, {proofs[0]['tokens']} tokens each"
-                 f"; memory beyond inputs {case['facts']['memory_beyond_inputs'] / 2**20:.0f} MiB"
+                 f"; memory beyond inputs, results included: {case['facts']['memory_beyond_inputs'] / 2**20:.0f} MiB"
                  + (f"; {case['facts']['note']}" if "note" in case["facts"] else ""))  # fmt: skip
     return "\n".join(lines)
 

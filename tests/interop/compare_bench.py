@@ -46,3 +46,15 @@ def test_the_loop_goes_the_whole_way_back(preset):
 def test_copies_beyond_the_memory_are_refused():
     with pytest.raises(child.Refused, match="GiB of weights"):
         transformers_experts.refuse_copies(make_case("case", refmoe.load_preset("mixtral-8x7b"), 4096))
+
+
+@pytest.mark.parametrize("phase", ["forward", "training"])
+@pytest.mark.parametrize("store", ["float32", "bf16"])
+@pytest.mark.parametrize("name", ["jax ragged_dot", "ggml", "onnxruntime"])
+def test_y_of_those_that_are_installed(name, store, phase):
+    """Not in this environment; `make bench-peers` makes one that has them."""
+    try:
+        _, answer = child.load(name, case_of("qwen3-30b-a3b", phase, store).to_dict(), {})
+    except (ModuleNotFoundError, child.Refused) as error:
+        pytest.skip(str(error))
+    assert answer["settings"] and not answer["failed"]

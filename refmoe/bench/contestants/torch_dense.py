@@ -70,17 +70,23 @@ class Layer:
         if self.case.phase == "training":
             for leaf in self._leaves():
                 leaf.requires_grad_()
+        self.apart = None if self.case.phase == "training" else self._take_apart()  # of a forward: once
+
+    def _take_apart(self):
+        """The experts' matrices, all at once: indexing each would make a gradient of all experts for each."""
+        return self.first.unbind(), self.down.unbind()
 
     def _leaves(self):
         return [t for t in (self.x, self.weights, self.first, self.down, *self.biases) if t is not None]
 
     def _compute(self):
         linear = self.torch.nn.functional.linear
+        first, down = self.apart or self._take_apart()
         first_bias, down_bias = self.biases
         y = self.torch.zeros_like(self.x)
         for e, tokens, slots in self.by_expert:
-            both = linear(self.x[tokens], self.first[e], None if first_bias is None else first_bias[e])
-            out = linear(self._hidden(both), self.down[e], None if down_bias is None else down_bias[e])
+            both = linear(self.x[tokens], first[e], None if first_bias is None else first_bias[e])
+            out = linear(self._hidden(both), down[e], None if down_bias is None else down_bias[e])
             y = y.index_add(0, tokens, out * self.weights[tokens, slots][:, None])
         return y
 
