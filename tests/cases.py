@@ -260,6 +260,16 @@ CASES = {
         routing={"score_fn": "sigmoid"},
         experts={"latent_size": 4, "post_expert_norm": "rms_input_scaled", "norm_eps": 0.1},
     ),
+    "own_epsilon": config_of(
+        routing={"score_fn": "sigmoid", "logits_scale": 0.5},
+        experts={
+            "latent_size": 4,
+            "latent_pre_norm": "rms_centered",
+            "post_expert_norm": "rms_input_scaled",
+            "post_expert_norm_eps": 0.5,
+            "norm_eps": 1e-3,
+        },
+    ),
     "latent_input": config_of(
         routing={"score_fn": "sigmoid"},
         experts={

@@ -78,7 +78,7 @@ SMALL = {
         dispatch={"capacity": 1, "normalize_after_drop": True},
     ),
     "on_input": config_of(**_TINY, experts={"weight_position": "input"}),
-    "scaled_norm": config_of(**_TINY, experts={"post_expert_norm": "rms_input_scaled", "norm_eps": 0.1}),
+    "scaled_norm": config_of(**_TINY, experts={"post_expert_norm": "rms_input_scaled", "post_expert_norm_eps": 0.1}),
     "several_shared": config_of(**_TINY, experts={"shared_intermediate_size": 2, "shared_count": 2}),
     "latent": config_of(
         **_TINY,

@@ -156,11 +156,11 @@ def _widths(rng, shared):
         fields |= {"latent_size": rng.randint(1, 4), "latent_pre_norm": norm(), "latent_post_norm": norm()}
     elif rng.random() < 0.2:
         fields["residual"] = "complement"
-    return fields | (
-        {"post_expert_norm": rng.choice([norm(), "rms_input_scaled"]), "output_norm": norm()}
-        if rng.random() < 0.3
-        else {}
-    )
+    if rng.random() < 0.3:
+        fields |= {"post_expert_norm": rng.choice([norm(), "rms_input_scaled"]), "output_norm": norm()}
+        if fields["post_expert_norm"] != "none":
+            fields["post_expert_norm_eps"] = rng.choice([None, None, 0.3])
+    return fields
 
 
 def _limits(rng, gated, activation):

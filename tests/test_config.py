@@ -413,6 +413,14 @@ REFUSALS = [
         "experts.norm_eps: expected a positive number where there is a norm, got 0.0",
     ),
     (
+        {"experts": {"post_expert_norm_eps": 0.5}},
+        "experts.post_expert_norm_eps: expected None without post_expert_norm, got 0.5",
+    ),
+    (
+        {"experts": {"post_expert_norm": "rms", "post_expert_norm_eps": 0.0}},
+        "experts.post_expert_norm_eps: expected a positive number or None, got 0.0",
+    ),
+    (
         {"experts": {"post_expert_norm": "rms", "zero_experts": 1}},
         "experts.post_expert_norm: expected 'none' with experts without weights, got 'rms'",
     ),

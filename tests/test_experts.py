@@ -319,6 +319,15 @@ def test_a_scale_before_the_norm():
     np.testing.assert_allclose(grads["w_post_expert_norm"], [1.28, -1.92, 0, 0], rtol=2.0**-22)
 
 
+def test_the_norm_behind_an_expert_may_have_an_epsilon_of_its_own():
+    """y = (1, 1), mean square 1: over the root of 1 + 3; norm_eps is left to the other norms."""
+    p, rows = MoEParams(w_post_expert_norm=f32([0, 0])), f32([[1, 1]])
+    for eps, root in ((3.0, 2.0), (None, 4.0)):
+        experts = ExpertsConfig(post_expert_norm="rms_input_scaled", norm_eps=15.0, post_expert_norm_eps=eps)
+        made = post_norm(rows, p, experts, EXACT)
+        assert made["y_rms"].tolist() == [[root]] and made["normed_y_rows"].tolist() == [[1 / root] * 2]
+
+
 def latent_layer(**fields):
     """One expert relu(2 u) of the latent u = x_0 + x_1, back as (u', 3 u'); weight 1/2."""
     config = config_of(

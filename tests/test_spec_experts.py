@@ -110,6 +110,15 @@ LAYERS = {
     "scaled, then normed": {
         "experts": {"latent_size": 3, "post_expert_norm": "rms_input_scaled", "norm_eps": 0.1, "biases": True},
     },
+    "a norm behind the experts with an epsilon of its own": {
+        "experts": {
+            "latent_size": 3,
+            "latent_pre_norm": "rms_centered",
+            "post_expert_norm": "rms_input_scaled",
+            "post_expert_norm_eps": 0.5,
+            "norm_eps": 1e-3,
+        },
+    },
     "several shared experts": {
         "routing": {"score_fn": "sigmoid"},
         "experts": {"shared_intermediate_size": 2, "shared_count": 3, "biases": True},

@@ -138,6 +138,7 @@ class ExpertsConfig(Section):
     latent_pre_norm: str = field(default="none", metadata=NORM)  # of what the experts read
     # of each expert's output, one weight for all; input_scaled: times 1 + weight before the norm, not after it
     post_expert_norm: str = field(default="none", metadata=one_of("none", "rms", "rms_centered", "rms_input_scaled"))
+    post_expert_norm_eps: float | None = field(default=None, metadata=WEIGHT)  # of that norm; None: norm_eps
     latent_post_norm: str = field(default="none", metadata=NORM)  # of the weighted sum, before it is mapped back
     output_bias: bool = False  # of the routed sum, once
     residual: str = field(default="none", metadata=one_of("none", "complement"))  # complement: + (1 - sum of weights) x

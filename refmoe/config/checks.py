@@ -368,6 +368,11 @@ def _norms(x):
     kinds = x.latent_pre_norm, x.post_expert_norm, x.latent_post_norm, x.output_norm
     ok = x.norm_eps > 0 or set(kinds) == {"none"}
     yield ok, "experts.norm_eps", "a positive number where there is a norm", x.norm_eps, "a row of zeros would be 0/0"
+    own, fix = x.post_expert_norm_eps, "set post_expert_norm or leave it out"
+    ok = own is None or x.post_expert_norm != "none"
+    yield ok, "experts.post_expert_norm_eps", "None without post_expert_norm", own, fix
+    fix = "a row of zeros would be 0/0"
+    yield own is None or own > 0, "experts.post_expert_norm_eps", "a positive number or None", own, fix
     ok, fix = x.post_expert_norm == "none" or x.num_weightless == 0, "norm neither or none"
     yield ok, "experts.post_expert_norm", "'none' with experts without weights", x.post_expert_norm, fix
     ok = x.residual == "none" or (x.latent_size == 0 and x.weight_position == "output")

@@ -7,13 +7,14 @@ def post_norm(y_rows, params, experts, num):
     """normed_y_rows = norm(y_rows); or scaled_y_rows = y_rows (1 + w) first, and the norm of that.   Spec 3.7
 
     y_rows (N, D) -> scaled_y_rows (N, D), y_rms (N, 1), normed_y_rows (N, D) by name, None where there is none.
-    A scale before the norm is Muse Spark's.
+    A scale before the norm, and an epsilon of its own, are Muse Spark's.
     """
     kind, weight, scaled = experts.post_expert_norm, params.w_post_expert_norm, None
+    eps = experts.norm_eps if experts.post_expert_norm_eps is None else experts.post_expert_norm_eps
     if kind == "rms_input_scaled":
         scaled = num.evaluate("scaled_y_rows", lambda m, y, w: y * (1 + w), y_rows, weight)
         y_rows, kind, weight = scaled, "rms", None
-    rms, normed = rms_norm(("y_rms", "normed_y_rows"), y_rows, weight, kind, experts.norm_eps, num)
+    rms, normed = rms_norm(("y_rms", "normed_y_rows"), y_rows, weight, kind, eps, num)
     return {"scaled_y_rows": scaled, "y_rms": rms, "normed_y_rows": normed}
 
 

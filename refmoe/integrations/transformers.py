@@ -44,6 +44,8 @@ _GATES = {
     "OpenAIPrivacyFilterExperts": {"alpha": "alpha", "limit": "limit", "linear_offset": 1.0},
     "Step3p7Experts": {"limit": "limit"},
 }
+# Norms of each expert's output: class -> the field that states it. The weight and the epsilon are its own.
+_POST_NORMS = {"MuseSparkTextInputScaledRMSNorm": "rms_input_scaled"}
 _CLAMPED_AFTER = "_fp8_experts_clamp_after_activation"  # how a module says so
 _STORES = {"torch.float32": "float32", "torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float64": "float64"}
 
@@ -73,7 +75,7 @@ def experts_forward(experts, hidden_states, top_k_index, top_k_weights, profile=
     require(dtype in _STORES, TypeError, "hidden_states", f"one of {', '.join(_STORES)}", dtype, "convert the model")
     store = _STORES[dtype]
     num = _numerics("float64" if store == "float64" else profile, store)
-    tensors = [getattr(experts, name) for name in parameter_names(experts)]
+    tensors = [_value(experts, name) for name in parameter_names(experts)]
     return _function().apply(experts, num, top_k_index, hidden_states, top_k_weights, *tensors)
 
 
@@ -136,13 +138,10 @@ def _indices(indices, num_experts):
 def describe(experts, hidden_size, top_k):
     """The configuration of an experts module, from what it declares; ValueError if refmoe cannot state it."""
     who = type(experts).__name__
-    plain_norm = not experts.has_post_expert_norm
-    fix = "leave this model on transformers' own experts"
-    require(plain_norm, ValueError, who, "experts without a norm after each expert", "has_post_expert_norm", fix)
     _, F = weight_shape(experts)
-    gate = _gate(experts, who)
+    rules = _gate(experts, who) | _post_norm(experts, who)
     section = ExpertsConfig(
-        gated=experts.has_gate, activation=_activation(experts, who), biases=experts.has_bias, **gate
+        gated=experts.has_gate, activation=_activation(experts, who), biases=experts.has_bias, **rules
     )
     E = experts.num_experts
     return MoEConfig(hidden_size=hidden_size, intermediate_size=F, num_experts=E, top_k=top_k, experts=section)
@@ -161,6 +160,16 @@ def _gate(experts, who):
         values["limit"] = None
     after = values.get("limit") is not None and getattr(experts, _CLAMPED_AFTER, False)
     return values | ({"limit_position": "post"} if after else {})
+
+
+def _post_norm(experts, who):
+    """The fields of ExpertsConfig that state the norm of each expert's output."""
+    if not experts.has_post_expert_norm:
+        return {}
+    norm, wanted = experts.post_expert_norm, f"one of {', '.join(_POST_NORMS)}"
+    known, fix = type(norm).__name__ in _POST_NORMS, "leave this model on transformers' own experts"
+    require(known, ValueError, f"{who}.post_expert_norm", wanted, type(norm).__name__, fix)
+    return {"post_expert_norm": _POST_NORMS[type(norm).__name__], "post_expert_norm_eps": norm.eps}
 
 
 def _value(experts, held):
@@ -182,12 +191,15 @@ def _activation(experts, who):
 
 # --- its layout, as it declares it ------------------------------------------------------------------------------------
 
+POST_NORM = "post_expert_norm.weight"
+
 
 def parameter_names(experts):
     """The names of the module's parameters, in one order."""
     first = "gate_up_proj" if experts.has_gate else "up_proj"
     names = [first, "down_proj"]
-    return names + [f"{name}_bias" for name in names] if experts.has_bias else names
+    names += [f"{name}_bias" for name in names] if experts.has_bias else []
+    return [*names, POST_NORM] if experts.has_post_expert_norm else names
 
 
 def weight_shape(experts):
@@ -198,8 +210,9 @@ def weight_shape(experts):
 
 def cut(experts, arrays):
     """The module's arrays by name -> MoEParams: transposed back, gate and up taken apart."""
-    first, down, *biases = (arrays[name] for name in parameter_names(experts))
-    parts = {"w_down": _turned(experts, down)} | _split(experts, "w", _turned(experts, first))
+    first, down, *biases = (arrays[name] for name in parameter_names(experts) if name != POST_NORM)
+    parts = {"w_post_expert_norm": arrays.get(POST_NORM)}
+    parts |= {"w_down": _turned(experts, down)} | _split(experts, "w", _turned(experts, first))
     if biases:
         parts |= {"b_down": biases[1]} | _split(experts, "b", biases[0])
     return MoEParams(**{name: parts.get(name) for name in MoEParams._fields})
@@ -210,6 +223,8 @@ def join(experts, named):
     arrays = [_turned(experts, _merge(experts, "w", named)), _turned(experts, named["w_down"])]
     if experts.has_bias:
         arrays += [_merge(experts, "b", named), named["b_down"]]
+    if experts.has_post_expert_norm:
+        arrays.append(named["w_post_expert_norm"])
     return dict(zip(parameter_names(experts), arrays, strict=True))
 
 

@@ -54,10 +54,6 @@ def mostly_negative(block):
     block.gate.e_score_correction_bias -= 1.0
 
 
-def without_scale_before_the_norm(block):
-    block.experts.post_expert_norm.weight.data.zero_()
-
-
 V4 = SIZES | dict(
     moe_intermediate_size=F, n_routed_experts=E, routed_scaling_factor=1.5, swiglu_limit=1.0, vocab_size=32,
     num_hidden_layers=2, num_hash_layers=1, mlp_layer_types=["hash_moe", "moe"], layer_types=["sliding_attention"] * 2,
@@ -175,14 +171,13 @@ BLOCKS = [
     Block("muse_spark", "muse_spark.MuseSparkMoE", "MuseSparkTextConfig", SIZES | dict(
               num_attention_heads=4, num_key_value_heads=4, moe_hidden_size=8, moe_intermediate_size=F,
               intermediate_size=40, num_local_experts=E,
-              output_multiplier=0.5, routed_scaling_factor=1.5, rms_norm_eps=0.25, post_norm_eps=0.25),
+              output_multiplier=0.5, routed_scaling_factor=1.5, rms_norm_eps=0.25, post_norm_eps=0.5),
           layer(SCALED | dict(norm_eps=1e-15, scaling_factor=1.5, logits_scale=0.5), dict(
-              latent_size=8, latent_pre_norm="rms_centered", post_expert_norm="rms_centered", norm_eps=0.25)),
+              latent_size=8, latent_pre_norm="rms_centered", post_expert_norm="rms_input_scaled", norm_eps=0.25,
+              post_expert_norm_eps=0.5)),
           GATE_BIAS._replace(more=dict(
               w_latent_in="pre_expert_proj.weight", w_latent_pre_norm="pre_expert_norm.weight",
-              w_post_expert_norm="experts.post_expert_norm.weight", w_latent_out="post_expert_proj.weight")),
-          prepare=without_scale_before_the_norm, uncompared=("w_post_expert_norm",),
-          part="the post-expert norm's weight, which it takes before the norm and not after (here zero)"),
+              w_post_expert_norm="experts.post_expert_norm.weight", w_latent_out="post_expert_proj.weight"))),
     # squared ReLU without a gate
     Block("nemotron_h", "nemotron_h.NemotronHMoE", "NemotronHConfig", SIZES | dict(
               moe_intermediate_size=F, n_routed_experts=E, moe_shared_expert_intermediate_size=S,

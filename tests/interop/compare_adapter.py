@@ -85,9 +85,8 @@ def test_a_model_runs_on_refmoe(name, implementation, calls):
 
 
 def expert_modules(block):
-    """The modules that take another experts implementation, but for those whose norm refmoe cannot state."""
-    taking = [module for module in block.modules() if hasattr(module, "is_concatenated")]
-    return [module for module in taking if not module.has_post_expert_norm]
+    """The modules that take another experts implementation."""
+    return [module for module in block.modules() if hasattr(module, "is_concatenated")]
 
 
 ADAPTED = [row for row in BLOCKS if row.replay is False and expert_modules(harness.build(row)[0])]
@@ -195,12 +194,15 @@ def test_experts_that_refmoe_cannot_state_are_refused():
         UnknownExperts(config)(torch.randn(2, 16), torch.tensor([[0, 1]] * 2), torch.rand(2, 2))
 
 
-def test_a_norm_of_each_experts_output_is_refused():
-    """Muse Spark takes the norm of the scaled output, where refmoe scales the normed one."""
+def test_a_norm_of_each_experts_output_that_refmoe_does_not_know_is_refused():
+    class OtherNorm(torch.nn.RMSNorm):
+        pass
+
     row = next(row for row in BLOCKS if row.name == "muse_spark")
     block, x, _ = harness.build(row)
     block.experts.config._experts_implementation = "refmoe"
-    with pytest.raises(ValueError, match="MuseSparkExperts: expected experts without a norm after each expert"):
+    block.experts.post_expert_norm = OtherNorm(block.experts.hidden_dim)
+    with pytest.raises(ValueError, match=r"MuseSparkExperts\.post_expert_norm: expected one of .* got OtherNorm"):
         block(x)
 
 

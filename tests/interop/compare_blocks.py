@@ -52,6 +52,8 @@ WRONG_CHOICES = [
     ("aria, gelu beside", "experts", {"shared_activation": None}),
     ("cohere2_moe, averaged", "experts", {"shared_combine": "sum"}),
     ("axk1", "experts", {"norm_eps": 0.6}),
+    ("muse_spark", "experts", {"post_expert_norm_eps": None}),
+    ("muse_spark", "experts", {"post_expert_norm": "rms_centered"}),
     ("laguna, soft cap", "routing", {"logits_softcap": None}),
     ("gemma4", "routing", {"input_norm_eps": 0.5}),
     ("longcat_flash, identities", "experts", {"identity_experts": 0, "zero_experts": 8}),

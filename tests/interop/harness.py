@@ -44,7 +44,6 @@ class Block(NamedTuple):
     call: object = None  # (block, x) -> y, where calling it is not enough
     prepare: object = None  # (block) -> None, after the random values
     args: tuple = ()  # of the block's constructor, after the configuration
-    uncompared: tuple = ()  # parameters whose gradient is not compared; `part` says why
     logits: str = ""  # path of the router's logits, noted in the call, where its net is none of refmoe's
     part: str = ""  # what of the block this row leaves out
 
@@ -78,7 +77,7 @@ def run(row):
     record, ours = refmoes(row, named, values(x).reshape(-1, D), values(d_y).reshape(-1, D), given)
     if indices is not None:
         check_selection(row, record.routing, indices)
-    flowing = [name for name in theirs if name not in (*NON_DIFFERENTIABLE, *INTEGER_PARAMS, *row.uncompared)]
+    flowing = [name for name in theirs if name not in (*NON_DIFFERENTIABLE, *INTEGER_PARAMS)]
     errors = {name: error(name, ours.get(name), theirs[name]) for name in flowing}
     worst = max(errors, key=errors.get)
     forward = error("y", record.y, values(y).reshape(-1, D))

@@ -42,6 +42,7 @@ NOTES = {
         "router or shared expert fed with the narrower space, or the sum taken after the way back",
         "Nemotron 3 Super",
     ),
+    "NormEpsilon": ("one epsilon for all norms where two are stated", "Muse Spark's two epsilons"),
     "NormScale": ("RMSNorm with 1 + weight read as weight, or the reverse", "Muse Spark's norms"),
     "NormPlace": (
         "a norm before the weights where it belongs behind the sum, or a weight of its own for each expert",
@@ -230,3 +231,6 @@ def _around():
     yield layer_case("two separate shared experts", ("SharedCount",), config)
     config = sizes(2, 1, 3, 2, experts={"latent_size": 2, "post_expert_norm": "rms_input_scaled"})
     yield layer_case("each expert's output scaled, then normed", ("NormScale",), config)
+    muse = {"latent_size": 2, "latent_pre_norm": "rms_centered", "post_expert_norm": "rms_input_scaled"}
+    config = sizes(2, 1, 3, 2, experts={**muse, "norm_eps": 1e-5, "post_expert_norm_eps": 0.5})
+    yield layer_case("a norm behind the experts with an epsilon of its own", ("NormScale", "NormEpsilon"), config)
