@@ -230,6 +230,14 @@ def nemotron_latent(p):
     return inner(p) | {f"{MIXER}fc{n}_latent_proj.weight": p[f"w_latent_{end}"] for n, end in ((1, "in"), (2, "out"))}
 
 
+def muse(p):
+    """The names of transformers: two maps and two norms around the experts."""
+    around = {"pre_expert_proj": "w_latent_in", "pre_expert_norm": "w_latent_pre_norm",
+              "experts.post_expert_norm": "w_post_expert_norm", "post_expert_proj": "w_latent_out"}  # fmt: skip
+    inner = block(fused, bias="gate.e_score_correction_bias")
+    return inner(p) | {f"{MLP}{name}.weight": p[leaf] for name, leaf in around.items()}
+
+
 def inkling2(root, p):
     return {f"{root}experts.w13_weight": interleaved(p["w_gate"], p["w_up"]), f"{root}experts.w2_weight": p["w_down"]}
 
@@ -298,6 +306,8 @@ INKLING2 = {**COMMON, "moe_intermediate_size": F, "n_routed_experts": E, "route_
 INKLING = {**COMMON, "moe_intermediate_size": F, "n_routed_experts": E, "n_shared_experts": 2, "route_scale": 8.0}
 STEP = {"hidden_size": D, "moe_intermediate_size": F, "moe_num_experts": E, "moe_top_k": K, "share_expert_dim": S,
         "moe_router_scaling_factor": 3.0, "swiglu_limits": [0.0, 7.0], "swiglu_limits_shared": [0.0, 16.0]}  # fmt: skip
+MUSE = {**COMMON, "moe_intermediate_size": F, "num_local_experts": E, "moe_hidden_size": 4, "output_multiplier": 0.25,
+        "routed_scaling_factor": 1.5, "rms_norm_eps": 1e-5, "post_norm_eps": 1e-8, "intermediate_size": 99}  # fmt: skip
 LAGUNA = {**but(QWEN_SHARED, "norm_topk_prob"), "moe_routed_scaling_factor": 2.5, "moe_router_logit_softcapping": 30.0}
 LONGCAT = {"hidden_size": D, "expert_ffn_hidden_size": F, "n_routed_experts": E, "moe_topk": K, "zero_expert_num": 2,
            "zero_expert_type": "identity", "routed_scaling_factor": 6.0, "router_bias": False}  # fmt: skip
@@ -340,6 +350,9 @@ STEP_LAYER = {"routing": {**SIGMOID, "scaling_factor": 3.0},
               "experts": {"limit": 7.0, "limit_position": "post", "shared_limit": 16.0, "shared_intermediate_size": S}}
 INKLING2_LAYER = {"routing": {**SIGMOID, "norm_eps": 1e-20, "scaling_factor": 8.0},
                   "experts": {"gate_softcap": 4.0, "up_softcap": 25.0}}  # fmt: skip
+MUSE_LAYER = {"routing": {**SIGMOID, "norm_eps": 1e-15, "scaling_factor": 1.5, "logits_scale": 0.25},
+              "experts": {"latent_size": 4, "latent_pre_norm": "rms_centered", "norm_eps": 1e-5,
+                          "post_expert_norm": "rms_input_scaled", "post_expert_norm_eps": 1e-8}}  # fmt: skip
 LAGUNA_LAYER = {"routing": {**SIGMOID, "scaling_factor": 2.5, "logits_softcap": 30.0},
                 "experts": {"shared_intermediate_size": S}}  # fmt: skip
 LONGCAT_LAYER = {"routing": {"selection_bias": True, "scaling_factor": 6.0}, "experts": {"identity_experts": 2}}
@@ -472,6 +485,18 @@ CASES = {
     "aria, gelu beside": (inside({**ARIA, "hidden_act": "gelu_pytorch_tanh"}, "aria_text", "aria"),
                           {**LOGITS0, "experts": {"shared_intermediate_size": 2 * F, "shared_activation": "gelu_tanh"}},
                           renamed(aria, "model.", "language_model.model.")),
+    "muse_spark": (inside(MUSE, "muse_spark_text", "muse_spark"), MUSE_LAYER,
+                   renamed(muse, "model.", "model.language_model.")),
+    "qwen4_exp": (typed("qwen4_exp_text", QWEN_SHARED), {**SOFTMAX0, "experts": GATED}, qwen_shared(each)),
+    "dots3_note": (typed("dots3_note_text", {**V3, "shared_experts_intermediate_size": S}),
+                   {**V3_LAYER, "experts": {"shared_intermediate_size": S}}, deepseek(each)),
+    "dots3_note as published": (typed("dots3_note_text", {**V3, "moe_shared_expert_intermediate_size": S}),
+                                {**V3_LAYER, "experts": {"shared_intermediate_size": S}}, deepseek(each)),
+    "deepseek_ocr2": (inside(but(V2, "norm_topk_prob"), "deepseek_ocr2_text", "deepseek_ocr2"),
+                      {"routing": V2_ROUTING, "experts": ONE_SHARED}, block(each, beside="shared_experts.")),
+    "unlimited_ocr": (inside({**V2, "topk_method": "greedy"}, "unlimited_ocr_text", "unlimited_ocr"),
+                      {"routing": {"scaling_factor": 2.5}, "experts": ONE_SHARED},
+                      renamed(block(fused, beside="shared_experts."), "model.", "model.language_model.")),
     "laguna old": (typed("laguna", LAGUNA), LAGUNA_LAYER,
                    block(each, bias="experts.e_score_correction_bias", beside="shared_expert.")),
     "laguna uncapped": (typed("laguna", {**LAGUNA, "moe_router_logit_softcapping": 0.0}),

@@ -70,7 +70,10 @@ def test_a_config_without_end(tmp_path):
     ({"model_type": "llama"}, r"expected a model_type with a declared layout \(afmoe, aria_text, .*\), got 'llama'"),
     ({"model_type": None}, "declared layout"),
     ({"model_type": ["qwen3_moe"]}, "declared layout"),
-    ({"model_type": "zaya"}, r"'zaya' has a router network with a state of its own.*no field of MoEConfig states"),
+    ({"model_type": "zaya"}, r"'zaya' is not read: its router is a network with a state.*no field of MoEConfig states"),
+    ({"model_type": "nllb-moe"}, r"'nllb-moe' is not read: transformers' own forward of it runs two of its experts"),
+    ({"model_type": "doge"}, r"'doge' is not read: its experts are rows of an embedding"),
+    ({"model_type": "ernie4_5_vl_moe"}, r"'ernie4_5_vl_moe' is not read: text and images have routers and experts of"),
     ({"num_experts": None}, r"looked for the field num_local_experts or num_experts, found none"),
     ({"num_local_experts": 5}, r"expected one value of num_local_experts and num_experts, got \[5, 4\]"),
     ({"hidden_act": "tanh"}, r"config\.json: .*activation"),
@@ -126,7 +129,7 @@ def test_an_encoder_of_unknown_depth(tmp_path, layers):
 
 def test_a_model_inside_that_cannot_be_stated(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(cases.inside({}, "zaya", "zaya_vl")))
-    refused(tmp_path, "'zaya' has a router network with a state of its own")
+    refused(tmp_path, "'zaya' is not read: its router is a network with a state of its own")
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ class Model(NamedTuple):
     beside: str = ""  # a module beside the block whose output belongs to the layer
     prepare: object = None  # (block) -> None, after the random values
     alone: bool = False  # the block is called on random tokens, since so small a model does not run as a whole
+    call: object = None  # (block, x) -> y, where the layer is no module of its own
 
 
 def build(row, seed=3):
@@ -76,6 +77,17 @@ def with_table(block):
         block.gate.tid2eid.copy_(torch.stack([torch.randperm(8)[:3] for _ in range(32)]))
 
 
+def router_then_experts(decoder_layer, x):
+    """The experts beside a dense branch; both read x, where the decoder layer gives the experts a norm of it."""
+    x = x.reshape(-1, x.shape[-1])
+    _, weights, indices = decoder_layer.router(x)
+    return decoder_layer.experts(x, indices, weights)
+
+
+SAM_EYES = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, mlp_dim=8, output_channels=8)
+SPARSE = dict(mlp_layer_types=["dense", "sparse"])
+INDEXED = dict(index_n_heads=2, index_head_dim=8)
+
 MODELS = [
     Model("mixtral", LOCAL),
     Model("minimax", LOCAL | FULL),
@@ -94,6 +106,10 @@ MODELS = [
           "Qwen3_5MoeForConditionalGeneration"),
     Model("qwen3_vl_moe", dict(text_config=NARROW, vision_config=SMALL_EYES | DEEP),
           "Qwen3VLMoeForConditionalGeneration"),
+    Model("qwen4_exp_text", GATED | dict(
+              norm_topk_prob=True, hc_count=2, hc_lowrank=4, layer_types=["linear_attention"] * 2,
+              linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8, linear_value_head_dim=8),
+          alone=True),
     Model("mellum", NARROW | dict(norm_topk_prob=True)),
     Model("hunyuan_v1_moe", WIDE | dict(moe_topk=3)),
     Model("aria_text", SIZES | dict(moe_num_experts=8, moe_topk=3, moe_num_shared_experts=2)),
@@ -120,6 +136,17 @@ MODELS = [
           "Llama4ForConditionalGeneration", block="language_model.model.layers.1.feed_forward"),
     Model("ernie4_5_moe", SIZES | dict(moe_intermediate_size=12, moe_num_experts=8, moe_k=3, moe_num_shared_experts=2)),
     Model("deepseek_v2", V3 | LATENT_ATTENTION | dict(topk_method="group_limited_greedy", norm_topk_prob=False)),
+    Model("deepseek_ocr2", dict(
+              text_config=V3 | SPARSE | dict(topk_method="group_limited_greedy", norm_topk_prob=False),
+              vision_config=dict(sam_config=SAM_EYES, encoder_config=dict(
+                  hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+                  intermediate_size=8))),
+          "DeepseekOcr2ForConditionalGeneration", "language_model.layers.1.mlp", alone=True),
+    Model("unlimited_ocr", dict(
+              text_config=V3 | SPARSE | dict(topk_method="greedy", norm_topk_prob=False),
+              vision_config=dict(sam_config=SAM_EYES, encoder_config=dict(
+                  hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8))),
+          "UnlimitedOcrForConditionalGeneration", "language_model.layers.1.mlp", alone=True),
     *[Model(name, V3 | LATENT_ATTENTION) for name in ("deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa")],
     *[Model(name, V3) for name in ("glm4_moe", "solar_open", "dots1", "mimo_v2_flash")],
     *[Model(name, V3 | LATENT_ATTENTION | FULL | dict(num_experts=8, num_experts_per_token=3, num_shared_experts=2,
@@ -127,10 +154,35 @@ MODELS = [
       for name in ("kimi_linear", "bailing_hybrid")],
     Model("glm4v_moe", dict(text_config=V3, vision_config=SMALL_EYES), "Glm4vMoeForConditionalGeneration",
           "language_model.layers.1.mlp", alone=True),
+    Model("dots3_note_text", V3 | LATENT_ATTENTION | INDEXED | SPARSE | dict(
+              shared_experts_intermediate_size=8, head_dim=16, swa_num_attention_heads=4, swa_num_key_value_heads=4,
+              swa_q_lora_rank=8, swa_kv_lora_rank=8, swa_head_dim=16, swa_qk_nope_head_dim=8, swa_v_head_dim=8),
+          alone=True),
+    Model("glm5_next", dict(
+              text_config=V3 | LATENT_ATTENTION | INDEXED | SPARSE | dict(
+                  swiglu_limit=1.0, qk_rope_head_dim=0, hc_mult=2, linear_num_heads=2, linear_head_dim=8),
+              vision_config=SMALL_EYES | dict(projection_intermediate_size=8)),
+          "Glm5NextForConditionalGeneration", "language_model.layers.1.mlp", alone=True),
     Model("exaone_moe", NARROW | GROUPS | dict(num_shared_experts=2, mlp_layer_types=["dense", "sparse"])),
     Model("beam", V3 | dict(num_experts=8, mlp_layer_types=["dense", "sparse"])),
     Model("axk2", V3 | LATENT_ATTENTION, prepare=with_positive_bias),
     Model("mistral4", V3 | LATENT_ATTENTION, "Mistral4ForCausalLM", alone=True),
+    Model("mistral_large4", dict(
+              text_config=V3 | LATENT_ATTENTION | INDEXED, vision_config=dict(
+                  hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, head_dim=8)),
+          "MistralLarge4ForConditionalGeneration", "language_model.layers.1.mlp", alone=True),
+    Model("muse_spark", dict(
+              text_config=LOCAL | dict(
+                  head_dim=4, moe_hidden_size=8, moe_intermediate_size=12, output_multiplier=0.5,
+                  routed_scaling_factor=1.5, rms_norm_eps=0.25, post_norm_eps=0.5),
+              vision_config=dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8),
+              audio_config=dict(out_hidden_size=16, hidden_sizes=[8] * 4, depths=[1] * 4),
+              out_hidden_size=16, projector_hidden_size=16),
+          "MuseSparkForConditionalGeneration", "language_model.layers.1.mlp", alone=True),
+    Model("gemma4_text", SIZES | dict(
+              num_experts=8, top_k_experts=3, moe_intermediate_size=12, enable_moe_block=True, rms_norm_eps=0.25,
+              hidden_size_per_layer_input=0, vocab_size_per_layer_input=32, layer_types=["full_attention"] * 2),
+          "Gemma4ForCausalLM", "layers.1", alone=True, call=router_then_experts),
     Model("laguna", NARROW | dict(shared_expert_intermediate_size=20, moe_routed_scaling_factor=2.5,
                                   moe_router_logit_softcapping=1.5, mlp_layer_types=["dense", "sparse"])),
     Model("longcat_flash", LATENT_ATTENTION | dict(

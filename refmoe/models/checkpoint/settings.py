@@ -11,7 +11,7 @@ READABLE = ("fp8", "mxfp4")  # methods of quantization_config whose tensors have
 def find_family(directory):
     """(model_type, Family, fields of config.json, quantization_config) of a checkpoint's text model.
 
-    Raises ValueError for an unknown model_type, or one whose layer the configuration cannot state yet.
+    Raises ValueError for an unknown model_type, or one that is known and not read.
     """
     path = directory / "config.json"
     whole = read_json(path)
@@ -21,7 +21,7 @@ def find_family(directory):
     model_type = settings.get("model_type")
     for name in map(str, (whole.get("model_type"), model_type)):
         if name in NOT_YET:
-            raise ValueError(f"{path}: model_type {name!r} has {NOT_YET[name]}, which no field of MoEConfig states yet")
+            raise ValueError(f"{path}: model_type {name!r} is not read: {NOT_YET[name]}")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise ValueError(f"{path}: expected a model_type with a declared layout ({known}), got {model_type!r}")

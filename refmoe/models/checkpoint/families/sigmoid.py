@@ -71,6 +71,10 @@ FAMILIES = {
     "glm4v_moe_text": ONE_GROUP,
     "glm_moe_dsa": ONE_GROUP,
     "solar_open": ONE_GROUP,
+    "dots3_note_text": ONE_GROUP._replace(
+        shared_width=("n_shared_experts", "shared_experts_intermediate_size|moe_shared_expert_intermediate_size"),
+        expects=(("mlp_bias", (False,)),),
+    ),
     "dots1": ONE_GROUP._replace(expects=()),  # its checkpoints fill scoring_func in more than one way; no code reads it
     "axk2": ONE_GROUP._replace(rules={**EPS20, "routing.group_mask": "zero"}),
     "axk1": ONE_GROUP._replace(
@@ -161,6 +165,18 @@ FAMILIES = {
         (each(SPARSE, experts="shared_experts."), *SHARED_EXPERTS,
          fused("mlp.shared_experts.gate_up_proj.weight", "mlp.shared_experts.down_proj.weight", stack="each")),
         ("shared_intermediate_size",),
+    ),
+    "muse_spark_text": Family(  # transformers writes its own names; norms of the form 1 + weight
+        {**SIZES, **NARROW, "num_experts": "num_local_experts", **SCALED, "routing.logits_scale": "output_multiplier",
+         "experts.latent_size": "moe_hidden_size", "experts.norm_eps": "rms_norm_eps",
+         "experts.post_expert_norm_eps": "post_norm_eps"},
+        {**SIGMOID, "routing.normalize": True, "routing.norm_eps": 1e-15,
+         "experts.latent_pre_norm": "rms_centered", "experts.post_expert_norm": "rms_input_scaled"},
+        {**GATE, "selection_bias": ("mlp.gate.e_score_correction_bias",),
+         "w_latent_in": ("mlp.pre_expert_proj.weight",), "w_latent_pre_norm": ("mlp.pre_expert_norm.weight",),
+         "w_post_expert_norm": ("mlp.experts.post_expert_norm.weight",),
+         "w_latent_out": ("mlp.post_expert_proj.weight",)},
+        (both(MLP)[1],),
     ),
     "flint": Family(
         {**SIZES, **COUNT, **NARROW, **FLAG}, {"routing.score_fn": "sigmoid"}, GATE, both(MLP),

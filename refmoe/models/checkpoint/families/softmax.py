@@ -85,6 +85,7 @@ FAMILIES = {
     "qwen3_5_moe_text": QWEN_GATED._replace(
         fields={**SIZES, **COUNT, **NARROW}, rules={**NORM0, "experts.shared_gate": True}
     ),
+    "qwen4_exp_text": QWEN_GATED,
     "qwen3_vl_moe_text": QWEN._replace(
         fields={**SIZES, **COUNT, **NARROW}, rules=NORM0,
         experts=(fused("mlp.experts.gate_up_proj", "mlp.experts.down_proj", "in_out"),),
@@ -152,6 +153,8 @@ FAMILIES = {
         (fused("mlp.input_linear.weight", "mlp.output_linear.weight"),),
     ),
     "deepseek_v2": DEEPSEEK_V2,
+    "deepseek_ocr2_text": DEEPSEEK_V2,
+    "unlimited_ocr_text": DEEPSEEK_V2,
     "gemma4_text": Family(  # the experts beside the decoder layer's dense branch, which reads another norm
         {"hidden_size": "hidden_size", "top_k": "top_k_experts", "hidden_act": "hidden_activation", **NARROW,
          "num_experts": "num_experts", "routing.input_norm_eps": "rms_norm_eps"},
