@@ -27,6 +27,15 @@ def test_the_cases_of_the_bars_are_timed_unless_told_otherwise():
     )
 
 
+def test_peers_are_timed_where_a_bar_or_the_user_asks_for_them():
+    args = parser().parse_args(["bench"])
+    chosen = command.choose(args)
+    without = {label for label, case in chosen.items() if case.key in command.peerless(args, chosen)}
+    assert without == {"long", "one expert", "five experts", *(f"grown {E}" for E in bars.GROWN)}
+    args = parser().parse_args("bench --shape mixtral-8x7b".split())
+    assert command.peerless(args, command.choose(args)) == []
+
+
 def test_shapes_phases_and_stores():
     args = parser().parse_args("bench --shape mixtral-8x7b --tokens 3 5 --store float32 bf16 --peers".split())
     made = command.choose(args).values()

@@ -70,13 +70,13 @@ class Case:
 
 
 def make_case(name, config, tokens, phase="forward", store="float32", routing="even", top_k=None):
-    """A case with the experts of `config` alone: softmax over the chosen logits, nothing shared, nothing dropped."""
+    """A case with the experts of `config` alone: nothing shared or dropped; softmax, of the chosen if several."""
     require(phase in PHASES, ValueError, "phase", f"one of {', '.join(PHASES)}", repr(phase), "choose one of these")
     own = {f.name: getattr(config.experts, f.name) for f in dataclasses.fields(ExpertsConfig)}
     kept = {n: own[n] for n in ("gated", "activation", "alpha", "limit", "linear_offset", "biases")}
     K = {"one_expert": 1, "five_experts": min(config.top_k, 5)}.get(routing, top_k or config.top_k)
     sizes = {"hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size, "top_k": K}
-    alone = MoEConfig(**sizes, num_experts=config.num_experts, routing=RoutingConfig(normalize=True),
+    alone = MoEConfig(**sizes, num_experts=config.num_experts, routing=RoutingConfig(normalize=K > 1),
                       experts=ExpertsConfig(**kept))  # fmt: skip
     return Case(name, alone, tokens, phase, store, routing)
 
@@ -129,9 +129,10 @@ class Inputs:
 
     @cached_property
     def topk_weights(self):
-        """(T, K): the softmax of the chosen logits."""
+        """(T, K): the softmax of the chosen logits, or of all for a single expert, whose weight would be 1."""
         kept = np.exp(np.take_along_axis(self.logits, self.topk_indices, axis=-1).astype(np.float64))
-        return (kept / kept.sum(axis=-1, keepdims=True)).astype(np.float32)
+        all_or_kept = kept if self.case.config.routing.normalize else np.exp(self.logits.astype(np.float64))
+        return (kept / all_or_kept.sum(axis=-1, keepdims=True)).astype(np.float32)
 
     def shapes(self):
         """name -> shape of one expert's arrays."""

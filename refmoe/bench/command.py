@@ -45,7 +45,8 @@ def _positive(text):
 
 def run(args, say=lambda step: None):
     """Status 0; 1 where bits differ: then nothing is timed."""
-    chosen, options = choose(args), options_of(args)
+    chosen = choose(args)
+    options = options_of(args) | {"peerless": peerless(args, chosen)}
     try:
         result = measure.run(list(chosen.values()), options, say)
     except measure.ParityRefused as refusal:
@@ -68,6 +69,12 @@ def run(args, say=lambda step: None):
 def barred(args):
     """The bars are judged by runs of their own cases at published sizes."""
     return not (args.shape or args.quick)
+
+
+def peerless(args, chosen):
+    """The keys of cases that no bar holds against a peer."""
+    needed = {bar.peers_of for bar in bars.BARS} if barred(args) else chosen
+    return [case.key for label, case in chosen.items() if label not in needed]
 
 
 def choose(args):
@@ -100,4 +107,5 @@ def options_of(args):
         "samples": 2 if args.quick else args.samples,
         "budget": args.budget,
         "patience": args.patience,
+        "peerless": [],
     }

@@ -9,7 +9,8 @@ from .children import Child, ChildFailed
 PEERS = {"numpy loop": (False, "core types"), "torch dense": (True, None), "transformers": (True, None),
          "jax ragged_dot": (True, None), "ggml": (True, None), "onnxruntime": (True, None)}  # fmt: skip
 PAUSE = 0.02  # seconds between calls: the threads of the last one have stopped spinning
-FEWEST = 3
+FEWEST = 3  # rounds, unless they take this many times what a contestant may take altogether:
+FAR_BEYOND = 4
 
 
 class ParityRefused(Exception):
@@ -58,7 +59,7 @@ def one_case(case, options, say):
         taken = alternate([(house, s) for s in settings], options)
         result["refmoe"] = {s: taken[house, s] for s in settings}
         beside = [s for s in settings if s.endswith(f"x{max(threads)}")]
-        for name, variant, python in variants(options):
+        for name, variant, python in variants(options) if case.key not in options["peerless"] else ():
             say(f"{case.key}: {name} {variant or ''}")
             made, failures = one_peer(name, variant, python, case, options, house, beside)
             result["peers"] += made
@@ -125,7 +126,10 @@ def alternate(turns, options, samples=None):
     wanted = samples or options["samples"]
     start = time.monotonic()
     for done in range(wanted):
-        if done >= min(FEWEST, wanted) and time.monotonic() - start > options["budget"]:
+        taking = time.monotonic() - start
+        if taking > options["budget"] and done >= (
+            min(FEWEST, wanted) if taking < FAR_BEYOND * options["budget"] else 1
+        ):
             break
         for child, setting in turns:
             time.sleep(0 if options["quick"] else PAUSE)

@@ -7,6 +7,7 @@ def text(result):
     """The whole report."""
     parts = [_machine(result["machine"]), _limits(result["limits"])]
     parts += [_case(case, result["limits"]) for case in result["cases"]]
+    parts.append(_versions(result["cases"]))
     if result.get("bars"):
         parts.append(_bars(result["bars"]))
     return "\n\n".join(parts)
@@ -49,6 +50,19 @@ def _case(case, limits):
                  f"; memory beyond inputs, results included: {case['facts']['memory_beyond_inputs'] / 2**20:.0f} MiB"
                  + (f"; {case['facts']['note']}" if "note" in case["facts"] else ""))  # fmt: skip
     return "\n".join(lines)
+
+
+def _versions(cases):
+    """What each contestant says of itself, once."""
+    told = {}
+    for case in cases:
+        told.setdefault("refmoe", {"kernel": case["facts"].get("kernel"), "compiler": case["facts"].get("compiler")})
+        for row in case["peers"]:
+            facts = {k: v for k, v in row["facts"].items() if k != "memory_beyond_inputs"}
+            told.setdefault(f"{row['name']} {row['variant'] or ''}".strip(), facts)
+    return "\n".join(
+        ["versions"] + [f"  {who}: " + ", ".join(f"{k} {v}" for k, v in f.items()) for who, f in told.items()]
+    )
 
 
 def _core(row):

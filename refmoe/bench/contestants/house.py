@@ -86,6 +86,7 @@ class Layer:
         self.params = MoEParams(w_router=router, **arrays)
         self.given = Given(logits=inputs.logits, topk_indices=inputs.topk_indices.astype(np.int64))
         self.x, self.d_y, self._records = inputs.x, inputs.d_y, {}
+        self.parts = {}  # what NumPy made of some tokens, by profile
 
     def run(self, num):
         """Once, as the phase says: y, or what the way back returns."""

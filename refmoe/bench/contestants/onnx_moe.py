@@ -60,7 +60,8 @@ def model(case):
     present = [n for n in names if own.biases or not n.startswith("b_")]
     node = helper.make_node(
         "MoE", [n if n in present else "" for n in names], ["y"], domain="com.microsoft", k=c.top_k,
-        activation_type="swiglu", swiglu_fusion=1, normalize_routing_weights=1, activation_alpha=float(own.alpha),
+        activation_type="swiglu", swiglu_fusion=1, normalize_routing_weights=int(c.routing.normalize),
+        activation_alpha=float(own.alpha),
         activation_beta=float(own.linear_offset), swiglu_limit=float(own.limit or FAR),
     )  # fmt: skip
     kind = TensorProto.FLOAT16 if case.store == "fp16" else TensorProto.FLOAT
