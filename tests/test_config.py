@@ -119,7 +119,30 @@ ALIASES = {
     "n_routed_experts": (6, 6),
     "num_experts_per_tok": (2, 2),
     "num_experts_per_token": (2, 2),
+    "moe_num_experts": (6, 6),
+    "moe_topk": (2, 2),
+    "moe_top_k": (2, 2),
+    "moe_k": (2, 2),
+    "top_k_experts": (2, 2),
     "moe_intermediate_size": (5, 5),
+    "expert_ffn_hidden_size": (5, 5),
+    "router_bias": (True, True),
+    "moe_router_activation_func": ("sigmoid", "sigmoid"),
+    "num_expert_group": (3, 3),
+    "moe_renormalize": (True, True),
+    "moe_routed_scaling_factor": (2.5, 2.5),
+    "moe_router_scaling_factor": (3, 3.0),
+    "router_scaling_factor": (2.5, 2.5),
+    "route_scale": (8, 8.0),
+    "apply_router_weight_on_input": (True, "input"),
+    "moe_apply_router_weight_on_input": (False, "output"),
+    "mlp_hidden_act": ("relu2", "relu2"),
+    "hidden_activation": ("gelu_pytorch_tanh", "gelu_tanh"),
+    "mlp_gate_softcap": (4, 4.0),
+    "mlp_up_softcap": (25, 25.0),
+    "shared_intermediate_size": (9, 9),
+    "moe_shared_expert_intermediate_size": (9, 9),
+    "shared_expert_combination_strategy": ("average", "average"),
     "scoring_func": ("sqrtsoftplus", "sqrt_softplus"),
     "n_group": (3, 3),
     "topk_group": (2, 2),
@@ -164,7 +187,9 @@ COMPANIONS = {
     "norm_over_shared": {"norm_topk_prob": True, "scoring_func": "sigmoid", "shared_expert_intermediate_size": 4},
     "moe_normalize_expert_weights": {"norm_topk_prob": True},
     "shared_act": {"shared_expert_intermediate_size": 4},
+    "shared_expert_combination_strategy": {"shared_expert_intermediate_size": 4},
     "n_group": {"topk_group": 2},
+    "num_expert_group": {"topk_group": 2},
     "topk_group": {"n_group": 3},
     "shared_expert_gate": {"shared_expert_intermediate_size": 9},
 }
@@ -183,6 +208,33 @@ def test_alias(alias):
     for key in path:
         value = value[key]
     assert value == want and type(value) is type(want)
+
+
+@pytest.mark.parametrize("name", ["n_shared_experts", "num_shared_experts", "moe_num_shared_experts"])
+def test_a_number_of_shared_experts_is_a_width(name):
+    """n experts of the routed width F = 5 are one of n F; none where the number is 0 or null."""
+    for count, width in ((2, 10), (0, 0), (None, 0)):
+        assert MoEConfig.from_dict(BASE | {name: count}).experts.shared_intermediate_size == width
+    with pytest.raises(ValueError, match=f"{name}: expected a whole number, got 1.5"):
+        MoEConfig.from_dict(BASE | {name: 1.5})
+    joint = {"norm_topk_prob": True, "scoring_func": "sigmoid", "norm_over_shared": True}
+    with pytest.raises(ValueError, match=f"{name}: expected experts apart where the router weighs each, got 2; give"):
+        MoEConfig.from_dict(BASE | joint | {name: 2})
+
+
+@pytest.mark.parametrize("kind", ["identity", "zero", "constant"])
+def test_the_kind_of_zero_experts(kind):
+    experts = MoEConfig.from_dict(BASE | {"zero_expert_num": 2, "zero_expert_type": kind}).experts
+    assert getattr(experts, f"{kind}_experts") == experts.num_weightless == 2
+    assert MoEConfig.from_dict(BASE | {"zero_expert_type": kind}).experts.num_weightless == 0
+    with pytest.raises(ValueError, match="zero_expert_type: expected one of identity, zero, constant, got 'copy'"):
+        MoEConfig.from_dict(BASE | {"zero_expert_num": 2, "zero_expert_type": "copy"})
+
+
+@pytest.mark.parametrize("name", ["topk_method", "router_jitter_noise", "router_aux_loss_coef", "output_multiplier"])
+def test_names_that_families_read_in_their_own_way_are_unknown(name):
+    with pytest.raises(ValueError, match=f"config: expected known fields, got '{name}'"):
+        MoEConfig.from_dict(BASE | {name: 0.5})
 
 
 def test_an_alias_beside_its_own_field_is_refused():

@@ -11,7 +11,7 @@ import textwrap
 import tokenize
 from typing import NamedTuple
 
-from .reading import HF_NAMES
+from .reading import HF_NAMES, SHARED_COUNTS
 
 
 class Row(NamedTuple):
@@ -60,7 +60,8 @@ def values_of(spec):
 
 
 def _aliases(path):
-    return tuple(alias for alias, place in HF_NAMES.items() if place == path and alias != path)
+    counts = SHARED_COUNTS if path == "experts.shared_intermediate_size" else ()
+    return tuple(alias for alias, place in HF_NAMES.items() if place == path and alias != path) + counts
 
 
 def field_comments(section):
