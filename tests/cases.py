@@ -364,7 +364,9 @@ CASES = {
     ),
     "devices_normalized": config_of(
         losses=losses_of(
-            device={"num_devices": 3, "probs": "normalized_sigmoid"}, mutual_information={"terms": "marginal"}
+            device={"num_devices": 3, "probs": "normalized_sigmoid"},
+            communication={"num_devices": 3, "device_limit": 2},
+            mutual_information={"terms": "marginal"},
         )
     ),
     "load": config_of(

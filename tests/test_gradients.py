@@ -15,6 +15,7 @@ from planting import LEAVES, SMALL, detects, planted
 import refmoe
 from refmoe import Numerics
 from refmoe.check import TOLERANCE, check_gradients
+from refmoe.config import CAPACITY_NAMES
 from refmoe.recipes import CONSTANT_PARAMS, name_params
 
 EXACT = Numerics(backend="numpy")
@@ -40,6 +41,24 @@ def test_every_gradient_agrees_with_complex_step_in_every_element(name):
     } <= checked
 
 
+# Twelve formulas of one integer: a small layer will do for each.
+CAPACITIES = {
+    rule: config_of(
+        hidden_size=3, intermediate_size=2, num_experts=4, top_k=2,
+        dispatch={"capacity_factor": 0.5, "capacity_rule": rule, "normalize_after_drop": True},
+        routing={"normalize": True},
+    )
+    for rule in CAPACITY_NAMES
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", CAPACITIES)
+def test_gradients_under_every_capacity_rule(rule):
+    check = check_gradients(CAPACITIES[rule], num_tokens=9, limit=10**9)
+    assert check.ok, f"\n{check}"
+    assert all(row.complex_step <= 1e-13 for row in check.rows)
+
+
 def test_the_configurations_between_them_use_every_value_of_every_field():
     def leaves(section, path=""):
         for spec in dataclasses.fields(section):
@@ -50,14 +69,12 @@ def test_the_configurations_between_them_use_every_value_of_every_field():
                 yield path + spec.name, spec, value
 
     used, specs = {}, {}
-    for config in CONFIGS.values():
+    for config in [*CONFIGS.values(), *CAPACITIES.values()]:
         for name, spec, value in leaves(config):
             used.setdefault(name, set()).add(value)
             specs[name] = spec
     for name, spec in specs.items():
         if "." not in name:  # a size
-            continue
-        if name == "dispatch.capacity_rule":  # twelve formulas of one integer: tests/test_dispatch.py
             continue
         wanted = set(spec.metadata.get("one_of", {True, False} if isinstance(spec.default, bool) else ()))
         assert wanted <= used[name] and used[name] - {spec.default}, name
