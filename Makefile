@@ -22,6 +22,8 @@ CROSS  :=
 export REFMOE_REQUIRE_C ?= 1
 # Thread pools of libraries would only compete with the two that the kernels use.
 export OPENBLAS_NUM_THREADS ?= 2
+# The tests run on every core, at most four; `make test WORKERS=` runs them in one process.
+WORKERS := -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help build golden test smoke kernels vectors lint interop fuzz exhaustive digests cross lib example bench-peers size clean
@@ -72,7 +74,7 @@ golden: $(BUILT)
 	$(BIN)/refmoe check $(GOLDEN)
 
 test: $(READY)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --check-skips
+	OMP_WAIT_POLICY=passive OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --check-skips $(WORKERS)
 
 smoke: $(BUILT)
 	$(BIN)/python -m pytest -q -x tests/test_recipes.py tests/test_routing.py tests/test_dispatch.py tests/test_experts.py

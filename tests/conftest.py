@@ -1,4 +1,7 @@
-"""Skips are counted: with --check-skips the run fails when the skipped tests are not those of tests/skips.txt."""
+"""Skips are counted: with --check-skips the run fails when the skipped tests are not those of tests/skips.txt.
+
+With workers (pytest-xdist) the first process counts; what a worker skips while it collects comes by `workeroutput`.
+"""
 
 from pathlib import Path
 
@@ -13,7 +16,10 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     if config.getoption("--check-skips"):
-        config.pluginmanager.register(SkipCounter(read_skips(LISTED.read_text(encoding="utf-8"))))
+        of_a_worker = hasattr(config, "workeroutput")
+        config.pluginmanager.register(
+            CollectedSkips() if of_a_worker else SkipCounter(read_skips(LISTED.read_text(encoding="utf-8")))
+        )
 
 
 class SkipCounter:
@@ -29,6 +35,10 @@ class SkipCounter:
     def pytest_collectreport(self, report):
         if report.skipped:
             self.seen.add(report.nodeid)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node):
+        self.seen.update(getattr(node, "workeroutput", {}).get("collected_skips", ()))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session, exitstatus):
@@ -46,6 +56,21 @@ class SkipCounter:
         """Lines that say how the skipped tests differ from the list; none if they agree."""
         extra = [f"skipped but not in tests/skips.txt: {name}" for name in sorted(self.seen - self.listed)]
         return extra + [f"in tests/skips.txt but not skipped: {name}" for name in sorted(self.listed - self.seen)]
+
+
+class CollectedSkips:
+    """What a worker skipped while it collected, which it must pass on by hand."""
+
+    def __init__(self):
+        self.seen = []
+
+    def pytest_collectreport(self, report):
+        if report.skipped:
+            self.seen.append(report.nodeid)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session):
+        session.config.workeroutput["collected_skips"] = self.seen
 
 
 def read_skips(text):

@@ -203,7 +203,7 @@ def test_report_survives_a_wrong_environment(monkeypatch):
 def test_make_help_lists_every_target():
     text = (ROOT / "Makefile").read_text()
     targets = set(re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split()) - {"help"}
-    assert targets == set(re.findall(r'@echo "make (\w+) ', text))
+    assert targets == set(re.findall(r'@echo "make ([\w-]+) ', text))
 
 
 def test_ci_runs_the_readmes_test_command():
@@ -261,22 +261,30 @@ def test_a(): pass
 
 def test_b(): pass
 """
+WHOLE = "import pytest\npytest.skip('a whole file', allow_module_level=True)\n"
 
 
 @pytest.mark.parametrize(
     ("listed", "code", "said"),
     [
-        ("test_skipping.py::test_a  # no such machine", 0, ""),
-        ("", 1, "skipped but not in tests/skips.txt: test_skipping.py::test_a"),
-        ("test_skipping.py::test_a  # no\nx.py::test_c  # gone", 1, "in tests/skips.txt but not skipped: x.py::test_c"),
+        ("test_skipping.py::test_a  # no such machine\ntest_whole.py  # whole", 0, ""),
+        ("test_whole.py  # whole", 1, "skipped but not in tests/skips.txt: test_skipping.py::test_a"),
+        ("test_skipping.py::test_a  # no", 1, "skipped but not in tests/skips.txt: test_whole.py"),
+        (
+            "test_skipping.py::test_a  # no\ntest_whole.py  # whole\nx.py::test_c  # gone",
+            1,
+            "in tests/skips.txt but not skipped: x.py::test_c",
+        ),
         ("test_skipping.py::test_a", 4, "expected `test id  # reason`"),
     ],
-    ids=["agree", "one too many", "one too few", "no reason"],
+    ids=["agree", "one too many", "a file too many", "one too few", "no reason"],
 )
-def test_skips_are_counted(tmp_path, listed, code, said):
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist.plugin", "-n", "2")], ids=["one process", "two workers"])
+def test_skips_are_counted(tmp_path, listed, code, said, workers):
     shutil.copy(ROOT / "tests/conftest.py", tmp_path)
     (tmp_path / "skips.txt").write_text(listed + "\n")
     (tmp_path / "test_skipping.py").write_text(SKIPPING)
+    (tmp_path / "test_whole.py").write_text(WHOLE)
     command = [
         sys.executable,
         "-m",
@@ -285,9 +293,11 @@ def test_skips_are_counted(tmp_path, listed, code, said):
         "-p",
         "no:cacheprovider",
         "--check-skips",
+        *workers,
         "--rootdir",
         tmp_path,
         tmp_path,
     ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    alone = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # plugins take seconds to load
+    done = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True, timeout=60)
     assert done.returncode == code and said in done.stdout + done.stderr, done.stdout + done.stderr
