@@ -87,9 +87,9 @@ typedef void register_loop(int64_t steps);
 #define REGISTER_LOOP(name, target, vector, fma, spread)                                                              \
     static target void name(int64_t steps)                                                                            \
     {                                                                                                                 \
-        vector sum[CHAINS], a = spread(0.5), b = spread(1.0);                                                         \
+        vector sum[CHAINS], a = spread(-1.0), b = spread(1.1); /* the sums keep changing */                            \
         for (int i = 0; i < CHAINS; i++)                                                                              \
-            sum[i] = spread(0.25);                                                                                    \
+            sum[i] = spread(0.1 * (i + 1));                                                                           \
         for (int64_t s = 0; s < steps; s++) {                                                                         \
             __asm__ volatile("" : HOLD(a), HOLD(b));                                                                  \
             for (int i = 0; i < CHAINS; i++)                                                                          \
@@ -184,7 +184,30 @@ static int describe_tile(struct tile_work *w, int kernel, int profile, int lanes
     return 1;
 }
 
-/* Zeros: a sum of zeros stays zero however long it runs, and costs what any other costs. */
+/* Numbers of both signs between 0.5 and 1: sums of them wander, but neither overflow nor become subnormal. (Zeros would
+   take less power, and so perhaps less time.) */
+static void fill(void *room, int64_t bytes, int is_double)
+{
+    uint64_t state = 1;
+    for (int64_t i = 0; i < bytes / (is_double ? 8 : 4); i++) {
+        state = state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+        double x = (double)(state >> 40) * 0x1p-25 + 0.5;
+        x = state >> 39 & 1 ? -x : x;
+        if (is_double)
+            ((double *)room)[i] = x;
+        else
+            ((float *)room)[i] = (float)x;
+    }
+}
+
+static void fill_tile(const struct tile_work *w, char *room)
+{
+    int is_double = w->profile == REFMOE_EXACT;
+    fill(room, w->left, is_double);
+    fill(room + w->left, w->right, is_double && w->lanes);
+    memset(room + w->left + w->right, 0, (size_t)w->sums);
+}
+
 static void run_tiles(void *of, int thread, int threads)
 {
     struct tile_work *w = of;
@@ -215,7 +238,8 @@ double refmoe_limit_tile(int kernel, int profile, int lanes, int threads, int64_
     w.steps = steps, w.room = aligned_alloc(64, bytes);
     if (!w.room)
         return -1;
-    memset(w.room, 0, bytes);
+    for (int t = 0; t < threads; t++)
+        fill_tile(&w, w.room + t * (w.left + w.right + w.sums));
     *work = 2.0 * w.rows * w.cols * (double)length * (double)steps * threads_that_come(threads);
     double seconds = run_together(run_tiles, &w, threads);
     free(w.room);

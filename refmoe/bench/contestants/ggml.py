@@ -44,7 +44,7 @@ def libraries():
     """(libggml-base, libggml-cpu). Raises ModuleNotFoundError without llama-cpp-python or its libraries."""
     found = importlib.util.find_spec("llama_cpp")
     folder = Path(found.origin).parent / "lib" if found else Path("/nowhere")
-    base, cpu = (sorted(folder.glob(f"libggml-{part}*.so*")) for part in ("base", "cpu"))
+    base, cpu = (sorted(folder.glob(f"libggml-{part}.so*")) for part in ("base", "cpu"))
     if not (base and cpu):
         raise ModuleNotFoundError("llama-cpp-python with libggml-base and libggml-cpu")
     return ctypes.CDLL(str(base[0]), mode=ctypes.RTLD_GLOBAL), ctypes.CDLL(str(cpu[0]), mode=ctypes.RTLD_GLOBAL)
