@@ -146,6 +146,13 @@ PUBLISHED = {  # the fields of a published config.json that a reading may look a
     "qwen3-next-80b-a3b": {"model_type": "qwen3_next", "hidden_act": "silu", "hidden_size": 2048,
                            "moe_intermediate_size": 512, "num_experts": 512, "num_experts_per_tok": 10,
                            "norm_topk_prob": True, "shared_expert_intermediate_size": 512},
+    "muse-spark-816b-a42b": {"model_type": "muse_spark_text", "hidden_act": "silu", "hidden_size": 8192,
+                             "intermediate_size": 16384, "moe_hidden_size": 4096, "moe_intermediate_size": 4096,
+                             "num_local_experts": 256, "num_experts_per_tok": 8, "routed_scaling_factor": 1.0,
+                             "output_multiplier": 0.1767766952966369, "rms_norm_eps": 1e-5, "post_norm_eps": 1e-8},
+    "qwen4-exp": {"model_type": "qwen4_exp_text", "hidden_act": "silu", "hidden_size": 2048, "num_experts": 512,
+                  "moe_intermediate_size": 512, "num_experts_per_tok": 10, "norm_topk_prob": True,
+                  "shared_expert_intermediate_size": 512},
     "switch-base-8": {"model_type": "switch_transformers", "d_model": 768, "d_ff": 3072, "num_experts": 8,
                       "expert_capacity": 64, "num_layers": 12},
 }  # fmt: skip
