@@ -19,6 +19,7 @@ from .config import (  # noqa: E402  (the versions come first: other modules rea
     LossesConfig,
     MoEConfig,
     MutualInformationLoss,
+    OrthogonalityLoss,
     RoutingConfig,
     ZLoss,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "MoERecord",
     "MutualInformationLoss",
     "Numerics",
+    "OrthogonalityLoss",
     "RoutingConfig",
     "SharedParams",
     "ZLoss",

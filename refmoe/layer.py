@@ -58,7 +58,8 @@ REPORTED = (  # of the routing: read by nothing later on
     *("lse", "margin"),
 )
 
-LOSSES_READ = ("logits", "clean_logits", "noise_std")  # stages that a loss may send a gradient to, as d_<stage>_<loss>
+# Stages that a loss may send a gradient to, as d_<stage>_<loss>.
+LOSSES_READ = ("logits", "clean_logits", "noise_std", "router_gram")
 
 
 class MoERecord(NamedTuple):
@@ -95,6 +96,7 @@ class MoEGrads(NamedTuple):
     d_logits_load: object = None
     d_clean_logits_load: object = None  # (T, E)
     d_noise_std_load: object = None  # (T, E)
+    d_router_gram_orthogonality: object = None  # (E, E)
     d_scores: object = None  # (T, E), where the weights' rule goes back through them
     d_topk_weights: object = None  # (T, K)
     router: RouterGrads = None

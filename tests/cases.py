@@ -18,6 +18,7 @@ from refmoe import (
     LossesConfig,
     MoEConfig,
     MutualInformationLoss,
+    OrthogonalityLoss,
     RoutingConfig,
     ZLoss,
 )
@@ -47,6 +48,7 @@ def losses_of(balance=None, z=None, importance=None, **others):
         "communication": CommunicationLoss,
         "mutual_information": MutualInformationLoss,
         "load": LoadLoss,
+        "orthogonality": OrthogonalityLoss,
     }
     return LossesConfig(
         balance=None if balance is None else BalanceLoss(coefficient=0.3, **balance),
@@ -378,6 +380,14 @@ CASES = {
         losses=losses_of(None, 0.2, load={"threshold": "kth", "ddof": 1}),
     ),
     "load_counted": config_of(routing={"score_fn": "sigmoid"}, losses=losses_of(load={})),
+    "orthogonal": config_of(
+        routing={"router_bias": True, "normalize": True}, losses=losses_of({}, orthogonality={"form": "l1"})
+    ),
+    "orthogonal_squares": config_of(
+        routing={"noise": "learned", "jitter": "router", "input_norm": "rms_scaled", "logits_softcap": 2.0},
+        experts={"identity_experts": 1, "zero_experts": 1},
+        losses=losses_of(load={}, orthogonality={"form": "frobenius"}),
+    ),
     "information": config_of(routing={"normalize": True}, losses=losses_of(mutual_information={})),
     "certainty": config_of(losses=losses_of(mutual_information={"terms": "conditional"})),
     "one_expert": config_of(num_experts=1, top_k=1, routing={"score_fn": "sigmoid"}, losses=losses_of({}, 0.2)),

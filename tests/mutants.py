@@ -70,7 +70,10 @@ MUTANTS = {
     "routing.logits": [
         ("(name, [(d_logits, w_router), *others])", "(name, [(-d_logits, w_router), *others])", "silu"),
         ("(name, [(d_logits, w_router), *others])", "(name, [(d_logits, w_router)])", "jittered"),
-        ('"d_w_router", d_logits, x, acc=into_w', '"d_w_router", d_logits, x + x, acc=into_w', "silu"),
+        ('"d_w_router", d_rows, rows, acc=into_w', '"d_w_router", d_rows, rows + rows, acc=into_w', "silu"),
+        ("for d in (d_gram.T, d_gram)", "for d in (d_gram,)", "orthogonal"),
+        ("for d in (d_gram.T, d_gram)", "for d in (d_gram.T,)", "orthogonal_squares"),
+        ('of_gram = more.get("router_gram", ())', "of_gram = ()", "orthogonal"),
         ("[start, *d_logits])", "[start, *d_logits[1:]])", "silu"),
         ("source = record.jittered_x if jittered else x", "source = x", "jittered"),
         ("seen = source if record.router_x is None else record.router_x", "seen = source", "normed"),
@@ -427,6 +430,21 @@ MUTANTS = {
         ("m.deviations(loads) * 2 / (E", "m.deviations(loads) / (E", "load"),
         ("- variance * mean * 2 / (scale * scale * E)", "", "load"),
         ("variance * mean * 2 / (scale * scale * E)", "variance * mean * 2 / (scale * E)", "load"),
+    ],
+    "losses.orthogonality": [
+        (
+            "slope(m, gram, identity) * m.constant(loss.coefficient) * d",
+            "slope(m, gram, identity) * d",
+            "orthogonal",
+        ),
+        (
+            "slope(m, gram, identity) * m.constant(loss.coefficient) * d",
+            "slope(m, gram, identity * 0) * m.constant(loss.coefficient) * d",
+            "orthogonal_squares",
+        ),
+        ("< m.real(identity), -1, gram - identity)", "< m.real(identity), 1, gram - identity)", "orthogonal"),
+        ("> m.real(identity), 1, below)", "> m.real(identity), 0, below)", "orthogonal"),
+        ("return (gram - identity) * 2", "return gram - identity", "orthogonal_squares"),
     ],
     "losses.mutual": [
         ("return p * slope * loss.coefficient * d / count", "return p * slope * d / count", "information"),

@@ -125,6 +125,8 @@ SMALL = {
         ),
     ),
     "load": config_of(**_TINY, routing={"noise": "learned"}, losses=losses_of(load={"eps": 0.5, "ddof": 1})),
+    "orthogonal": config_of(**_TINY, losses=losses_of(orthogonality={})),
+    "orthogonal_squares": config_of(**_TINY, losses=losses_of(orthogonality={"form": "frobenius"})),
     "information": config_of(**_TINY, losses=losses_of(mutual_information={})),
     "normalized_sigmoid": config_of(**_TINY, losses=losses_of({"probs": "normalized_sigmoid"})),
     "sigmoid_loss": config_of(**_TINY, losses=losses_of({"probs": "sigmoid", "scope": "sequence"})),

@@ -196,6 +196,7 @@ def _losses(rng, E):
     some["device"] = {"coefficient": 0.2, "num_devices": devices, "probs": balance["probs"].replace("relu", "softmax")}
     some["mutual_information"] = {"coefficient": 0.3, "terms": rng.choice(["both", "marginal", "conditional"])}
     some["load"] = {"coefficient": 0.3, "threshold": rng.choice(["others", "kth"]), "ddof": importance["ddof"]}
+    some["orthogonality"] = {"coefficient": 0.2, "form": rng.choice(["l1", "frobenius"])}
     some["communication"] = some["device"] | {"device_limit": rng.randint(1, devices), "scope": "sequence"}
     return {name: loss for name, loss in some.items() if rng.random() < 0.5}
 

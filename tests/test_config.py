@@ -51,6 +51,7 @@ ALSO_NEUTRAL = {
     "losses.communication": [{"losses": {"communication": {"num_devices": 2, "device_limit": 2}}}],
     "losses.mutual_information": [{"losses": {"mutual_information": {"terms": "marginal"}}}],
     "losses.load": [{"losses": {"load": {"threshold": "kth"}}}],
+    "losses.orthogonality": [{"losses": {"orthogonality": {"form": form}}} for form in ("l1", "frobenius")],
     "losses.bias_update_rate": [{"losses": {"bias_update_rate": 0.25}}],  # read by the controller, not by the layer
 }
 
@@ -537,6 +538,7 @@ REFUSALS = [
         {"losses": {"importance": {"form": "deviation", "ddof": 1}}},
         "losses.importance.form: expected no ddof and no eps with 'deviation', got (1, 0.0)",
     ),
+    ({"losses": {"orthogonality": {"form": "l2"}}}, "form: expected one of 'l1', 'frobenius', got 'l2'"),
     ({"top_k": 6, "losses": {"load": {}}}, "losses.load: expected a top_k below the 6 ids, got 6"),
     (
         {"losses": {"device": {"num_devices": 4}}},

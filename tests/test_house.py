@@ -253,6 +253,7 @@ NAMED_OTHERWISE = {
     "shared_scores": "one stage with the slope: d_shared_logits",
     "raw_topk_weights": "a copy of the kept scores: d_scores",
     "slot_rows": "what the experts read: d_x_rows",
+    "router_gram": "by source: d_router_gram_orthogonality",
     "latent_rms": "within d_latent_x", "y_rms": "within d_y_rows", "latent_routed_rms": "within d_latent_routed",
     "output_rms": "within d_unnormed_y",
 }  # fmt: skip

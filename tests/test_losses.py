@@ -19,6 +19,7 @@ from refmoe import (
     LossesConfig,
     MutualInformationLoss,
     Numerics,
+    OrthogonalityLoss,
     ZLoss,
     update_selection_bias,
 )
@@ -27,6 +28,8 @@ from refmoe.losses import (
     load_loss,
     load_loss_backward,
     loss_scopes,
+    orthogonality_loss,
+    orthogonality_loss_backward,
     pooled_balance_loss,
     pooled_balance_loss_backward,
 )
@@ -386,6 +389,114 @@ def test_masked_tokens_have_no_load():
         assert same_bits(got[mask], want) and not got[4].any()
     nothing = Given(token_mask=np.zeros(6, bool))
     assert load_of(*args, given=nothing) == 0 and not load_of(*args, given=nothing, backward=True)[0].any()
+
+
+# --- orthogonality ---------------------------------------------------------------------------------------------------
+
+FORMS = ["l1", "frobenius"]
+
+
+def router_of(w, num, form, T=6, given=None, into=None, d_loss=None, **loss):
+    """Record and gradients of a layer whose w_router is w and whose tokens send the router nothing."""
+    w = np.asarray(w, num.dtype)
+    losses = LossesConfig(orthogonality=OrthogonalityLoss(form=form, **{"coefficient": 1} | loss))
+    config = config_of(num_experts=len(w), hidden_size=w.shape[1], top_k=1, losses=losses)
+    x, params, d_y = make(config, num, T)
+    params, nothing = params._replace(w_router=w), np.zeros_like(d_y)
+    d_losses = None if d_loss is None else refmoe.Losses(orthogonality=d_loss)
+    record = refmoe.moe_forward(x, params, config, num, given)
+    args = nothing, x, params, record, config, num, given
+    return record, refmoe.moe_backward(*args, d_losses=d_losses, into=into and refmoe.MoEParams(w_router=into(w)))
+
+
+@pytest.mark.parametrize("num", [EXACT, Numerics("chain", "bf16"), FLOAT64], ids=lambda n: n.profile)
+def test_orthogonality_by_hand(num):
+    """G = (5, 2; 2, 1), G - I = (4, 2; 2, 0): sums 8 and 24; 2 sign(G - I) W and 4 (G - I) W."""
+    w = [[1, 2], [0, 1]]
+    record, grads = router_of(w, num, "l1")
+    assert record.routing.router_gram.tolist() == [[5, 2], [2, 1]] and record.losses.orthogonality == 8
+    assert grads.d_router_gram_orthogonality.tolist() == [[1, 1], [1, 0]]
+    assert grads.params.w_router.tolist() == [[2, 6], [2, 4]]
+    record, grads = router_of(w, num, "frobenius", d_loss=-0.5)
+    assert record.losses.orthogonality == 24
+    assert grads.d_router_gram_orthogonality.tolist() == [[-4, -2], [-2, 0]]
+    assert grads.params.w_router.tolist() == [[-8, -20], [-4, -8]]
+    assert not grads.d_x_router.any() and not grads.d_logits.any()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("num", [EXACT, Numerics("chain"), FLOAT64], ids=lambda n: n.profile)
+def test_an_orthonormal_router_is_left_alone(num, form):
+    record, grads = router_of([[0, -1, 0], [0, 0, 1]], num, form)
+    for made in (record.losses.orthogonality, grads.d_router_gram_orthogonality, grads.params.w_router):
+        assert same_bits(made, np.zeros_like(made))
+
+
+# Of a router whose rows are the table's: six experts in four dimensions.
+ORTHOGONALITY = [("l1", 29.2675), ("frobenius", 38.62795625)]
+
+
+@pytest.mark.parametrize(("form", "want"), ORTHOGONALITY)
+def test_orthogonality_against_forty_digits(form, want):
+    """SimBal's own orientation: ||R^T R - I||, with the gradients 2 R sign(R^T R - I) and 4 R (R^T R - I)."""
+    record, grads = router_of(LOGITS, FLOAT64, form)
+    with mpmath.workdps(40):
+        R = mpmath.matrix(LOGITS.T.tolist())
+        off = R.T * R - mpmath.eye(6)
+        far = mpmath.fsum(abs(v) if form == "l1" else v * v for v in off)
+        slope = 2 * R * off.apply(mpmath.sign) if form == "l1" else 4 * R * off
+        gradient = np.array(slope.T.tolist(), float)
+    assert far == pytest.approx(want, rel=1e-14) and record.losses.orthogonality == pytest.approx(want, rel=1e-14)
+    np.testing.assert_allclose(grads.params.w_router, gradient, rtol=1e-13, atol=1e-13)
+    single, back = router_of(LOGITS, EXACT, form)
+    assert single.losses.orthogonality == pytest.approx(want, rel=1e-6)
+    np.testing.assert_allclose(back.params.w_router, gradient, rtol=3e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_orthogonality_is_rounded_once(form):
+    """Inner products of any size, 1 and 0 among them: the exact sum and slopes, each rounded once."""
+    rng = np.random.default_rng(4)
+    c, d = 0.3, np.float32(-1.7)
+    for _ in range(20):
+        gram = (rng.normal(size=(5, 5)) * 2.0 ** rng.integers(-30, 30, (5, 5))).astype(np.float32)
+        gram[rng.random((5, 5)) < 0.2] = rng.integers(2)
+        loss = LossesConfig(orthogonality=OrthogonalityLoss(coefficient=c, form=form))
+        config = config_of(num_experts=5, losses=loss)
+        off = [[Fraction(float(g)) - (e == f) for f, g in enumerate(row)] for e, row in enumerate(gram)]
+        far = sum(abs(v) if form == "l1" else v * v for row in off for v in row)
+        assert orthogonality_loss(gram, config, EXACT) == round_fraction(far * Fraction(c), "float32")
+        slopes = [[2 * v if form == "frobenius" else (v > 0) - (v < 0) for v in row] for row in off]
+        want = [[round_fraction(Fraction(c) * v * Fraction(float(d)), "float32") for v in row] for row in slopes]
+        assert same_bits(orthogonality_loss_backward(d, gram, config, EXACT), f32(want))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_orthogonality_does_not_know_of_tokens(form):
+    want, back = router_of(LOGITS, EXACT, form)
+    for T, mask in ((6, np.zeros(6, bool)), (2, None), (0, None)):
+        record, grads = router_of(LOGITS, EXACT, form, T, Given(token_mask=mask))
+        assert same_bits(record.losses.orthogonality, want.losses.orthogonality)
+        assert same_bits(grads.params.w_router, back.params.w_router)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_given_logits_leave_nothing_to_be_orthogonal(form):
+    record, grads = router_of(LOGITS, EXACT, form, given=Given(logits=np.zeros((6, 6), np.float32)))
+    assert same_bits(record.losses.orthogonality, np.float32(0)) and record.routing.router_gram is None
+    assert grads.params.w_router is None and grads.d_router_gram_orthogonality is None
+
+
+@pytest.mark.parametrize("backend", ["numpy", "c"])
+def test_a_gradient_added_to_a_place_is_rounded_once_with_it(backend):
+    """1 there, and 2 c w = 2^-24 (1 + 2^-24 - 2^-47): above the midpoint of 1, where its own rounding ends on it."""
+    c, w = 2.0**-26 * (1 + 2.0**-23), 2 * (1 - 2.0**-24)
+    place = lambda like: np.ones_like(like)  # noqa: E731
+    num = Numerics(backend=backend)
+    _, grads = router_of([[w]], num, "l1", coefficient=c)
+    assert grads.params.w_router == 2.0**-24 < 2 * c * w
+    _, grads = router_of([[w]], num, "l1", coefficient=c, into=place)
+    assert grads.params.w_router == np.float32(1 + 2.0**-23)
 
 
 # --- importance of columns that agree --------------------------------------------------------------------------------

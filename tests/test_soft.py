@@ -200,6 +200,10 @@ def test_it_is_not_causal():
         ({"dispatch": {"capacity": 2}}, "dispatch.capacity: expected None with routing.selection 'soft', got 2"),
         ({"losses": {"z": {}}}, "losses.z: expected None with routing.selection 'soft', got ZLoss"),
         (
+            {"losses": {"orthogonality": {}}},
+            "losses.orthogonality: expected None with routing.selection 'soft', got OrthogonalityLoss",
+        ),
+        (
             {"experts": {"weight_position": "input"}},
             "experts.weight_position: expected 'output' with routing.selection 'soft', got 'input'",
         ),

@@ -297,6 +297,7 @@ LOSS_CASES = [
     ),
     ("load", {}),
     *(("load", {"noisy": True, "threshold": at, "ddof": d}) for at, d in (("others", 0), ("others", 1), ("kth", 0))),
+    *(("orthogonality", {"form": form}) for form in ("l1", "frobenius")),
     *(("mutual_information", {"terms": terms}) for terms in ("both", "marginal", "conditional")),
     *(("importance", {"gates": g, "form": "deviation"}) for g in ("softmax", "topk")),
     *(
@@ -333,6 +334,8 @@ def test_losses(name, fields, kind):
     stages = {"logits": z, "scores": s, "topk_indices": indices}
     if fields.get("noisy"):
         stages |= {"clean_logits": np.roll(z, 1, axis=0), "noise_std": 0.5 + np.abs(z[:, ::-1]) / 8}
+    if name == "orthogonality":
+        stages["router_gram"] = np.where(np.eye(6) * (np.arange(6) % 2), np.float32(1), z[:6])
     arguments = losses.loss_arguments(refmoe.routing.RoutingRecord(**stages), config, refmoe.Given(**given))[name]
     record = {stage: to_law(array) for stage, array in stages.items()}
     law_given, cfg = {k: to_law(v) for k, v in given.items()}, config.to_dict()
@@ -344,6 +347,17 @@ def test_losses(name, fields, kind):
         made = backward(upstream, *arguments, config, num)
         made = made if isinstance(made, tuple) else (made,)
         agree(law, dict(zip(losses.GIVES[name], made, strict=True)), f"backward {upstream}")
+
+
+@pytest.mark.parametrize("form", ["l1", "frobenius"])
+@pytest.mark.parametrize("far", [np.inf, -np.inf, np.nan, 3e38, -1e-45])
+def test_inner_products_at_the_ends_of_the_format(form, far):
+    config, num = config_of(losses={"orthogonality": {"coefficient": 0.7, "form": form}}), policy()
+    gram = np.array([[1, far, 0], [far, far, 1 + 2.0**-23], [0, 1 + 2.0**-23, -3e38]], np.float32)
+    law, cfg = {"router_gram": to_law(gram)}, config.to_dict()
+    made = losses.orthogonality_loss(gram, config, num)
+    agree([LAW.stored("float32", LAW.orthogonality_loss(law, cfg))], np.reshape(made, (1,)), "loss")
+    agree(LAW.orthogonality_backward(-0.3, law, cfg), losses.orthogonality_loss_backward(-0.3, gram, config, num), "d")
 
 
 @pytest.mark.parametrize("coefficient", [1 + 2.0**-24, 1 + 3 * 2.0**-24])

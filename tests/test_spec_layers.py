@@ -79,6 +79,15 @@ EVERYTHING = {
     "importance": {"coefficient": 0.125, "gates": "topk"},
 }
 KITCHEN_SINK = {
+    "an orthogonal router": {
+        "routing": {"norm_over_shared": True, "score_fn": "sigmoid", "normalize": True, "router_bias": True},
+        "experts": {"shared_intermediate_size": 3, "identity_experts": 1},
+        "losses": {"orthogonality": {"coefficient": 0.5}, "z": {"coefficient": 0.25}},
+    },
+    "an orthogonal router, by squares": {
+        "routing": {"jitter": "router", "input_norm": "rms_scaled", "noise": "fixed", "noise_std": 0.5},
+        "losses": {"orthogonality": {"coefficient": 0.3, "form": "frobenius"}, "load": {"coefficient": 0.5}},
+    },
     "load under learned noise": {
         "routing": {"noise": "learned", "normalize": True, "logits_softcap": 2.0},
         "losses": {"load": {"coefficient": 0.5}, "importance": {"coefficient": 0.25, "gates": "topk"}},
@@ -296,7 +305,7 @@ KITCHEN_SINK = {
 def test_every_other_choice(name, profile, store):
     config = config_of(**KITCHEN_SINK[name])
     upstream = {"balance": 2.0, "z": -0.5, "importance": 3.0, "device": 0.3, "communication": -1.5}
-    upstream |= {"mutual_information": 1.25, "load": -0.75}
+    upstream |= {"mutual_information": 1.25, "load": -0.75, "orthogonality": -1.75}
     inputs = [tame(store, (T, config.hidden_size), seed) for seed in (3, 4)]
     d_logits = tame("float32", (T, config.num_logits), 9)
     given = SEQUENCES | init_given(config, T)
@@ -308,7 +317,12 @@ def test_every_other_choice(name, profile, store):
 @pytest.mark.parametrize(("profile", "store"), [("exact", "bf16"), ("chain", "float32")])
 def test_replay_and_given_logits(profile, store):
     config = config_of(
-        routing={"normalize": True}, losses={**EVERYTHING, "balance": {"coefficient": 1.0, "scope": "global"}}
+        routing={"normalize": True},
+        losses={
+            **EVERYTHING,
+            "balance": {"coefficient": 1.0, "scope": "global"},
+            "orthogonality": {"coefficient": 0.1},
+        },
     )
     x, d_y, params = tame(store, (T, 5), 3), tame(store, (T, 5), 4), refmoe.init_params(config)
     given = {**SEQUENCES, "topk_indices": replayed(6, 2), "counts_so_far": np.array([4, 0, 2, 2, 0, 0])}

@@ -68,7 +68,7 @@ def loss(row, x):
     config = config_of(row)
     params = {"selection_bias": x["selection_bias"]} if "selection_bias" in x else {}
     record = LAW.route([None] * len(x["logits"]), params, config, law_of(row), given_of(x))
-    record |= {name: x[name] for name in ("clean_logits", "noise_std") if name in x}
+    record |= {name: x[name] for name in ("clean_logits", "noise_std", "router_gram") if name in x}
     made = LAW.all_losses(record, config, given_of(x))
     for name in LAW.LOSSES_BACKWARD:
         made |= LAW.gradients_of_loss(name, 1, record, config, given_of(x))

@@ -27,6 +27,7 @@ from .losses import (  # noqa: F401 (one door for every section)
     LoadLoss,
     LossesConfig,
     MutualInformationLoss,
+    OrthogonalityLoss,
     ZLoss,
 )
 from .reading import build, load_json, with_house_names

@@ -77,6 +77,14 @@ class LoadLoss(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OrthogonalityLoss(Section):
+    """coefficient * sum |G - I| or sum (G - I)^2, G = w_router w_router^T.   Spec 4.10"""
+
+    coefficient: float = field(default=0.0, metadata=FLOAT)  # times the loss
+    form: str = field(default="l1", metadata=one_of("l1", "frobenius"))  # absolute values, or squares
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossesConfig(Section):
     """The losses the router adds to the task's.   Spec 4"""
 
@@ -87,6 +95,7 @@ class LossesConfig(Section):
     communication: CommunicationLoss | None = field(default=None, metadata={"section": CommunicationLoss})
     mutual_information: MutualInformationLoss | None = field(default=None, metadata={"section": MutualInformationLoss})
     load: LoadLoss | None = field(default=None, metadata={"section": LoadLoss})
+    orthogonality: OrthogonalityLoss | None = field(default=None, metadata={"section": OrthogonalityLoss})
     bias_update_rate: float = field(default=0.0, metadata=WEIGHT)  # step of the selection-bias controller
 
     @property

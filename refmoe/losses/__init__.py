@@ -1,7 +1,7 @@
 """The losses a router adds to the task's, each with its backward; and the controllers beside them.   Spec 4, 5.8
 
 A loss is one stage over logits and integers; fractions and mean probabilities are never rounded on the way. Counts are
-constants of the way back. Masked tokens are neither counted nor averaged.
+constants of the way back. Masked tokens are neither counted nor averaged. One reads no tokens: orthogonality.
 """
 
 from typing import NamedTuple
@@ -32,6 +32,7 @@ from .controllers import (
 from .importance import importance_loss, importance_loss_backward
 from .load import load_loss, load_loss_backward
 from .mutual import mutual_information_loss, mutual_information_loss_backward
+from .orthogonality import orthogonality_loss, orthogonality_loss_backward
 from .pooled import pooled_balance_loss, pooled_balance_loss_backward
 from .scopes import Scopes, balance_counts, communication_counts, device_counts, loss_scopes
 from .z import z_loss, z_loss_backward
@@ -48,6 +49,7 @@ class Losses(NamedTuple):
     communication: object = None
     mutual_information: object = None
     load: object = None
+    orthogonality: object = None
 
 
 LOSSES = {
@@ -58,6 +60,7 @@ LOSSES = {
     "communication": (communication_loss, communication_loss_backward),
     "mutual_information": (mutual_information_loss, mutual_information_loss_backward),
     "load": (load_loss, load_loss_backward),
+    "orthogonality": (orthogonality_loss, orthogonality_loss_backward),
 }
 
 # What a pair reads, in the order of its arguments: fields of the routing record, `counts` and `scopes`.
@@ -69,6 +72,7 @@ READS = {
     "communication": ("logits", "counts", "scopes"),
     "mutual_information": ("logits", "scopes"),
     "load": ("clean_logits", "noise_std", "logits", "topk_indices", "scopes"),
+    "orthogonality": ("router_gram",),
 }
 
 # The gradients a backward returns, in order.
@@ -80,6 +84,7 @@ GIVES = {
     "communication": ("d_logits_communication",),
     "mutual_information": ("d_logits_mutual_information",),
     "load": ("d_logits_load", "d_clean_logits_load", "d_noise_std_load"),
+    "orthogonality": ("d_router_gram_orthogonality",),
 }
 
 # Who was chosen how often, for the losses whose fractions count it.
@@ -155,6 +160,8 @@ __all__ = [
     "loss_scopes",
     "mutual_information_loss",
     "mutual_information_loss_backward",
+    "orthogonality_loss",
+    "orthogonality_loss_backward",
     "pooled_balance_loss",
     "pooled_balance_loss_backward",
     "required_bias",

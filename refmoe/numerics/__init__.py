@@ -42,6 +42,7 @@ FLOAT32_STAGES = frozenset(
     raw_logits clean_logits noise noise_logits noise_std d_raw_logits
     d_clean_logits d_noise_logits d_noise_std
     losses.mutual_information d_logits_mutual_information
+    router_gram losses.orthogonality d_router_gram_orthogonality
     latent_rms y_rms latent_routed_rms output_rms shared_weights d_shared_weights""".split()
 )
 STORE_STAGES = frozenset(

@@ -15,17 +15,23 @@ def router_logits(x, w_router, router_bias, num, name="logits"):
 
 
 def router_logits_backward(
-    d_logits, x, w_router, router_bias, num, into_w=None, into_bias=None, others=(), name="d_x_router"
+    d_logits, x, w_router, router_bias, num, into_w=None, into_bias=None, others=(), name="d_x_router", of_gram=()
 ):
-    """d_x = d_logits w_router;  d_w_router = d_logits^T x;  d_router_bias = sum_t d_logits.   Spec 5.1
+    """d_x = d_logits w_router;  d_w_router = d_logits^T x + (d_G + d_G^T) w_router;  d_router_bias = sum_t d_logits.
+
+    Spec 5.1
 
     d_logits (T, E), x (T, D), w_router (E, D) -> d_x (T, D), d_w_router (E, D), d_router_bias (E,) or None
     `others`: pairs (d, w) of more linear maps that read the same x; d_x, the stage `name`, is one contraction over all.
+    `of_gram`: gradients d_G (E, E) of router_gram; d_w_router is one contraction over the rows of all its readers.
     The parameters' gradients are added to `into_w` and `into_bias` where given.
     """
     # logits = x w_router^T + router_bias
     d_x = num.contract_backward_x(name, [(d_logits, w_router), *others])
-    d_w_router = num.contract_backward_w("d_w_router", d_logits, x, acc=into_w)
+    # router_gram = w_router w_router^T
+    readers = [(d_logits, x), *((d, w_router) for d_gram in of_gram for d in (d_gram.T, d_gram))]
+    d_rows, rows = readers[0] if len(readers) == 1 else map(np.concatenate, zip(*readers, strict=True))
+    d_w_router = num.contract_backward_w("d_w_router", d_rows, rows, acc=into_w)
     if router_bias is None:
         return d_x, d_w_router, None
     start = np.zeros_like(router_bias) if into_bias is None else into_bias
@@ -59,6 +65,8 @@ def make_logits(x, params, config, num, given):
         made[clean] = front.bounded_logits(made["raw_logits"], routing, clean, num)
     if noisy:
         made |= _noise(x, made["clean_logits"], params, routing, num, given)
+    if config.losses.orthogonality is not None:
+        made["router_gram"] = num.contract("router_gram", params.w_router, params.w_router)
     return RoutingRecord(**made)
 
 
@@ -66,8 +74,8 @@ def make_logits_backward(d_logits, d_shared_logits, x, record, params, config, n
     """From the logits' gradient through every stage that made them, to x and the parameters.   Spec 5.1
 
     d_logits (T, E), d_shared_logits (T, n) or None; x (T, D): what the layer reads; more: lists of further gradients of
-    clean_logits and noise_std -> d_x_router (T, D), stages by name, parameter gradients by name. With given logits only
-    the shared experts' logits lead back.
+    clean_logits, noise_std, router_gram -> d_x_router (T, D), stages by name, parameter gradients by name. With given
+    logits only the shared experts' logits lead back.
     """
     routing = config.routing
     jittered = record.jittered_x is not None and routing.jitter == "router"
@@ -84,9 +92,9 @@ def make_logits_backward(d_logits, d_shared_logits, x, record, params, config, n
         )
         others.append((d_shared_logits, params.w_shared_router))
     if given.logits is None:
-        d_x, grads["w_router"], d_bias = router_logits_backward(
-            d_logits, seen, params.w_router, params.router_bias, num, into.w_router, into.router_bias, others, name
-        )
+        saved, places = (seen, params.w_router, params.router_bias), (into.w_router, into.router_bias)
+        of_gram = more.get("router_gram", ())
+        d_x, grads["w_router"], d_bias = router_logits_backward(d_logits, *saved, num, *places, others, name, of_gram)
         grads |= {} if d_bias is None else {"router_bias": d_bias}
     elif others:
         d_x = num.contract_backward_x(name, others)

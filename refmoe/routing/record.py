@@ -27,6 +27,7 @@ class RoutingRecord(NamedTuple):
     shared_scores: object = None  # (T, n)
     unscaled_shared_weights: object = None  # (T, n)
     shared_weights: object = None  # (T, n)
+    router_gram: object = None  # (E, E), w_router w_router^T, where a loss reads it
     lse: object = None  # (T,), log-sum-exp of the logits; reported, read by nothing
     margin: object = None  # (T,), K-th minus (K+1)-th choice score; reported, read by nothing
 

@@ -20,6 +20,7 @@ LAYER_GIVEN = (
 ROUTER_STAGES = (
     *("jittered_x", "router_x", "raw_logits", "clean_logits", "noise_logits", "noise_std"),
     *("unscaled_topk_weights", "shared_logits", "shared_scores", "unscaled_shared_weights", "shared_weights"),
+    "router_gram",
 )
 
 
@@ -100,7 +101,7 @@ def loss(config, num, arrays):
     """logits to every configured loss and its gradient; the selection is the call's own unless it is given."""
     given = _given(arrays)
     record = routing.route(None, assemble_params({"selection_bias": arrays.get("selection_bias")}), config, num, given)
-    record = record._replace(**{n: arrays[n] for n in ("clean_logits", "noise_std") if n in arrays})
+    record = record._replace(**{n: arrays[n] for n in ("clean_logits", "noise_std", "router_gram") if n in arrays})
     made = losses.all_losses(record, config, num, given)
     back = losses.loss_gradients(None, record, config, num, given)
     return {name: value for name, value in made._asdict().items() if value is not None} | back

@@ -10,6 +10,7 @@ from .form import Case, Recipe, f32, ints, sizes
 ABOUT = "Whole layers: outputs, losses, and every gradient split by source."
 
 NOTES = {
+    "ReadTwice": ("one of the two places where a loss reads the router's weight left out", "half the gradient"),
     "Preset": ("one rule of a published model missing", "the model's layer is not reproduced"),
     "SourcesOfX": ("one path into d_x left out: experts, shared expert, router", "training that almost works"),
     "SourcesOfLogits": ("losses' gradient dropped, or scaled with the task's", "no balancing"),
@@ -50,6 +51,7 @@ def cases():
     yield from _combinations()
     yield from _dropped()
     yield from _soft()
+    yield from _orthogonal()
 
 
 def _inputs(config, recipe="bell", tokens=TOKENS, **given):
@@ -134,6 +136,15 @@ def _dropped():
         coin = f32([0.25, 0.999, 0.0, 0.5])
         config = sizes(3, 2, 3, 2, routing=routing, dispatch=dispatch)
         yield layer_case(f"a coin, renormalised after it: {after}", ("DropRenorm",), config, coin=coin)
+
+
+def _orthogonal():
+    for form, profile in (("l1", "exact"), ("frobenius", "exact"), ("frobenius", "chain")):
+        losses = {"orthogonality": {"coefficient": 0.1, "form": form}}
+        config = sizes(3, 2, 3, 2, routing={"normalize": True}, losses=losses)
+        store = "bf16" if form == "frobenius" else "float32"
+        comment = f"the router's weight read twice by a loss: {form}, {profile}"
+        yield layer_case(comment, ("ReadTwice",), config, "bf16", profile, store)
 
 
 def _soft():

@@ -24,6 +24,7 @@ NOTES = {
     "DeviceCounts": ("choices counted where tokens are meant, or a token counted twice", "traffic balanced wrongly"),
     "Information": ("the sign, one half for the other, or the log of an underflowed mean", "NaN, or balance undone"),
     "LoadThreshold": ("own logit among the thresholds, or probabilities compared with logits", "a load that is none"),
+    "Orthogonality": ("the diagonal left in, sign(0) other than 0, or a loss per token", "a router pulled to zero"),
     "ReluWeights": ("softmax in place of the weights, or a gradient at zero", "experts that never switch off"),
     "ControllerSign": ("sign reversed, or load compared with a rounded mean", "collapse"),
     **controllers.NOTES,
@@ -66,6 +67,7 @@ def cases():
     yield from _controller()
     yield from _devices()
     yield from controllers.cases(FIXTURE)
+    yield from _orthogonal()
 
 
 def _scopes():
@@ -161,6 +163,20 @@ def _loads(logits):
     ties["noise_std"] = f32([[0.5, 0.25, 1.0]] * 2)
     config = sizes(3, 1, losses={"load": ONE})
     yield Case("load with ties at the threshold", ("LoadThreshold",), "loss", ties, config)
+
+
+def _orthogonal():
+    """A matrix of inner products with 1 on its diagonal and 0 beside it, and what is near them."""
+    least = above(0)
+    gram = [[1.0, 0.0, -0.3, least], [0.0, above(1), 0.7, 0.1], [-0.3, 0.7, 0.25, 0.0], [least, 0.1, 0.0, 3.1]]
+    inputs = {"logits": f32(FIXTURE[:2]), "router_gram": f32(gram)}
+    for form in ("l1", "frobenius"):
+        config = sizes(4, 2, losses={"orthogonality": {"coefficient": 0.1, "form": form}})
+        yield Case(f"orthogonality of the router: {form}", ("Orthogonality",), "loss", inputs, config)
+    padded = inputs | {"token_mask": np.zeros(2, bool)}
+    yield Case("orthogonality without a token", ("Orthogonality", "NoTokens"), "loss", padded, config)
+    config = sizes(4, 2, losses={"orthogonality": ONE})
+    yield Case("orthogonality with given logits: +0", ("Orthogonality",), "loss", {"logits": f32(FIXTURE)}, config)
 
 
 def _edges():
