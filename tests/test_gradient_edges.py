@@ -11,6 +11,7 @@ from refmoe.activations import ACTIVATIONS, gated, gated_backward, plain, plain_
 from refmoe.check import STEP, Complex128
 from refmoe.config import ExpertsConfig
 from refmoe.formats import round_to
+from refmoe.losses import GIVES
 from refmoe.numerics.rounding import exact_sum
 from refmoe.recipes import MoEParams, SharedParams, generate, name_params
 from refmoe.routing import topk_weights_backward
@@ -154,13 +155,14 @@ def test_the_selection_bias_has_no_gradient():
 def test_sources_are_kept_and_sum_to_the_whole(name, store):
     num = Numerics("exact", store, backend="numpy")
     _, g = run(CONFIGS[name], num)
-    parts = [p for p in (g.d_x_experts, g.d_x_shared, g.d_x_router) if p is not None]
-    assert same_bits(g.d_x, exact_sum([p.astype(np.float64) for p in parts], store))
-    sources = [p for p in (g.d_logits_task, g.d_logits_balance, g.d_logits_z, g.d_logits_importance) if p is not None]
-    assert same_bits(g.d_logits, exact_sum([p.astype(np.float64) for p in sources], "float32"))
-    losses = CONFIGS[name].losses
-    for source in ("balance", "z", "importance"):
-        assert (getattr(g, f"d_logits_{source}") is None) == (getattr(losses, source) is None)
+    by_name = {field: d for field, d in g._asdict().items() if d is not None}
+    parts = [d for field, d in by_name.items() if field.startswith("d_x_")]
+    whole = g.router.d_jittered_x if CONFIGS[name].routing.jitter == "block" else g.d_x
+    assert same_bits(whole, exact_sum([p.astype(np.float64) for p in parts], store))
+    sources = {field: d for field, d in by_name.items() if field.startswith("d_logits_")}
+    assert same_bits(g.d_logits, exact_sum([p.astype(np.float64) for p in sources.values()], "float32"))
+    losses = [loss for loss in GIVES if getattr(CONFIGS[name].losses, loss) and f"d_logits_{loss}" in GIVES[loss]]
+    assert sources.keys() == {"d_logits_task", *(f"d_logits_{loss}" for loss in losses)}
 
 
 def test_an_upstream_gradient_of_the_logits_is_one_more_source():
