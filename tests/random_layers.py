@@ -34,7 +34,23 @@ def draw_config(rng):
         "experts": _experts(rng) | few,
         "losses": _losses(rng, E),
     }
-    return _soft(rng, drawn) if rng.random() < 0.1 else drawn
+    drawn = _soft(rng, drawn) if rng.random() < 0.1 else drawn
+    return _agreeing(drawn) if rng.random() < 0.9 else drawn
+
+
+def _agreeing(drawn):
+    """Without the contradictions that would leave too few layers."""
+    routing = drawn["routing"]
+    if routing.get("norm_over_shared"):
+        joint = {"score_fn": "sigmoid", "normalize": True, "norm_p": 1, "logits_scale": 1.0, "logits_softcap": None}
+        routing |= joint if routing.get("selection", "topk") == "topk" else {"norm_over_shared": False}
+    if routing.get("norm_p", 1) > 1:
+        routing["norm_eps"] = 0.0
+    if drawn["top_k"] >= drawn["num_experts"]:
+        drawn["losses"].pop("load", None)
+    if not routing.get("normalize"):
+        drawn["dispatch"].pop("normalize_after_drop", None)
+    return drawn
 
 
 def _routing(rng, E):
