@@ -1,6 +1,7 @@
 """The peers of `refmoe bench` compute the layer they are timed with, and its gradients."""
 
 import dataclasses
+import importlib.util
 
 import numpy as np
 import pytest
@@ -48,13 +49,19 @@ def test_copies_beyond_the_memory_are_refused():
         transformers_experts.refuse_copies(make_case("case", refmoe.load_preset("mixtral-8x7b"), 4096))
 
 
+MODULES = {"jax ragged_dot": "jax", "ggml": "llama_cpp", "onnxruntime": "onnxruntime"}
+
+
 @pytest.mark.parametrize("phase", ["forward", "training"])
 @pytest.mark.parametrize("store", ["float32", "bf16"])
-@pytest.mark.parametrize("name", ["jax ragged_dot", "ggml", "onnxruntime"])
-def test_y_of_those_that_are_installed(name, store, phase):
-    """Not in this environment; `make bench-peers` makes one that has them."""
+@pytest.mark.parametrize("name", MODULES)
+def test_a_peer_computes_the_layer_or_says_why_not(name, store, phase):
+    """A peer that is not installed, as here, or whose operator has no such layer, is refused in words and not timed."""
     try:
         _, answer = child.load(name, case_of("qwen3-30b-a3b", phase, store).to_dict(), {})
-    except (ModuleNotFoundError, child.Refused) as error:
-        pytest.skip(str(error))
-    assert answer["settings"] and not answer["failed"]
+    except ModuleNotFoundError as error:
+        assert importlib.util.find_spec(MODULES[name]) is None and MODULES[name] in str(error).replace("-", "_")
+    except child.Refused as refusal:
+        assert len(str(refusal).split()) > 2
+    else:
+        assert answer["settings"] and not answer["failed"]
