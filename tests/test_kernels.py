@@ -196,3 +196,30 @@ def test_a_row_alone_equals_the_row_in_a_batch(kernel):
         batch = engine.grouped_matmul(rule, x, w, [0, 40])
         alone = [engine.grouped_matmul(rule, x[n : n + 1], w, [0, 1]) for n in range(40)]
         assert differing_bits(np.concatenate(alone), batch) == 0
+
+
+# ---- bounds that grow block by block of the sum ----
+
+
+@each_kernel
+def test_a_block_is_bounded_by_its_own_norm(kernel):
+    """Nothing in the first blocks of k, then terms that cancel and take the answer with them in float64."""
+    rule, at = Rule("exact", "float32"), 300
+    row, column = np.zeros((1, 400), np.float32), np.zeros((1, 3, 400), np.float32)
+    row[0, at : at + 3] = 2.0**30, 1, 2.0**30
+    column[0, :, at : at + 3] = 2.0**30, 1, -(2.0**30)
+    offsets = np.array([0, 1])
+    assert (Guarded(kernel, 1).grouped_matmul(rule, row, column, offsets) == 1).all()
+    back = np.ascontiguousarray(column.transpose(0, 2, 1))
+    assert (Guarded(kernel, 1).grouped_matmul_backward_x(rule, [(row, back)], offsets) == 1).all()
+
+
+@each_kernel
+@pytest.mark.parametrize(("form", "half"), [("bf16", 2.0**-8), ("fp16", 2.0**-11)])
+def test_a_bias_on_a_midpoint_leaves_the_sum_its_say(kernel, form, half):
+    """What float64 loses beside the bias decides which way the tie goes."""
+    x, signs = np.full((1, 1), 2.0**-30, np.float32), np.array([1, -1, 1, -1], np.float32)
+    w = (signs * 2.0**-30).astype(np.float32).reshape(1, 4, 1)
+    bias = np.array([[1 + half, 1 + half, 1 + 3 * half, 1 + 3 * half]], np.float32)
+    got = Guarded(kernel, 1).grouped_matmul(Rule("exact", form), x, w, np.array([0, 1]), bias=bias)
+    np.testing.assert_array_equal(got, [[1 + 2 * half, 1, 1 + 4 * half, 1 + 2 * half]])
