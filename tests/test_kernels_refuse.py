@@ -272,7 +272,7 @@ def test_a_thread_count_that_is_none_is_refused(count):
 
 
 def test_a_missing_module_is_explained(monkeypatch):
-    monkeypatch.setattr(kernels, "MODULE", "refmoe._nowhere")
+    monkeypatch.setattr(kernels.compiled, "MODULE", "refmoe._nowhere")
     assert "refmoe._nowhere" in kernels.build_error()
     assert [row[1] for row in kernels.available()] == [False] * len(kernels.KNOWN)
     with pytest.raises(ImportError, match="REFMOE_REQUIRE_C=1"):

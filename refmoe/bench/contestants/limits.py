@@ -38,7 +38,7 @@ class Machine:
     """The measures, each with the number of steps that takes the time wanted."""
 
     def __init__(self, seconds, size):
-        module = importlib.import_module(kernels.MODULE)
+        module = importlib.import_module(kernels.compiled.MODULE)
         self.ffi, self.lib, self.seconds = module.ffi, module.lib, seconds
         self.work, self.last = self.ffi.new("double *"), {}
         self.names = [self.ffi.string(self.lib.refmoe_kernel_name(i)).decode()

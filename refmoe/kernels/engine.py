@@ -1,0 +1,142 @@
+"""The engine that `Numerics` asks for contractions: three calls of C, counted.   csrc/refmoe_kernels.h"""
+
+import threading
+from collections import Counter
+
+import numpy as np
+
+from .arguments import array_of, dtype_of, offsets_of, pair_of
+from .compiled import load_module, text
+
+WORK_OF_A_THREAD = 1 << 18  # multiplications; below this a second thread is slower than none
+TIERS = ("rounding_test", "grid", "compensated", "exact")
+_PROFILES = {"exact": "REFMOE_EXACT", "chain": "REFMOE_CHAIN", "float64": "REFMOE_UNFUSED"}
+_FORMATS = {"float32": "REFMOE_FLOAT32", "bf16": "REFMOE_BF16", "fp16": "REFMOE_FP16", "float64": "REFMOE_FLOAT64"}
+_FORCES = {None: "REFMOE_FORCE_NOTHING", "compensated": "REFMOE_FORCE_COMPENSATED", "exact": "REFMOE_FORCE_EXACT"}
+
+
+class CEngine:
+    """The three grouped products in C.
+
+    `calls` counts (function, kernel), `tiers` the outputs that each tier of `exact` decided. Safe to call from several
+    threads: a call has its own output and scratch memory and runs without the interpreter's lock; the counters are
+    added under a lock of their own.
+    """
+
+    name = "c"
+
+    def __init__(self, kernel, threads, adapt=False):
+        self.kernel, self.threads, self._adapt = kernel, threads, adapt
+        self.calls, self.tiers = Counter(), Counter()
+        self._lock = threading.Lock()
+        self._ffi, self._lib = load_module()
+        names = [text(self._ffi, self._lib.refmoe_kernel_name(i)) for i in range(self._lib.refmoe_kernel_count())]
+        self._index = names.index(kernel)
+
+    def grouped_matmul(self, rule, x_rows, w, offsets, bias=None, acc=None):
+        """out[n, m] = sum_k x[n, k] w[e(n), m, k] (+ acc[n, m]) (+ bias[e(n), m]).
+
+        x_rows (N, K), w (E, M, K), offsets (E + 1,), bias (E, M), acc (N, M) -> new array (N, M).
+        """
+        dtype = dtype_of(rule)
+        w = array_of("w", w, dtype, (None, None, None))
+        E, M, K = w.shape
+        x_rows = array_of("x_rows", x_rows, dtype, (None, K))
+        N = len(x_rows)
+        offsets = offsets_of(offsets, E, N)
+        bias, acc = array_of("bias", bias, dtype, (E, M), True), array_of("acc", acc, dtype, (N, M), True)
+        out = np.empty((N, M), dtype)
+        sizes = (E, N, M, K, self._pointer(offsets))
+        self._call("grouped_matmul", rule, dtype, N * M * K, *sizes, *map(self._pointer, (x_rows, w, bias, acc, out)))
+        return out
+
+    def grouped_matmul_backward_x(self, rule, pairs, offsets, acc=None):
+        """out[n, k] = sum over the pairs, then over m, of d[n, m] w[e(n), m, k] (+ acc[n, k]).
+
+        pairs: one or two of (d (N, M), w (E, M, K)), each with its own M; offsets (E + 1,), acc (N, K)
+        -> new array (N, K).
+        """
+        dtype = dtype_of(rule)
+        if not 1 <= len(pairs) <= 2:
+            raise ValueError(f"pairs: expected 1 or 2 pairs (d, w), got {len(pairs)}; add further sums with acc")
+        pairs = [pair_of(index, pair, dtype) for index, pair in enumerate(pairs)]
+        (N, _), (E, _, K) = pairs[0][0].shape, pairs[0][1].shape
+        for index, (d, w) in enumerate(pairs):
+            array_of(f"pairs[{index}] d", d, dtype, (N, None))
+            array_of(f"pairs[{index}] w", w, dtype, (E, None, K))
+        offsets, acc = offsets_of(offsets, E, N), array_of("acc", acc, dtype, (N, K), True)
+        out = np.empty((N, K), dtype)
+        rows = [(self._pointer(d), self._pointer(w), d.shape[1]) for d, w in pairs]
+        table = self._ffi.new(f"refmoe_pair_f{8 * dtype.itemsize}[]", rows)
+        work = N * K * sum(d.shape[1] for d, _ in pairs)
+        self._call(
+            "grouped_matmul_backward_x",
+            rule,
+            dtype,
+            work,
+            E,
+            N,
+            K,
+            self._pointer(offsets),
+            len(pairs),
+            table,
+            self._pointer(acc),
+            self._pointer(out),
+        )
+        return out
+
+    def grouped_matmul_backward_w(self, rule, d_rows, x_rows, offsets, acc=None):
+        """out[e, m, k] = sum over the rows n of e, ascending, of d[n, m] x[n, k] (+ acc[e, m, k]).
+
+        d_rows (N, M), x_rows (N, K), offsets (E + 1,), acc (E, M, K) -> new array (E, M, K).
+        """
+        dtype = dtype_of(rule)
+        d_rows = array_of("d_rows", d_rows, dtype, (None, None))
+        N, M = d_rows.shape
+        x_rows = array_of("x_rows", x_rows, dtype, (N, None))
+        E, K = max(len(offsets) - 1, 0), x_rows.shape[1]
+        offsets, acc = offsets_of(offsets, E, N), array_of("acc", acc, dtype, (E, M, K), True)
+        out = np.empty((E, M, K), dtype)
+        sizes, arrays = (E, N, M, K, self._pointer(offsets)), map(self._pointer, (d_rows, x_rows, acc, out))
+        self._call("grouped_matmul_backward_w", rule, dtype, N * M * K, *sizes, *arrays)
+        return out
+
+    def _pointer(self, array):
+        """A C pointer that keeps nothing alive: the arrays live in the caller's frame for the time of the call."""
+        if array is None or array.size == 0:
+            return self._ffi.NULL
+        kind = {4: "float *", 8: "double *"}[array.itemsize] if array.dtype != np.int64 else "int64_t *"
+        return self._ffi.cast(kind, array.ctypes.data)
+
+    def _threads_for(self, work):
+        """One thread where waking another would cost more than it does, unless a count was asked for."""
+        return min(self.threads, 1 + work // WORK_OF_A_THREAD) if self._adapt else self.threads
+
+    def _call(self, name, rule, dtype, work, *arguments):
+        function = getattr(self._lib, f"refmoe_{name}_f{8 * dtype.itemsize}")
+        how = self._ffi.new("refmoe_how *", self._how(rule, self._threads_for(work)))
+        tiers = self._ffi.new("refmoe_tiers *")
+        status = function(how, *arguments, *([tiers] if dtype == np.float32 else []))
+        if status == self._lib.REFMOE_NO_MEMORY:
+            raise MemoryError(f"{name}: expected memory for {self.threads} threads to work in, got none; use fewer")
+        if status != self._lib.REFMOE_OK:
+            raise ValueError(f"{name}: expected what refmoe_kernels.h allows, got its status {status}; see there")
+        with self._lock:
+            self.calls[name, self.kernel] += 1
+            if rule.profile == "exact":
+                self.tiers.update({tier: getattr(tiers, tier) for tier in TIERS})
+
+    def _how(self, rule, threads):
+        codes = (
+            _code("profile", rule.profile, _PROFILES),
+            _code("format", rule.format, _FORMATS),
+            _code("force_tier", rule.force_tier, _FORCES),
+        )
+        return (self._index, threads, *(getattr(self._lib, code) for code in codes))
+
+
+def _code(name, value, table):
+    if value not in table:
+        names = ", ".join(map(str, table))
+        raise ValueError(f"rule.{name}: expected one of {names}, got {value!r}; choose one of these")
+    return table[value]
