@@ -10,7 +10,7 @@ import pytest
 
 from refmoe import kernels
 from refmoe.__main__ import main, parser
-from refmoe.bench import child, children, command, figures, machine, measure
+from refmoe.bench import bars, child, children, command, figures, machine, measure
 from refmoe.bench.cases import Inputs, make_case, plain_config
 from refmoe.bench.contestants import house, limits
 
@@ -295,3 +295,35 @@ def test_what_is_printed_names_the_machine_the_limits_and_the_ratios(quick):
     ):
         assert said in text
     assert (folder / "run.png").stat().st_size > 1000
+
+
+# --- a run that is interrupted ----------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_keeps_what_it_has(monkeypatch, capsys, tmp_path):
+    right, seen = measure.one_case, []
+
+    def second_is_interrupted(case, *others):
+        seen.append(case)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return right(case, *others)
+
+    monkeypatch.setattr(measure, "one_case", second_is_interrupted)
+    path = tmp_path / "bench.json"
+    assert main(["bench", "--quick", "--patience", "120", "--json", str(path)]) == 130
+    told, kept = capsys.readouterr(), json.loads(path.read_text())
+    assert told.err.splitlines()[-1] == f"refmoe: interrupted after 1 cases; what was measured is in {path}"
+    assert kept["interrupted"] and [c["phase"] for c in kept["cases"]] == ["forward"] and "quick" in told.out
+    assert [p.name for p in tmp_path.iterdir()] == ["bench.json"]
+
+
+def test_bars_of_cases_that_were_not_reached_are_not_measured():
+    assert {row["verdict"] for row in bars.judge({}, [])} == {"not measured"}
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_folder_that_is_not_there_is_refused_first(option, capsys, tmp_path):
+    assert main(["bench", "--quick", option, str(tmp_path / "none" / "file")]) == 2
+    told = capsys.readouterr()
+    assert f"{option}: expected a file in a folder that exists" in told.err and not told.out

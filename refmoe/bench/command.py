@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from ..refusals import require
 from . import bars, cases, machine, measure, report
 from .measure import PEERS
 
@@ -44,26 +45,55 @@ def _positive(text):
 
 
 def run(args, say=lambda step: None):
-    """Status 0; 1 where bits differ: then nothing is timed."""
+    """Status 0; 1 where bits differ: nothing is timed; 130 when interrupted: what was measured is told and kept."""
     chosen = choose(args)
+    check_folder("--json", args.json)
+    check_folder("--plot", args.plot)
     options = options_of(args) | {"peerless": peerless(args, chosen)}
+
+    def keep(result):
+        judge(result, chosen, args)
+        if args.json:
+            write(args.json, result)
+
     try:
-        result = measure.run(list(chosen.values()), options, say)
+        result = measure.run(list(chosen.values()), options, say, keep)
     except measure.ParityRefused as refusal:
         say("")
         print(f"refmoe: parity: {refusal}", file=sys.stderr)
         return 1
-    by_key = {case["key"]: case for case in result["cases"]}
-    result["bars"] = (
-        bars.judge({label: by_key[c.key] for label, c in chosen.items()}, result["limits"]) if barred(args) else []
-    )
+    keep(result)
     say("")
     print(report.text(result))
-    if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if args.plot:
         report.plot(result, args.plot)
-    return 0
+    return tell_interruption(result, args) if result["interrupted"] else 0
+
+
+def check_folder(option, path):
+    """Before the first minute is spent. Raises ValueError."""
+    ok = path is None or Path(path).parent.is_dir()
+    require(ok, ValueError, option, "a file in a folder that exists", repr(path), "make the folder first")
+
+
+def judge(result, chosen, args):
+    """Adds the bars' verdicts on the cases there are."""
+    by_key = {case["key"]: case for case in result["cases"]}
+    measured = {label: by_key[case.key] for label, case in chosen.items() if case.key in by_key}
+    result["bars"] = bars.judge(measured, result["limits"]) if barred(args) else []
+
+
+def write(path, result):
+    """The whole file or the one before it."""
+    aside = Path(f"{path}.part")
+    aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def tell_interruption(result, args):
+    kept = f"; what was measured is in {args.json}" if args.json else ""
+    print(f"refmoe: interrupted after {len(result['cases'])} cases{kept}", file=sys.stderr)
+    return 130
 
 
 def barred(args):

@@ -17,18 +17,29 @@ class ParityRefused(Exception):
     """Something that was to be timed is not equal to NumPy's bits."""
 
 
-def run(cases, options, say=lambda step: None):
-    """A dictionary of everything measured. Raises ParityRefused."""
-    result = {"machine": machine.describe(), "options": options, "limits": [], "cases": []}
+def run(cases, options, say=lambda step: None, keep=lambda result: None):
+    """A dictionary of everything measured. Raises ParityRefused.
+
+    keep(result) is called after each case. An interruption ends the run, not what it has: "interrupted" says so.
+    """
+    result = {"machine": machine.describe(), "options": options, "limits": [], "cases": [], "interrupted": False}
+    try:
+        _measure(cases, options, say, keep, result)
+    except KeyboardInterrupt:
+        result["interrupted"] = True
+    result["machine"]["load_at_the_end"] = machine.load()
+    return result
+
+
+def _measure(cases, options, say, keep, result):
     result["limits"] = limits(options, say)
     for case in cases:
         result["cases"].append(one_case(case, options, say))
+        keep(result)
     if not options["quick"]:
         again = {row["name"]: row["rates"] for row in limits(options, say)}  # a machine that slowed down shows
         for row in result["limits"]:
             row["rates"] += again.get(row["name"], [])
-    result["machine"]["load_at_the_end"] = machine.load()
-    return result
 
 
 def limits(options, say):
