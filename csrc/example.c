@@ -19,7 +19,7 @@ int main(void)
         best = refmoe_kernel_runs_here(kernel) ? kernel : best;
     for (int profile = REFMOE_EXACT; profile <= REFMOE_CHAIN; profile++) {
         float y[ROWS][OUT];
-        const refmoe_how how = {best, 2, profile, REFMOE_FLOAT32, REFMOE_FORCE_NOTHING};
+        const refmoe_how how = {.kernel = best, .threads = 2, .profile = profile, .format = REFMOE_FLOAT32};
         int status = refmoe_grouped_matmul_f32(&how, EXPERTS, ROWS, OUT, IN, offsets, *x, **w, NULL, NULL, *y, NULL);
         if (status != REFMOE_OK)
             return status;

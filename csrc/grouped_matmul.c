@@ -34,6 +34,11 @@ static int is_product_sane(int64_t a, int64_t b, int64_t c)
 
 static int is_missing(const void *array, int64_t size) { return size > 0 && !array; }
 
+static int is_operand_format(int format, int narrow_item)
+{
+    return format == (narrow_item ? REFMOE_FLOAT32 : REFMOE_FLOAT64);
+}
+
 static int check_how(const refmoe_how *how, size_t item)
 {
     if (!refmoe_kernel(how->kernel))
@@ -44,6 +49,8 @@ static int check_how(const refmoe_how *how, size_t item)
     if (narrow_item ? how->profile != REFMOE_EXACT && how->profile != REFMOE_CHAIN : how->profile != REFMOE_UNFUSED)
         return REFMOE_BAD_PROFILE;
     if (narrow_item ? how->format < REFMOE_FLOAT32 || how->format > REFMOE_FP16 : how->format != REFMOE_FLOAT64)
+        return REFMOE_BAD_FORMAT;
+    if (!is_operand_format(how->left_format, narrow_item) || !is_operand_format(how->right_format, narrow_item))
         return REFMOE_BAD_FORMAT;
     if (how->force < 0 || how->force > (how->profile == REFMOE_EXACT ? REFMOE_FORCE_EXACT : REFMOE_FORCE_NOTHING))
         return REFMOE_BAD_FORCE;
@@ -95,12 +102,15 @@ static void work(const struct product *p, const struct cut *cut, atomic_llong *n
 
 /* ---- scratch memory ---- */
 
-static void *take(int64_t count, int64_t size)
+/* NULL if memory is refused; `taken` grows by what was given. */
+static void *take(int64_t count, int64_t size, int64_t *taken)
 {
     int64_t bytes;
     if (__builtin_mul_overflow(count, size, &bytes) || bytes > lower(INT64_C(1) << 46, PTRDIFF_MAX - 64))
         return NULL;
-    return aligned_alloc(64, (size_t)whole_tiles(bytes + 1, 64));
+    bytes = whole_tiles(bytes + 1, 64);
+    *taken += bytes;
+    return aligned_alloc(64, (size_t)bytes);
 }
 
 static void give_back(struct scratch *scratch, int count)
@@ -117,25 +127,28 @@ static void give_back(struct scratch *scratch, int count)
 static int take_lanes(const struct product *p, const struct cut *cut, struct scratch *s)
 {
     struct lane_room room = refmoe_lane_room(p, cut->length);
-    s->right = take(1, room.right), s->left = take(1, room.left), s->value = take(1, room.value);
-    s->error = take(1, room.error), s->norm = take(1, room.norm);
+    int64_t *taken = &s->report.workspace_bytes;
+    s->right = take(1, room.right, taken), s->left = take(1, room.left, taken), s->value = take(1, room.value, taken);
+    s->error = take(1, room.error, taken), s->norm = take(1, room.norm, taken);
     return s->right && s->left && s->value && s->error && s->norm;
 }
 
 static int take_panels(const struct product *p, const struct cut *cut, struct scratch *s)
 {
     int64_t length = cut->length + 1, panel = p->tile->cols * (int64_t)p->item;
-    s->packed_rows = take(length, cut->rows * (int64_t)sizeof(double));
-    s->packed_cols = take(length + PANELS_BYTES / panel, panel);
+    s->packed_rows = take(length, cut->rows * (int64_t)sizeof(double), &s->report.workspace_bytes);
+    s->packed_cols = take(length + PANELS_BYTES / panel, panel, &s->report.workspace_bytes);
     return s->packed_rows && s->packed_cols;
 }
 
 static struct scratch *take_scratch(const struct product *p, const struct cut *cut, int count)
 {
-    struct scratch *scratch = take(count, sizeof *scratch);
+    int64_t taken = 0;
+    struct scratch *scratch = take(count, sizeof *scratch, &taken);
     if (!scratch)
         return NULL;
     memset(scratch, 0, (size_t)count * sizeof *scratch);
+    scratch->report.workspace_bytes = taken;
     for (int t = 0; t < count; t++)
         if (!(p->across ? take_lanes : take_panels)(p, cut, &scratch[t])) {
             give_back(scratch, count);
@@ -158,7 +171,20 @@ static void run_threads(const struct product *p, const struct cut *cut, struct s
     work(p, cut, &next, scratch);
 }
 
-static int run(const struct product *p, refmoe_tiers *tiers)
+static refmoe_report add_reports(const struct scratch *scratch, int threads)
+{
+    refmoe_report sum = {0, 0, 0, 0, 0};
+    for (int t = 0; t < threads; t++) {
+        sum.rounding_test += scratch[t].report.rounding_test;
+        sum.grid += scratch[t].report.grid;
+        sum.compensated += scratch[t].report.compensated;
+        sum.exact += scratch[t].report.exact;
+        sum.workspace_bytes += scratch[t].report.workspace_bytes;
+    }
+    return sum;
+}
+
+static int run(const struct product *p, refmoe_report *report)
 {
     struct cut cut = refmoe_cut(p);
     int64_t units = 0;
@@ -169,14 +195,8 @@ static int run(const struct product *p, refmoe_tiers *tiers)
     if (!scratch)
         return REFMOE_NO_MEMORY;
     run_threads(p, &cut, scratch, threads);
-    if (tiers)
-        *tiers = (refmoe_tiers){0, 0, 0, 0};
-    for (int t = 0; tiers && t < threads; t++) {
-        tiers->rounding_test += scratch[t].tiers.rounding_test;
-        tiers->grid += scratch[t].tiers.grid;
-        tiers->compensated += scratch[t].tiers.compensated;
-        tiers->exact += scratch[t].tiers.exact;
-    }
+    if (report)
+        *report = add_reports(scratch, threads);
     give_back(scratch, threads);
     return REFMOE_OK;
 }
@@ -195,7 +215,7 @@ static struct product describe(const refmoe_how *how, size_t item, int64_t e, in
 
 static int forward(const refmoe_how *how, size_t item, int64_t e, int64_t n, int64_t m, int64_t k,
                    const int64_t *offsets, const void *x, const void *w, const void *bias, const void *acc, void *out,
-                   refmoe_tiers *tiers)
+                   refmoe_report *report)
 {
     int status = check(how, item, e, n, m, k, offsets);
     if (status)
@@ -203,15 +223,16 @@ static int forward(const refmoe_how *how, size_t item, int64_t e, int64_t n, int
     if (is_missing(x, n * k) || is_missing(w, n > 0 ? e * m * k : 0) || is_missing(out, n * m))
         return REFMOE_BAD_POINTER;
     struct product p = describe(how, item, e, n, m, offsets, acc, out);
-    p.pair[0] = (struct operand){.a = x, .b = w, .a_row = k, .a_step = 1, .b_step = 1, .b_col = k, .length = k};
+    p.pair[0] = (struct operand){.a = x, .b = w, .a_row = k, .a_step = 1, .b_step = 1, .b_col = k, .length = k,
+                                 .a_format = how->left_format, .b_format = how->right_format};
     p.bias = bias;
     p.across = how->profile == REFMOE_UNFUSED ? 0 : REFMOE_LANES_ALONG;
-    return run(&p, tiers);
+    return run(&p, report);
 }
 
 static int backward_w(const refmoe_how *how, size_t item, int64_t e, int64_t n, int64_t m, int64_t k,
                       const int64_t *offsets, const void *d, const void *x, const void *acc, void *out,
-                      refmoe_tiers *tiers)
+                      refmoe_report *report)
 {
     int status = check(how, item, e, n, m, k, offsets);
     if (status)
@@ -219,9 +240,10 @@ static int backward_w(const refmoe_how *how, size_t item, int64_t e, int64_t n, 
     if (is_missing(d, n * m) || is_missing(x, n * k) || is_missing(out, e * m * k))
         return REFMOE_BAD_POINTER;
     struct product p = describe(how, item, e, m, k, offsets, acc, out);
-    p.pair[0] = (struct operand){.a = d, .b = x, .a_row = 1, .a_step = m, .b_step = k, .b_col = 1};
+    p.pair[0] = (struct operand){.a = d, .b = x, .a_row = 1, .a_step = m, .b_step = k, .b_col = 1,
+                                 .a_format = how->left_format, .b_format = how->right_format};
     p.sum_rows = 1;
-    return run(&p, tiers);
+    return run(&p, report);
 }
 
 /* A pair without its element type. */
@@ -231,7 +253,7 @@ struct pair {
 };
 
 static int backward_x(const refmoe_how *how, size_t item, int64_t e, int64_t n, int64_t k, const int64_t *offsets,
-                      int32_t num_pairs, const struct pair *pair, const void *acc, void *out, refmoe_tiers *tiers)
+                      int32_t num_pairs, const struct pair *pair, const void *acc, void *out, refmoe_report *report)
 {
     for (int q = 0; q < num_pairs; q++) {
         int status = check(how, item, e, n, pair[q].m, k, offsets);
@@ -247,15 +269,16 @@ static int backward_x(const refmoe_how *how, size_t item, int64_t e, int64_t n, 
     p.across = how->profile == REFMOE_UNFUSED ? 0 : REFMOE_LANES_ACROSS;
     for (int q = 0; q < num_pairs; q++)
         p.pair[q] = (struct operand){.a = pair[q].d, .b = pair[q].w, .a_row = pair[q].m, .a_step = 1,
-                                     .b_step = k, .b_col = 1, .length = pair[q].m};
-    return run(&p, tiers);
+                                     .b_step = k, .b_col = 1, .length = pair[q].m,
+                                     .a_format = how->left_format, .b_format = how->right_format};
+    return run(&p, report);
 }
 
 int refmoe_grouped_matmul_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,
-                              const int64_t *offsets, const float *x, const float *w, const float *bias,
-                              const float *acc, float *out, refmoe_tiers *tiers)
+                              const int64_t *offsets, const void *x, const void *w, const float *bias,
+                              const float *acc, float *out, refmoe_report *report)
 {
-    return forward(how, sizeof(float), e, n, m, k, offsets, x, w, bias, acc, out, tiers);
+    return forward(how, sizeof(float), e, n, m, k, offsets, x, w, bias, acc, out, report);
 }
 
 int refmoe_grouped_matmul_f64(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,
@@ -265,19 +288,19 @@ int refmoe_grouped_matmul_f64(const refmoe_how *how, int64_t e, int64_t n, int64
     return forward(how, sizeof(double), e, n, m, k, offsets, x, w, bias, acc, out, NULL);
 }
 
-#define DEFINE_BACKWARD_X(pair_type, item, tiers)                                                                     \
+#define DEFINE_BACKWARD_X(pair_type, item, report)                                                                    \
     struct pair pair[MAX_PAIRS];                                                                                      \
     if (num_pairs < 1 || num_pairs > MAX_PAIRS)                                                                       \
         return REFMOE_BAD_SIZE;                                                                                       \
     for (int q = 0; q < num_pairs; q++)                                                                               \
         pair[q] = (struct pair){pairs[q].d, pairs[q].w, pairs[q].m};                                                  \
-    return backward_x(how, item, e, n, k, offsets, num_pairs, pair, acc, out, tiers);
+    return backward_x(how, item, e, n, k, offsets, num_pairs, pair, acc, out, report);
 
 int refmoe_grouped_matmul_backward_x_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t k,
                                          const int64_t *offsets, int32_t num_pairs, const refmoe_pair_f32 *pairs,
-                                         const float *acc, float *out, refmoe_tiers *tiers)
+                                         const float *acc, float *out, refmoe_report *report)
 {
-    DEFINE_BACKWARD_X(refmoe_pair_f32, sizeof(float), tiers)
+    DEFINE_BACKWARD_X(refmoe_pair_f32, sizeof(float), report)
 }
 
 int refmoe_grouped_matmul_backward_x_f64(const refmoe_how *how, int64_t e, int64_t n, int64_t k,
@@ -288,10 +311,10 @@ int refmoe_grouped_matmul_backward_x_f64(const refmoe_how *how, int64_t e, int64
 }
 
 int refmoe_grouped_matmul_backward_w_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,
-                                         const int64_t *offsets, const float *d, const float *x, const float *acc,
-                                         float *out, refmoe_tiers *tiers)
+                                         const int64_t *offsets, const void *d, const void *x, const float *acc,
+                                         float *out, refmoe_report *report)
 {
-    return backward_w(how, sizeof(float), e, n, m, k, offsets, d, x, acc, out, tiers);
+    return backward_w(how, sizeof(float), e, n, m, k, offsets, d, x, acc, out, report);
 }
 
 int refmoe_grouped_matmul_backward_w_f64(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,

@@ -276,7 +276,7 @@ static void finish_exact(const struct plan *n, const struct band *b, const struc
     n->p->kernel->test(b->rows, value, none, none, error, n->p->format, result, open);
     for (int i = 0; i < b->rows; i++) {
         open[i] = unforced ? open[i] & real : real;
-        s->tiers.rounding_test += g->cols - __builtin_popcount(open[i]);
+        s->report.rounding_test += g->cols - __builtin_popcount(open[i]);
         for (; open[i]; open[i] &= open[i] - 1) {
             int j = __builtin_ctz(open[i]), at = i * pitch + j;
             result[at] = refmoe_resolve_output(n->p, n->u, s, g->first + j, b->first + i, value[at],

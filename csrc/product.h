@@ -6,10 +6,11 @@
 #include "tile.h"
 
 /* Two factors of a sum over `length`: element (i, k) of a is a[i * a_row + k * a_step], element (k, j) of b is
-   b[k * b_step + j * b_col]. Steps count elements, pointers count bytes. */
+   b[k * b_step + j * b_col]. Steps count elements of the formats, pointers count bytes. */
 struct operand {
     const char *a, *b;
     int64_t a_row, a_step, b_step, b_col, length;
+    int a_format, b_format;
 };
 
 /* out[i,j] = sum of the pairs + acc[i,j] + bias[j] for each expert's block of the output. With sum_rows = 0 an expert
@@ -20,7 +21,7 @@ struct product {
     const struct tile *tile;
     int profile, format, force, threads, pairs, sum_rows;
     int across; /* REFMOE_LANES_..., or 0 for unit.c */
-    size_t item; /* bytes of a stored element */
+    size_t item; /* bytes of an element of acc, bias and out */
     int64_t experts, rows, cols;
     const int64_t *offsets;
     struct operand pair[MAX_PAIRS];
@@ -64,7 +65,7 @@ struct scratch {
     double *error, *norm;       /* what the sums err by, and the norms of the rows, block by block of k */
     const char *held;           /* the rows of x that `right` holds, and how many */
     int64_t held_rows;
-    refmoe_tiers tiers;
+    refmoe_report report;
 };
 
 struct cut refmoe_cut(const struct product *product);
@@ -99,6 +100,12 @@ float refmoe_resolve_output(const struct product *product, const struct unit *un
 
 static inline int64_t lower(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t whole_tiles(int64_t count, int64_t tile) { return (count + tile - 1) / tile * tile; }
+
+/* Bytes of an element of an operand. */
+static inline int64_t item_of(int format)
+{
+    return format == REFMOE_FLOAT64 ? 8 : format == REFMOE_FLOAT32 ? 4 : 2;
+}
 
 /* Bytes of a packed element of the rows, and of an accumulator. */
 static inline int64_t packed_item(const struct product *p)

@@ -10,7 +10,13 @@
 
    bias and acc may be NULL. A sum over nothing (K = 0, an expert without rows) is acc plus bias, or +0.
 
-   Profiles of the _f32 functions (operands float32; an output in a narrow format is a float32 carrier):
+   Operands of the _f32 functions. `how` names the formats of the first and of the second operand array of each product,
+   x and w, d and w, d and x: `left_format` and `right_format`, each REFMOE_FLOAT32, REFMOE_BF16 or REFMOE_FP16, the
+   narrow ones as codes of 16 bits. What a code stands for enters the sum, subnormals, infinities and NaN included. acc,
+   bias and out are float32; an output in a narrow format is a float32 carrier. The _f64 functions know
+   REFMOE_FLOAT64 alone.
+
+   Profiles of the _f32 functions:
      REFMOE_EXACT   out is the exact real value, acc and bias included, rounded once to `format`, half to even,
                     with the subnormals of that format, overflow to infinity. Exact zero is +0; a value that
                     rounds to zero keeps its sign.
@@ -28,8 +34,8 @@
    their elements and no more.
 
    Workspace. Each call takes scratch memory and gives it back before it returns: for each thread at most 2.5 MiB and
-   288 bytes for each term of the longest sum (K; the Ms of the pairs together; the rows of the largest expert). Its
-   stack stays below 64 KiB a thread.
+   288 bytes for each term of the longest sum (K; the Ms of the pairs together; the rows of the largest expert). The
+   report says what a call took. Its stack stays below 64 KiB a thread.
 
    Errors. Everything is checked before the first write; a status other than REFMOE_OK means out is untouched. Functions
    print nothing, never exit, and keep no state.
@@ -59,7 +65,7 @@ enum refmoe_status {
     REFMOE_BAD_KERNEL,   /* no such row in the table of kernels, or this processor cannot run it */
     REFMOE_BAD_THREADS,  /* fewer than one thread */
     REFMOE_BAD_PROFILE,  /* not a profile of this function */
-    REFMOE_BAD_FORMAT,   /* not an output format of this profile */
+    REFMOE_BAD_FORMAT,   /* not a format of this function's operands, or not one of its output */
     REFMOE_BAD_FORCE,    /* not a tier that can be forced */
     REFMOE_BAD_SIZE,     /* a negative size, a number of pairs other than 1 or 2, or a product beyond 2^60 */
     REFMOE_BAD_OFFSETS,  /* offsets that do not rise from 0 to N */
@@ -72,27 +78,32 @@ enum refmoe_format { REFMOE_FLOAT32 = 0, REFMOE_BF16 = 1, REFMOE_FP16 = 2, REFMO
 enum refmoe_force { REFMOE_FORCE_NOTHING = 0, REFMOE_FORCE_COMPENSATED = 1, REFMOE_FORCE_EXACT = 2 };
 
 /* How to compute: which kernel (a row of the table below), with how many threads, under which profile, into which
-   format. `force` (exact profile) sends every output at least to the compensated sum, or to the exact accumulator. */
+   format. `force` (exact profile) sends every output at least to the compensated sum, or to the exact accumulator.
+   Formats of the operands come last, and are float32 where an initializer leaves them out. */
 typedef struct {
     int32_t kernel;
     int32_t threads;
     int32_t profile;
     int32_t format;
     int32_t force;
+    int32_t left_format;
+    int32_t right_format;
 } refmoe_how;
 
-/* How many outputs of an exact product each tier decided. The sum is the number of outputs. */
+/* How many outputs of an exact product each tier decided (the sum is the number of outputs), and the scratch memory
+   that the call took, of all threads. */
 typedef struct {
     int64_t rounding_test; /* both ends of the float64 interval round alike, or a non-finite value */
     int64_t grid;          /* every partial sum was representable in float64 */
     int64_t compensated;   /* value and error in two float64 */
     int64_t exact;         /* integer accumulator */
-} refmoe_tiers;
+    int64_t workspace_bytes;
+} refmoe_report;
 
 /* One pair of grouped_matmul_backward_x: d (N, m), w (E, m, K). */
 typedef struct {
-    const float *d;
-    const float *w;
+    const void *d;
+    const void *w;
     int64_t m;
 } refmoe_pair_f32;
 
@@ -102,10 +113,10 @@ typedef struct {
     int64_t m;
 } refmoe_pair_f64;
 
-/* x (N, K), w (E, M, K), bias (E, M) or NULL, acc (N, M) or NULL -> out (N, M). tiers may be NULL. */
+/* x (N, K), w (E, M, K), bias (E, M) or NULL, acc (N, M) or NULL -> out (N, M). report may be NULL. */
 int refmoe_grouped_matmul_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,
-                              const int64_t *offsets, const float *x, const float *w, const float *bias,
-                              const float *acc, float *out, refmoe_tiers *tiers);
+                              const int64_t *offsets, const void *x, const void *w, const float *bias,
+                              const float *acc, float *out, refmoe_report *report);
 int refmoe_grouped_matmul_f64(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,
                               const int64_t *offsets, const double *x, const double *w, const double *bias,
                               const double *acc, double *out);
@@ -113,15 +124,15 @@ int refmoe_grouped_matmul_f64(const refmoe_how *how, int64_t e, int64_t n, int64
 /* One or two pairs, acc (N, K) or NULL -> out (N, K). Two pairs are one sum: one rounding, or one chain. */
 int refmoe_grouped_matmul_backward_x_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t k,
                                          const int64_t *offsets, int32_t num_pairs, const refmoe_pair_f32 *pairs,
-                                         const float *acc, float *out, refmoe_tiers *tiers);
+                                         const float *acc, float *out, refmoe_report *report);
 int refmoe_grouped_matmul_backward_x_f64(const refmoe_how *how, int64_t e, int64_t n, int64_t k,
                                          const int64_t *offsets, int32_t num_pairs, const refmoe_pair_f64 *pairs,
                                          const double *acc, double *out);
 
 /* d (N, M), x (N, K), acc (E, M, K) or NULL -> out (E, M, K); an expert without rows gets +0, or acc rounded. */
 int refmoe_grouped_matmul_backward_w_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,
-                                         const int64_t *offsets, const float *d, const float *x, const float *acc,
-                                         float *out, refmoe_tiers *tiers);
+                                         const int64_t *offsets, const void *d, const void *x, const float *acc,
+                                         float *out, refmoe_report *report);
 int refmoe_grouped_matmul_backward_w_f64(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,
                                          const int64_t *offsets, const double *d, const double *x,
                                          const double *acc, double *out);

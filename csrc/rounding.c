@@ -254,21 +254,21 @@ static float exact(const struct terms *terms, int format)
 
 /* An output the rounding test left open, or one that was sent here by force. */
 float refmoe_resolve(const struct terms *terms, double value, const struct grid *row, const struct grid *col,
-                     int format, int force, refmoe_tiers *tiers)
+                     int format, int force, refmoe_report *report)
 {
     float out;
     if (force == REFMOE_FORCE_NOTHING && !is_finite(value)) {
-        tiers->rounding_test++; /* an infinite or NaN sum came from such an operand and is the answer */
+        report->rounding_test++; /* an infinite or NaN sum came from such an operand and is the answer */
         return refmoe_canonical((float)value);
     }
     if (force == REFMOE_FORCE_NOTHING && on_grid(terms, row, col)) {
-        tiers->grid++;
+        report->grid++;
         return refmoe_round(value, format);
     }
     if (force != REFMOE_FORCE_EXACT && compensated(terms, format, &out)) {
-        tiers->compensated++;
+        report->compensated++;
         return out;
     }
-    tiers->exact++;
+    report->exact++;
     return exact(terms, format);
 }

@@ -173,6 +173,6 @@ float refmoe_canonical(float x);
 double refmoe_norm_above(double squares);
 struct grid refmoe_grid(int count, const struct vector_pair *pair, int second);
 float refmoe_resolve(const struct terms *terms, double value, const struct grid *row, const struct grid *col,
-                     int format, int force, refmoe_tiers *tiers);
+                     int format, int force, refmoe_report *report);
 
 #endif

@@ -111,7 +111,7 @@ float refmoe_resolve_output(const struct product *p, const struct unit *u, struc
         s->row_grid[row] = refmoe_grid(p->pairs, terms.pair, 0);
     if (p->force == REFMOE_FORCE_NOTHING && !s->col_grid[slot].known)
         s->col_grid[slot] = refmoe_grid(p->pairs, terms.pair, 1);
-    return refmoe_resolve(&terms, value, &s->row_grid[row], &s->col_grid[slot], p->format, p->force, &s->tiers);
+    return refmoe_resolve(&terms, value, &s->row_grid[row], &s->col_grid[slot], p->format, p->force, &s->report);
 }
 
 /* `slot` is where the tile's columns stand among the norms and grids of the panels at hand. */
@@ -123,7 +123,7 @@ static void finish_exact(const struct product *p, const struct unit *u, struct s
     p->kernel->test(t->rows, t->value, s->row_bound + t->row, s->col_norm + slot, extra, p->format, out, open);
     for (int i = 0; i < t->rows; i++) {
         open[i] = p->force == REFMOE_FORCE_NOTHING ? open[i] & real : real;
-        s->tiers.rounding_test += t->cols - __builtin_popcount(open[i]);
+        s->report.rounding_test += t->cols - __builtin_popcount(open[i]);
         for (; open[i]; open[i] &= open[i] - 1) {
             int j = __builtin_ctz(open[i]), at = i * t->width + j;
             out[at] = refmoe_resolve_output(p, u, s, t->row + i, t->col + j, t->value[at], slot + j);

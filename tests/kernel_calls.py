@@ -73,21 +73,24 @@ class Guarded:
         plan, out = Buffer(np.asarray(offsets, np.int64)), Buffer(shape, dtype(rule))
         pointers = [ffi.NULL if buffer is None else buffer.pointer() for buffer in held]
         narrow = dtype(rule) is np.float32
-        tiers = ffi.new("refmoe_tiers *")
+        report = ffi.new("refmoe_report *")
         function = getattr(lib, f"refmoe_{name}_f{32 if narrow else 64}")
-        last = [out.pointer(), *([tiers] if narrow else [])]
+        last = [out.pointer(), *([report] if narrow else [])]
         status = function(self.how(rule), *sizes, plan.pointer(), *extra, *pointers, *last)
         assert status == lib.REFMOE_OK
         for buffer in [plan, *(b for b in held if b is not None)]:
             buffer.assert_untouched()
         out.assert_guards()
-        self.tiers = (tiers.rounding_test, tiers.grid, tiers.compensated, tiers.exact)
+        self.tiers = (report.rounding_test, report.grid, report.compensated, report.exact)
+        self.workspace_bytes = report.workspace_bytes
         assert sum(self.tiers) == (out.array.size if rule.profile == "exact" else 0)
         return out.array
 
     def how(self, rule):
         form = lib.REFMOE_FLOAT64 if rule.profile == "float64" else CODES[rule.format]
-        return ffi.new("refmoe_how *", (self.index, self.threads, CODES[rule.profile], form, FORCES[rule.force_tier]))
+        operand = lib.REFMOE_FLOAT64 if rule.profile == "float64" else lib.REFMOE_FLOAT32
+        fields = self.index, self.threads, CODES[rule.profile], form, FORCES[rule.force_tier], operand, operand
+        return ffi.new("refmoe_how *", fields)
 
 
 def differing_bits(a, b):

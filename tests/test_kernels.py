@@ -181,6 +181,19 @@ def test_counters_name_the_function_and_the_kernel(kernel):
     assert engine.tiers.total() == 0
 
 
+@each_kernel
+def test_the_engine_remembers_the_most_scratch_memory_of_a_call(kernel):
+    engine, direct, rule = kernels.load(kernel, 1), Guarded(kernel, 1), Rule("exact", "float32")
+    few, many = Case(wide, rule, (2,), 3, 4), Case(wide, rule, (2,), 3, 4000)
+    taken = []
+    for case in (few, many, few):
+        engine.grouped_matmul(rule, case.x, case.w, case.offsets)
+        direct.grouped_matmul(rule, case.x, case.w, case.offsets)
+        taken.append(direct.workspace_bytes)
+        assert engine.workspace_bytes == max(taken)
+    assert 0 < taken[0] < taken[1] < 5 << 19
+
+
 @each_rule
 @each_kernel
 def test_the_engine_equals_the_guarded_calls(kernel, rule):

@@ -129,12 +129,15 @@ def test_calls_from_several_threads_at_once(kernel):
 
 # ---- refusals ----
 
+HOW = ("kernel", "threads", "profile", "format", "force", "left_format", "right_format")
 GOOD = {"e": 2, "n": 3, "m": 4, "k": 5}
 REFUSED = [
     (lib.REFMOE_BAD_KERNEL, {"kernel": -1}), (lib.REFMOE_BAD_KERNEL, {"kernel": 99}),
     (lib.REFMOE_BAD_THREADS, {"threads": 0}), (lib.REFMOE_BAD_THREADS, {"threads": -5}),
     (lib.REFMOE_BAD_PROFILE, {"profile": lib.REFMOE_UNFUSED}), (lib.REFMOE_BAD_PROFILE, {"profile": 7}),
     (lib.REFMOE_BAD_FORMAT, {"format": lib.REFMOE_FLOAT64}), (lib.REFMOE_BAD_FORMAT, {"format": -1}),
+    (lib.REFMOE_BAD_FORMAT, {"left_format": lib.REFMOE_FLOAT64}), (lib.REFMOE_BAD_FORMAT, {"left_format": -1}),
+    (lib.REFMOE_BAD_FORMAT, {"right_format": lib.REFMOE_FLOAT64}), (lib.REFMOE_BAD_FORMAT, {"right_format": 4}),
     (lib.REFMOE_BAD_FORCE, {"force": 3}), (lib.REFMOE_BAD_FORCE, {"profile": lib.REFMOE_CHAIN, "force": 1}),
     (lib.REFMOE_BAD_SIZE, {"e": -1}), (lib.REFMOE_BAD_SIZE, {"n": -1}), (lib.REFMOE_BAD_SIZE, {"m": -1}),
     (lib.REFMOE_BAD_SIZE, {"k": -1}), (lib.REFMOE_BAD_SIZE, {"m": 2**61}),
@@ -150,7 +153,8 @@ REFUSED = [
 def test_bad_calls_are_refused_before_the_first_write(status, change):
     given = GOOD | {"kernel": 0, "threads": 2, "profile": lib.REFMOE_EXACT, "format": lib.REFMOE_FLOAT32, "force": 0}
     given |= {"offsets": [0, 2, 3], "x": np.ones((3, 5), np.float32), "w": np.ones((2, 4, 5), np.float32)} | change
-    how = ffi.new("refmoe_how *", [given[name] for name in ("kernel", "threads", "profile", "format", "force")])
+    given = {"left_format": lib.REFMOE_FLOAT32, "right_format": lib.REFMOE_FLOAT32} | given
+    how = ffi.new("refmoe_how *", {name: given[name] for name in HOW})
     held = [given[name] if given[name] is None else Buffer(np.asarray(given[name])) for name in ("offsets", "x", "w")]
     offsets, x, w = (ffi.NULL if buffer is None else buffer.pointer() for buffer in held)
     out = Buffer((3, 4), np.float32)

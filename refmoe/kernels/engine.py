@@ -18,16 +18,16 @@ _FORCES = {None: "REFMOE_FORCE_NOTHING", "compensated": "REFMOE_FORCE_COMPENSATE
 class CEngine:
     """The three grouped products in C.
 
-    `calls` counts (function, kernel), `tiers` the outputs that each tier of `exact` decided. Safe to call from several
-    threads: a call has its own output and scratch memory and runs without the interpreter's lock; the counters are
-    added under a lock of their own.
+    `calls` counts (function, kernel), `tiers` the outputs that each tier of `exact` decided; `workspace_bytes` is the
+    most scratch memory that one call took. Safe to call from several threads: a call has its own output and scratch
+    memory and runs without the interpreter's lock; the counters are added under a lock of their own.
     """
 
     name = "c"
 
     def __init__(self, kernel, threads, adapt=False):
         self.kernel, self.threads, self._adapt = kernel, threads, adapt
-        self.calls, self.tiers = Counter(), Counter()
+        self.calls, self.tiers, self.workspace_bytes = Counter(), Counter(), 0
         self._lock = threading.Lock()
         self._ffi, self._lib = load_module()
         names = [text(self._ffi, self._lib.refmoe_kernel_name(i)) for i in range(self._lib.refmoe_kernel_count())]
@@ -115,22 +115,26 @@ class CEngine:
     def _call(self, name, rule, dtype, work, *arguments):
         function = getattr(self._lib, f"refmoe_{name}_f{8 * dtype.itemsize}")
         how = self._ffi.new("refmoe_how *", self._how(rule, self._threads_for(work)))
-        tiers = self._ffi.new("refmoe_tiers *")
-        status = function(how, *arguments, *([tiers] if dtype == np.float32 else []))
+        report = self._ffi.new("refmoe_report *")
+        status = function(how, *arguments, *([report] if dtype == np.float32 else []))
         if status == self._lib.REFMOE_NO_MEMORY:
             raise MemoryError(f"{name}: expected memory for {self.threads} threads to work in, got none; use fewer")
         if status != self._lib.REFMOE_OK:
             raise ValueError(f"{name}: expected what refmoe_kernels.h allows, got its status {status}; see there")
         with self._lock:
             self.calls[name, self.kernel] += 1
+            self.workspace_bytes = max(self.workspace_bytes, report.workspace_bytes)
             if rule.profile == "exact":
-                self.tiers.update({tier: getattr(tiers, tier) for tier in TIERS})
+                self.tiers.update({tier: getattr(report, tier) for tier in TIERS})
 
     def _how(self, rule, threads):
+        operand = "float64" if rule.profile == "float64" else "float32"
         codes = (
             _code("profile", rule.profile, _PROFILES),
             _code("format", rule.format, _FORMATS),
             _code("force_tier", rule.force_tier, _FORCES),
+            _FORMATS[operand],
+            _FORMATS[operand],
         )
         return (self._index, threads, *(getattr(self._lib, code) for code in codes))
 

@@ -39,7 +39,8 @@ struct call {
     float *out;
 };
 
-#define HOW(kernel, threads, profile, format, force) {kernel, threads, profile, format, force}
+#define HOW(kernel_, threads_, profile_, format_, force_, ...)                                                        \
+    {.kernel = kernel_, .threads = threads_, .profile = profile_, .format = format_, .force = force_, __VA_ARGS__}
 #define SIZES(e_, n_, m_, k_) .e = e_, .n = n_, .m = m_, .k = k_
 #define ARRAYS(offsets_, x_, w_, out_) .offsets = offsets_, .x = x_, .w = w_, .out = out_
 #define WITH_HOW(status_, ...) {#__VA_ARGS__, status_, HOW(__VA_ARGS__), SIZES(E, N, M, K), ARRAYS(good_offsets, x, w, out)}
@@ -59,6 +60,10 @@ static const struct call calls[] = {
     WITH_HOW(REFMOE_BAD_PROFILE, 0, 1, -1, REFMOE_FLOAT32, 0),
     WITH_HOW(REFMOE_BAD_FORMAT, 0, 1, REFMOE_EXACT, REFMOE_FLOAT64, 0),
     WITH_HOW(REFMOE_BAD_FORMAT, 0, 1, REFMOE_EXACT, -1, 0),
+    WITH_HOW(REFMOE_BAD_FORMAT, 0, 1, REFMOE_EXACT, REFMOE_FLOAT32, 0, .left_format = REFMOE_FLOAT64),
+    WITH_HOW(REFMOE_BAD_FORMAT, 0, 1, REFMOE_EXACT, REFMOE_FLOAT32, 0, .right_format = REFMOE_FLOAT64),
+    WITH_HOW(REFMOE_BAD_FORMAT, 0, 1, REFMOE_CHAIN, REFMOE_FLOAT32, 0, .left_format = -1),
+    WITH_HOW(REFMOE_BAD_FORMAT, 0, 1, REFMOE_CHAIN, REFMOE_FLOAT32, 0, .right_format = 4),
     WITH_HOW(REFMOE_BAD_FORCE, 0, 1, REFMOE_EXACT, REFMOE_FLOAT32, 3),
     WITH_HOW(REFMOE_BAD_FORCE, 0, 1, REFMOE_EXACT, REFMOE_FLOAT32, -1),
     WITH_HOW(REFMOE_BAD_FORCE, 0, 1, REFMOE_CHAIN, REFMOE_FLOAT32, 1),

@@ -62,7 +62,7 @@ static const char *const call_name[CALLS] = {
 /* ---- the calls ---- */
 
 #define DEFINE_CALL(name, type, suffix, ...)                                                                          \
-    static int name(const struct replay *r, int call, const refmoe_how *how, type *out, refmoe_tiers *tiers)          \
+    static int name(const struct replay *r, int call, const refmoe_how *how, type *out, refmoe_report *report)          \
     {                                                                                                                 \
         int64_t e = r->head.e, n = r->head.n, m = r->head.m, k = r->head.k;                                           \
         const int64_t *offsets = r->offsets.data;                                                                     \
@@ -73,7 +73,7 @@ static const char *const call_name[CALLS] = {
         const type *acc_rows = call < 2 ? NULL : operand[ACC_ROWS], *acc_x = call < 4 ? NULL : operand[ACC_X];        \
         const type *acc_w = call < 6 ? NULL : operand[ACC_W];                                                         \
         const refmoe_pair_##suffix pair[2] = {{d, w, m}, {operand[D2], operand[W2], r->head.m2}};                     \
-        (void)tiers;                                                                                                  \
+        (void)report;                                                                                                 \
         if (call < 3)                                                                                                 \
             return refmoe_grouped_matmul_##suffix(how, e, n, m, k, offsets, x, w, bias, acc_rows, out __VA_ARGS__);   \
         if (call < 5)                                                                                                 \
@@ -82,7 +82,7 @@ static const char *const call_name[CALLS] = {
         return refmoe_grouped_matmul_backward_w_##suffix(how, e, n, m, k, offsets, d, x, acc_w, out __VA_ARGS__);     \
     }
 
-DEFINE_CALL(call_f32, float, f32, , tiers)
+DEFINE_CALL(call_f32, float, f32, , report)
 DEFINE_CALL(call_f64, double, f64)
 
 /* ---- one call, compared ---- */
@@ -122,15 +122,15 @@ static void compare(const struct replay *r, int call, const struct way *way, con
     }
 }
 
-static void compare_tiers(const struct replay *r, int call, const struct way *way, const refmoe_tiers *t)
+static void compare_tiers(const struct replay *r, int call, const struct way *way, const refmoe_report *t)
 {
     int64_t decided = t->rounding_test + t->grid + t->compensated + t->exact;
     if (decided != (r->head.profile == REFMOE_EXACT ? r->want[call].count : 0))
         fail(r, call, way, "the tiers do not add up to the outputs");
 }
 
-/* The header's bound: 2.5 MiB a thread, and 288 bytes for each term of the longest sum. */
-static void compare_workspace(const struct replay *r, int call, const struct way *way)
+/* The header's bound: 2.5 MiB a thread, and 288 bytes for each term of the longest sum; and what the call reports. */
+static void compare_workspace(const struct replay *r, int call, const struct way *way, const refmoe_report *report)
 {
     const int64_t *offsets = r->offsets.data;
     int64_t longest = call < 3 ? r->head.k : call == 3 ? r->head.m : call == 4 ? r->head.m + r->head.m2 : 0;
@@ -139,19 +139,21 @@ static void compare_workspace(const struct replay *r, int call, const struct way
             longest = offsets[e + 1] - offsets[e];
     if (taken_bytes > way->how.threads * ((5 << 19) + 288 * longest))
         fail(r, call, way, "more scratch memory than the header allows");
+    if (r->item == sizeof(float) && report->workspace_bytes != taken_bytes)
+        fail(r, call, way, "another amount of scratch memory than reported");
     taken_bytes = 0;
 }
 
-static int run_call(const struct replay *r, int call, const struct way *way, void *out, refmoe_tiers *tiers)
+static int run_call(const struct replay *r, int call, const struct way *way, void *out, refmoe_report *report)
 {
     if (r->item == sizeof(float))
-        return call_f32(r, call, &way->how, out, tiers);
+        return call_f32(r, call, &way->how, out, report);
     return call_f64(r, call, &way->how, out, tiers);
 }
 
 static void check_call(const struct replay *r, int call, const struct way *way)
 {
-    refmoe_tiers tiers = {0, 0, 0, 0};
+    refmoe_report report = {0, 0, 0, 0, 0};
     size_t bytes = (size_t)((r->want[call].count + 2 * GUARD) * r->item);
     char *room = malloc(bytes), *out = room + GUARD * r->item;
     if (!room)
@@ -160,7 +162,7 @@ static void check_call(const struct replay *r, int call, const struct way *way)
     environment found = enter_environment();
     if (way->hostile)
         leave_environment(HOSTILE);
-    int status = run_call(r, call, way, out, &tiers);
+    int status = run_call(r, call, way, out, &report);
     environment after = enter_environment();
     leave_environment(found);
     if (status != REFMOE_OK)
@@ -168,8 +170,8 @@ static void check_call(const struct replay *r, int call, const struct way *way)
     if (way->hostile && (after & MODE) != HOSTILE)
         fail(r, call, way, "the caller's floating-point mode was not put back");
     compare(r, call, way, out);
-    compare_tiers(r, call, way, &tiers);
-    compare_workspace(r, call, way);
+    compare_tiers(r, call, way, &report);
+    compare_workspace(r, call, way, &report);
     free(room);
 }
 
@@ -189,7 +191,8 @@ static int64_t check_case(const struct replay *r)
     for (int kernel = 0; kernel < refmoe_kernel_count(); kernel++) {
         if (!refmoe_kernel_runs_here(kernel))
             continue;
-        struct way way = {{kernel, 1, r->head.profile, r->head.format, REFMOE_FORCE_NOTHING}, 0};
+        int operand = r->head.profile == REFMOE_UNFUSED ? REFMOE_FLOAT64 : REFMOE_FLOAT32;
+        struct way way = {{kernel, 1, r->head.profile, r->head.format, REFMOE_FORCE_NOTHING, operand, operand}, 0};
         for (way.how.threads = 1; way.how.threads <= most; way.how.threads++)
             calls += check_calls(r, way);
         way.how.threads = most, way.hostile = 1;
