@@ -148,7 +148,7 @@ static int run_call(const struct replay *r, int call, const struct way *way, voi
 {
     if (r->item == sizeof(float))
         return call_f32(r, call, &way->how, out, report);
-    return call_f64(r, call, &way->how, out, tiers);
+    return call_f64(r, call, &way->how, out, report);
 }
 
 static void check_call(const struct replay *r, int call, const struct way *way)
