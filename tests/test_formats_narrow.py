@@ -208,7 +208,7 @@ def test_zeros_and_specials_keep_their_sign():
 
 
 @pytest.mark.parametrize(
-    ("name", "mode"), [("E4M3", "infinity"), ("E8M0", "infinity"), ("E2M1", "nan"), ("bf16", "wrap")]
+    ("name", "mode"), [("E4M3", "infinity"), ("E8M0", "infinity"), ("E2M1", "nan"), ("bf16", "wrap"), ("int8", "wrap")]
 )
 def test_an_overflow_the_format_cannot_show_is_refused(name, mode):
     for function in (round_to, round_fraction):

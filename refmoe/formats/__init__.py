@@ -1,0 +1,26 @@
+"""Number formats as rows of one table: round, encode, decode; weights held at their stored width.   Spec 6.2
+
+A stored tensor of a narrow format is a *carrier*: a float32 array whose every value the format can represent.
+Codes (the bits as unsigned integers) exist only in bundles, at the C seam and in `Packed`. Every conversion rounds to
+nearest, ties to even, with subnormals; what happens beyond the largest value is named by the operation.
+"""
+
+from .codes import decode, encode, pack_nibbles, unpack_nibbles
+from .packed import SCALES, Packed
+from .rounding import canonical_nan, is_representable, round_fraction, round_to
+from .table import FORMATS, Format
+
+__all__ = [
+    "FORMATS",
+    "SCALES",
+    "Format",
+    "Packed",
+    "canonical_nan",
+    "decode",
+    "encode",
+    "is_representable",
+    "pack_nibbles",
+    "round_fraction",
+    "round_to",
+    "unpack_nibbles",
+]

@@ -1,0 +1,92 @@
+"""Codes: the bit patterns of values, and two of four bits in a byte.   Spec 6.2"""
+
+from functools import cache
+from math import copysign, inf, nan
+
+import numpy as np
+
+from ..refusals import require
+from .rounding import canonical_nan, is_representable
+from .table import FORMATS
+
+
+def encode(carrier, name):
+    """carrier -> codes, the bit patterns as unsigned integers. Values must be representable: nothing is rounded.
+
+    Formats of 8 bits and less raise ValueError for a value that is not, and know one NaN.
+    """
+    row = FORMATS[name]
+    carrier = np.ascontiguousarray(carrier, dtype=row.carrier)
+    if name == "bf16":
+        return (carrier.view(np.uint32) >> 16).astype(np.uint16)
+    if name == "fp16":
+        return carrier.astype(np.float16).view(np.uint16)
+    return _encode_small(carrier, row) if row.codes is np.uint8 else carrier.view(row.codes)
+
+
+def decode(codes, name):
+    """codes -> carrier; the inverse of `encode`, for every code point.
+
+    Raises ValueError for a code with more bits than the format has.
+    """
+    row = FORMATS[name]
+    codes = np.ascontiguousarray(codes, dtype=row.codes)
+    if name == "bf16":
+        return (codes.astype(np.uint32) << 16).view(np.float32)
+    if name == "fp16":
+        return codes.view(np.float16).astype(np.float32)
+    if row.codes is not np.uint8:
+        return codes.view(row.carrier)
+    values = _values(name)
+    wanted, fix = f"codes below {len(values)} for {name}", "unpack them (unpack_nibbles) or clear the upper bits"
+    require(codes.max(initial=0) < len(values), ValueError, "codes", wanted, codes.max(initial=0), fix)
+    return values[codes]
+
+
+def _encode_small(carrier, row):
+    values = _values(row.name)
+    if row.integer:
+        known = is_representable(carrier, row.name)
+        require(known, ValueError, "carrier", f"values of {row.name}", "others", "round them with round_to")
+        return (carrier.astype(np.int64) & (len(values) - 1)).astype(np.uint8)
+    rising = values[: len(values) if row.scale else len(values) // 2]  # the codes of positive numbers are in order
+    rising = rising[~np.isnan(rising)]
+    code = np.searchsorted(rising, np.abs(carrier))
+    known = rising[np.minimum(code, len(rising) - 1)] == (carrier if row.scale else np.abs(carrier))
+    none = np.isnan(carrier) & ("nan" in row.specials)
+    require((known | none).all(), ValueError, "carrier", f"values of {row.name}", "others", "round them with round_to")
+    code = np.where(np.signbit(carrier) & (not row.scale), code + len(values) // 2, code)
+    return np.where(none, len(rising) + ("infinity" in row.specials), code).astype(np.uint8)
+
+
+@cache
+def _values(name):
+    """The value of every code of a format of at most 8 bits, in the order of the codes."""
+    row = FORMATS[name]
+    hidden = 1 << (row.precision - 1)
+    if row.integer:
+        values = [*range(int(row.largest) + 1), *range(int(row.lowest), 0)]
+    elif row.scale:
+        values = [2.0 ** (row.emin + field) for field in range(row.emax - row.emin + 1)] + [nan]
+    else:
+        fields = row.emax - row.emin + 2 + ("infinity" in row.specials)  # 0 is that of zero and the subnormals
+        pairs = [divmod(code, hidden) for code in range(fields * hidden)]
+        values = [(f + hidden * (e > 0)) * 2.0 ** (max(e, 1) - 1 + row.quantum) for e, f in pairs]
+        values = [v if v <= row.largest else inf if v == 2.0 ** (row.emax + 1) else nan for v in values]
+        values += [copysign(v, -1.0) for v in values]
+    out = canonical_nan(np.array(values, np.float32))
+    out.flags.writeable = False
+    return out
+
+
+def pack_nibbles(codes):
+    """(..., K) codes of 4 bits -> (..., K / 2) bytes, the even one of each pair in the low nibble. K must be even."""
+    codes = np.asarray(codes, np.uint8)
+    require(codes.shape[-1] % 2 == 0, ValueError, "codes", "an even last axis", codes.shape, "pad it with a zero code")
+    return codes[..., 0::2] | codes[..., 1::2] << 4
+
+
+def unpack_nibbles(packed):
+    """(..., K / 2) bytes -> (..., K) codes of 4 bits; the inverse of `pack_nibbles`."""
+    packed = np.asarray(packed, np.uint8)
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)

@@ -1,0 +1,90 @@
+"""Weights held at their stored width: codes and scales, read as the exact products they stand for.   Spec 6.2"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..refusals import require
+from .codes import decode, unpack_nibbles
+from .rounding import canonical_nan, is_representable, round_to
+from .table import FORMATS
+
+SCALES = {1: "E8M0", 2: "bf16", 4: "float32"}  # bytes of a scale's code -> its format
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """w[e, m, k] = value(codes[e, m, k]) * scales[e, m // rows, k // columns], exactly.   Spec 6.2
+
+    codes: (E, M, K) array, or a sequence of E (M, K) arrays, such as views of a memory map; codes of E2M1 stand two in
+    a byte, the even one in the low nibble, so theirs are (M, K / 2). scales: (ceil(M / rows), ceil(K / columns)) an
+    expert, for blocks (rows, columns): float32 values, or codes, of E8M0, bf16 and float32 as unsigned integers of 1,
+    2 and 4 bytes; None for a format that needs none. A call w(e) gives what enters a contraction: the exact products,
+    as an array of type `dtype`.
+    Raises ValueError for shapes that do not fit each other.
+    """
+
+    codes: object
+    format: str
+    scales: object = None
+    block: tuple | None = None
+
+    def __post_init__(self):
+        narrow = ", ".join(name for name in FORMATS if name != "float64")
+        require(self.format in narrow.split(", "), ValueError, "format", narrow, repr(self.format), "choose one")
+        wanted, scales = "codes of experts, and scales for each with a block, or neither", self.scales
+        ok = len(self.codes) > 0 and (scales is None) == (self.block is None)
+        ok = ok and (scales is None or len(scales) == len(self.codes))
+        require(ok, ValueError, "Packed", wanted, "others", "complete them")
+
+    @property
+    def shape(self):
+        rows, columns = self.codes.shape[1:] if hasattr(self.codes, "shape") else self.codes[0].shape
+        return len(self.codes), rows, columns * 2 if self.format == "E2M1" else columns
+
+    @property
+    def dtype(self):
+        """float32 where it holds every product: a code alone, or times a power of two; else float64."""
+        powers = self.scales is None or self.scales[0].dtype == np.uint8
+        return np.dtype(FORMATS[self.format].carrier if powers else np.float64)
+
+    ndim = 3
+
+    def __len__(self):
+        return len(self.codes)
+
+    def __call__(self, e):
+        """Expert e's exact products (M, K), aligned and in C order. Raises ValueError if `dtype` cannot hold one."""
+        if self.scales is None:
+            return np.require(self._decoded(e), requirements=("C", "A"))
+        exact = self.exact(e)
+        if self.dtype == np.float64:
+            return exact
+        fix = "use exact(e), which is float64"
+        fits = is_representable(exact, "float32")
+        require(fits, ValueError, f"expert {e}", "products that float32 can represent", "a larger one", fix)
+        return exact.astype(np.float32)
+
+    weights = __getitem__ = __call__
+
+    def exact(self, e):
+        """Expert e's products as float64, which holds each: at most 24 bits times 24."""
+        values = self._decoded(e).astype(np.float64)
+        if self.scales is None:
+            return values
+        scale, (rows, columns) = self.scales[e], self.block
+        wanted = -(-values.shape[0] // rows), -(-values.shape[1] // columns)
+        require(scale.shape == wanted, ValueError, f"scales of expert {e}", wanted, scale.shape, "check the block")
+        scale = decode(scale, SCALES[scale.dtype.itemsize]) if scale.dtype.kind == "u" else scale
+        wide = np.repeat(np.repeat(scale.astype(np.float64), rows, axis=0), columns, axis=1)
+        with np.errstate(invalid="ignore"):
+            values *= wide[: values.shape[0], : values.shape[1]]
+        return canonical_nan(values)
+
+    def rounded(self, e, name="float32"):
+        """Expert e's products, each rounded once to the format `name`: what a bundle shows, and no stage reads."""
+        return round_to(self.exact(e), name)
+
+    def _decoded(self, e):
+        codes = self.codes[e]
+        return decode(unpack_nibbles(codes) if self.format == "E2M1" else codes, self.format)
