@@ -8,18 +8,24 @@ nearest, ties to even, with subnormals; what happens beyond the largest value is
 from .codes import decode, encode, pack_nibbles, unpack_nibbles
 from .packed import SCALES, Packed
 from .rounding import canonical_nan, is_representable, round_fraction, round_to
+from .scaling import SCALE_RULES, SCHEMES, Scheme, dequantise, quantise
 from .table import FORMATS, Format
 
 __all__ = [
     "FORMATS",
     "SCALES",
+    "SCALE_RULES",
+    "SCHEMES",
     "Format",
     "Packed",
+    "Scheme",
     "canonical_nan",
     "decode",
+    "dequantise",
     "encode",
     "is_representable",
     "pack_nibbles",
+    "quantise",
     "round_fraction",
     "round_to",
     "unpack_nibbles",

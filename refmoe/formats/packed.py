@@ -9,18 +9,27 @@ from .codes import decode, unpack_nibbles
 from .rounding import canonical_nan, is_representable, round_to
 from .table import FORMATS
 
-SCALES = {1: "E8M0", 2: "bf16", 4: "float32"}  # bytes of a scale's code -> its format
+SCALES = {1: "E8M0", 2: "bf16", 4: "float32"}  # bytes of a scale's code -> its format, unless it is named
+NIBBLES = ("E2M1", "int4")  # formats of four bits: their codes stand two in a byte, the even one in the low nibble
+
+SCALE_FORMATS = ("float32", "bf16", "fp16", "E4M3", "E8M0")
+
+
+def spread(scales, block, shape):
+    """Each scale at every element of its block of (rows, columns); the last blocks may be cut off."""
+    rows, columns = block
+    return np.repeat(np.repeat(scales, rows, axis=0), columns, axis=1)[: shape[0], : shape[1]]
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """w[e, m, k] = value(codes[e, m, k]) * scales[e, m // rows, k // columns], exactly.   Spec 6.2
+    """w[e, m, k] = value(codes[e, m, k]) * scales[e, m // rows, k // columns] * tensor_scales[e], exactly.   Spec 6.2
 
-    codes: (E, M, K) array, or a sequence of E (M, K) arrays, such as views of a memory map; codes of E2M1 stand two in
-    a byte, the even one in the low nibble, so theirs are (M, K / 2). scales: (ceil(M / rows), ceil(K / columns)) an
-    expert, for blocks (rows, columns): float32 values, or codes, of E8M0, bf16 and float32 as unsigned integers of 1,
-    2 and 4 bytes; None for a format that needs none. A call w(e) gives what enters a contraction: the exact products,
-    as an array of type `dtype`.
+    codes: (E, M, K) array, or a sequence of E (M, K) arrays, such as views of a memory map; codes of four bits stand
+    two in a byte, the even one in the low nibble, so theirs are (M, K / 2). scales: (ceil(M / rows), ceil(K / columns))
+    an expert, for blocks (rows, columns): float32 values, or codes, of `scale_format`, which by itself is E8M0, bf16 or
+    float32 for unsigned integers of 1, 2 or 4 bytes; None for a format that needs none. tensor_scales: (E,) float32
+    values, or None. A call w(e) gives what enters a contraction: the exact products, as an array of type `dtype`.
     Raises ValueError for shapes that do not fit each other.
     """
 
@@ -28,6 +37,8 @@ class Packed:
     format: str
     scales: object = None
     block: tuple | None = None
+    scale_format: str | None = None
+    tensor_scales: object = None
 
     def __post_init__(self):
         narrow = ", ".join(name for name in FORMATS if name != "float64")
@@ -36,17 +47,22 @@ class Packed:
         ok = len(self.codes) > 0 and (scales is None) == (self.block is None)
         ok = ok and (scales is None or len(scales) == len(self.codes))
         require(ok, ValueError, "Packed", wanted, "others", "complete them")
+        fits, wanted = self.scale_format in (None, *SCALE_FORMATS), f"None or one of {', '.join(SCALE_FORMATS)}"
+        require(fits, ValueError, "scale_format", wanted, repr(self.scale_format), "choose one")
+        ok = self.tensor_scales is None or (scales is not None and np.shape(self.tensor_scales) == (len(self.codes),))
+        ok = ok and getattr(self.tensor_scales, "dtype", np.float32) == np.float32
+        require(ok, ValueError, "tensor_scales", "a float32 for each expert, beside scales", "others", "correct them")
 
     @property
     def shape(self):
         rows, columns = self.codes.shape[1:] if hasattr(self.codes, "shape") else self.codes[0].shape
-        return len(self.codes), rows, columns * 2 if self.format == "E2M1" else columns
+        return len(self.codes), rows, columns * 2 if self.format in NIBBLES else columns
 
     @property
     def dtype(self):
         """float32 where it holds every product: a code alone, or times a power of two; else float64."""
-        powers = self.scales is None or self.scales[0].dtype == np.uint8
-        return np.dtype(FORMATS[self.format].carrier if powers else np.float64)
+        powers = self.scales is None or (self.scales[0].dtype == np.uint8 and self.scale_format in (None, "E8M0"))
+        return np.dtype(FORMATS[self.format].carrier if powers and self.tensor_scales is None else np.float64)
 
     ndim = 3
 
@@ -68,17 +84,18 @@ class Packed:
     weights = __getitem__ = __call__
 
     def exact(self, e):
-        """Expert e's products as float64, which holds each: at most 24 bits times 24."""
+        """Expert e's products as float64, which holds each: at most 24 bits times 24, or 30 and one factor more."""
         values = self._decoded(e).astype(np.float64)
         if self.scales is None:
             return values
         scale, (rows, columns) = self.scales[e], self.block
         wanted = -(-values.shape[0] // rows), -(-values.shape[1] // columns)
         require(scale.shape == wanted, ValueError, f"scales of expert {e}", wanted, scale.shape, "check the block")
-        scale = decode(scale, SCALES[scale.dtype.itemsize]) if scale.dtype.kind == "u" else scale
-        wide = np.repeat(np.repeat(scale.astype(np.float64), rows, axis=0), columns, axis=1)
+        if scale.dtype.kind == "u":
+            scale = decode(scale, self.scale_format or SCALES[scale.dtype.itemsize])
         with np.errstate(invalid="ignore"):
-            values *= wide[: values.shape[0], : values.shape[1]]
+            values *= spread(scale.astype(np.float64), self.block, values.shape)
+            values *= 1.0 if self.tensor_scales is None else float(self.tensor_scales[e])
         return canonical_nan(values)
 
     def rounded(self, e, name="float32"):
@@ -87,4 +104,4 @@ class Packed:
 
     def _decoded(self, e):
         codes = self.codes[e]
-        return decode(unpack_nibbles(codes) if self.format == "E2M1" else codes, self.format)
+        return decode(unpack_nibbles(codes) if self.format in NIBBLES else codes, self.format)

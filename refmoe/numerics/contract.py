@@ -10,6 +10,7 @@ import numpy as np
 
 from ..formats import canonical_nan, round_to
 from .rounding import UNIT, exact_value, expand, round_pair, rounding_test, two_sum
+from .wide import chain, doubled, is_wide
 
 
 class Rule(NamedTuple):
@@ -59,7 +60,9 @@ class NumpyEngine:
         return out
 
     def _product(self, rule, a, b, bias, acc):
+        wide = rule.profile != "float64" and b.dtype == np.float64 and is_wide(b)
         if rule.profile == "exact":
+            a, b = doubled(a, b) if wide else (a, b)
             return self._exact(rule, a.astype(np.float64), b.astype(np.float64), _addends(a, b, bias, acc))
         step = _chain if rule.profile == "chain" else _unfused
         return step(rule, a, b, bias, acc)
@@ -177,6 +180,8 @@ def _chain(rule, a, b, bias, acc):
     """acc = fma(a_k, b_k, acc), k ascending from +0 or from the accumulator; the bias last; then the format."""
     shape = (a.shape[0], b.shape[1])
     total = np.zeros(shape, np.float32) if acc is None else acc.astype(np.float32)
+    if b.dtype == np.float64 and is_wide(b):
+        total, a = chain(a, b, total), a[:, :0]
     for k in range(a.shape[1]):
         total = fused_multiply_add(a[:, k, None], b[None, k, :], total)
     with np.errstate(invalid="ignore", over="ignore"):
