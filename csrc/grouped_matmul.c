@@ -36,7 +36,7 @@ static int is_missing(const void *array, int64_t size) { return size > 0 && !arr
 
 static int is_operand_format(int format, int narrow_item)
 {
-    return format == (narrow_item ? REFMOE_FLOAT32 : REFMOE_FLOAT64);
+    return narrow_item ? format >= REFMOE_FLOAT32 && format <= REFMOE_FP16 : format == REFMOE_FLOAT64;
 }
 
 static int check_how(const refmoe_how *how, size_t item)

@@ -107,15 +107,15 @@ static void cut_groups(struct plan *n)
 static int64_t turn_pair(const struct plan *n, const struct operand *o, const struct group *g, char *right,
                          double *norm)
 {
-    const float *x = (const float *)o->a + g->first * o->a_row;
-    int64_t blocks = 0;
+    int64_t blocks = 0, item = item_of(o->a_format);
+    struct rows from = {n->p->kernel, o->a + g->first * o->a_row * item, o->a_format, o->a_row};
     if (n->p->profile == REFMOE_CHAIN) {
-        refmoe_turn_chain(o->length, g->cols, g->width, x, o->a_row, (float *)right);
+        refmoe_turn_chain(o->length, g->cols, g->width, from, (float *)right);
         return 0;
     }
-    for (int64_t k = 0; k < o->length; k += n->depth, blocks++, norm += n->norm_pitch) {
-        refmoe_turn_exact(lower(n->depth, o->length - k), g->cols, g->width, x + k, o->a_row,
-                          (double *)right + k * g->width, norm + g->first);
+    for (int64_t k = 0; k < o->length; k += n->depth, blocks++, norm += n->norm_pitch, from.x += n->depth * item) {
+        refmoe_turn_exact(lower(n->depth, o->length - k), g->cols, g->width, from, (double *)right + k * g->width,
+                          norm + g->first);
         n->p->kernel->norms(g->width, norm + g->first);
     }
     return blocks;
@@ -190,15 +190,15 @@ struct run {
     const double *norm;
 };
 
-static const float *weights_of(const struct plan *n, const struct run *r, int64_t k, int64_t first)
+static const char *weights_of(const struct plan *n, const struct run *r, int64_t k, int64_t first)
 {
     int64_t across = r->o->b_col, down = r->o->b_step;
-    return (const float *)r->o->b + (n->along ? first * across + k : k * down + first);
+    return r->o->b + (n->along ? first * across + k : k * down + first) * item_of(r->o->b_format);
 }
 
 /* What the next call will read: along, the next run of these rows or the next band's first; across, a share of the rows
    of the next run for each band. */
-static const float *ahead_of(const struct plan *n, const struct run *r, const struct band *b)
+static const char *ahead_of(const struct plan *n, const struct run *r, const struct band *b)
 {
     int64_t next = r->k + n->depth;
     if (n->along)
@@ -210,7 +210,7 @@ static void multiply_run(const struct plan *n, const struct run *r, const struct
 {
     const struct kernel *kernel = n->p->kernel;
     lane_function *const *multiply = n->along ? n->lanes->along : n->lanes->across;
-    copy_function *copy = (n->along ? kernel->copy_along : kernel->copy_across)[n->p->profile];
+    copy_function *copy = (n->along ? kernel->copy_along : kernel->copy_across)[n->p->profile][r->o->b_format];
     int64_t first = band[0].first, count = band[bands - 1].first + band[bands - 1].rows - first;
     int64_t step = n->along ? r->o->b_col : r->o->b_step;
     double norm[UNIT_BANDS * MAX_TILE_ROWS] = {0};
@@ -226,7 +226,7 @@ static void multiply_run(const struct plan *n, const struct run *r, const struct
                              r->norm + group->first, error_of(n, b, g));
             multiply[group->shape](b->rows, r->length, left,
                                    group->right + (r->before + r->k) * group->width * n->item, value_of(n, b, g),
-                                   ahead_of(n, r, b), step);
+                                   ahead_of(n, r, b), step * item_of(r->o->b_format));
         }
     }
 }

@@ -215,7 +215,7 @@ static void run_tiles(void *of, int thread, int threads)
     const struct lanes *l = &w->kernel->lanes[w->profile];
     for (int64_t s = 0; s < w->steps; s++) {
         if (w->lanes)
-            l->along[0](w->rows, w->length, left, right, sums, (const float *)left, 0);
+            l->along[0](w->rows, w->length, left, right, sums, left, 0);
         else
             w->kernel->tile[w->profile].multiply(w->rows, w->length, left, right, w->cols, sums);
         KEEP(sums);

@@ -9,30 +9,35 @@ enum {
 };
 
 /* dst (length, rows) = a, transposed as its steps say. The exact profile multiplies in float64. */
-#define DEFINE_PACK_ROWS(name, from, to)                                                                              \
+#define DEFINE_PACK_ROWS(name, from, to, number)                                                                      \
     static void name(const struct operand *p, int64_t first, int rows, void *dst_)                                    \
     {                                                                                                                 \
         const from *a = (const from *)p->a + first * p->a_row;                                                        \
         to *dst = dst_;                                                                                               \
         for (int64_t k = 0; k < p->length; k++, a += p->a_step)                                                       \
             for (int i = 0; i < rows; i++)                                                                            \
-                *dst++ = (to)a[i * p->a_row];                                                                         \
+                *dst++ = (to)number(a[i * p->a_row]);                                                                 \
     }
 
-DEFINE_PACK_ROWS(pack_rows_exact, float, double)
-DEFINE_PACK_ROWS(pack_rows_chain, float, float)
-DEFINE_PACK_ROWS(pack_rows_unfused, double, double)
+DEFINE_PACK_ROWS(pack_rows_exact_float32, float, double, ITSELF)
+DEFINE_PACK_ROWS(pack_rows_exact_bf16, uint16_t, double, float_of_bf16)
+DEFINE_PACK_ROWS(pack_rows_exact_fp16, uint16_t, double, float_of_fp16)
+DEFINE_PACK_ROWS(pack_rows_chain_float32, float, float, ITSELF)
+DEFINE_PACK_ROWS(pack_rows_chain_bf16, uint16_t, float, float_of_bf16)
+DEFINE_PACK_ROWS(pack_rows_chain_fp16, uint16_t, float, float_of_fp16)
+DEFINE_PACK_ROWS(pack_rows_unfused, double, double, ITSELF)
 
 /* The unit's rows, tile by tile, the first pair before the second. */
 void refmoe_pack_rows(const struct product *p, const struct unit *u, void *room)
 {
-    static void (*const pack[NUM_PROFILES])(const struct operand *, int64_t, int, void *) = {
-        [REFMOE_EXACT] = pack_rows_exact, [REFMOE_CHAIN] = pack_rows_chain, [REFMOE_UNFUSED] = pack_rows_unfused};
+    static void (*const pack[NUM_PROFILES][NUM_STORES + 1])(const struct operand *, int64_t, int, void *) = {
+        [REFMOE_EXACT] = OF_EACH_FORMAT(pack_rows_exact), [REFMOE_CHAIN] = OF_EACH_FORMAT(pack_rows_chain),
+        [REFMOE_UNFUSED] = {[REFMOE_FLOAT64] = pack_rows_unfused}};
     char *to = room;
     for (int64_t row = 0; row < u->rows; row += p->tile->rows) {
         int rows = (int)lower(p->tile->rows, u->rows - row);
         for (int q = 0; q < p->pairs; q++) {
-            pack[p->profile](&u->pair[q], row, rows, to);
+            pack[p->profile][u->pair[q].a_format](&u->pair[q], row, rows, to);
             to += u->pair[q].length * rows * packed_item(p);
         }
     }
@@ -40,17 +45,19 @@ void refmoe_pack_rows(const struct product *p, const struct unit *u, void *room)
 
 /* dst (length, width) = columns first .. cols of b, then columns of zeros up to the tile's width: padding beside the
    output, never along the sum. Short runs of k keep both sides of the transposition in cache. */
-#define DEFINE_TURN(name, type)                                                                                       \
-    static void name(const type *b, int64_t b_step, int64_t b_col, int64_t from, int64_t to, int first, int cols,     \
+#define DEFINE_TURN(name, item, type, number)                                                                         \
+    static void name(const item *b, int64_t b_step, int64_t b_col, int64_t from, int64_t to, int first, int cols,     \
                      int width, type *dst)                                                                            \
     {                                                                                                                 \
         for (int j = first; j < width; j++)                                                                           \
             for (int64_t k = from; k < to; k++)                                                                       \
-                dst[k * width + j] = j < cols ? b[k * b_step + j * b_col] : 0;                                        \
+                dst[k * width + j] = j < cols ? number(b[k * b_step + j * b_col]) : 0;                                \
     }
 
-DEFINE_TURN(turn_float, float)
-DEFINE_TURN(turn_double, double)
+DEFINE_TURN(turn_float, float, float, ITSELF)
+DEFINE_TURN(turn_bf16, uint16_t, float, float_of_bf16)
+DEFINE_TURN(turn_fp16, uint16_t, float, float_of_fp16)
+DEFINE_TURN(turn_double, double, double, ITSELF)
 
 typedef float four __attribute__((vector_size(16)));
 typedef int32_t four_int __attribute__((vector_size(16)));
@@ -106,29 +113,49 @@ static void turn_whole(const float *x, int64_t step, four *turned)
     turn_four(x, step, 4, (float *)turned);
 }
 
+/* Up to four rows, `count` of k: where they lie, or widened into `room`. */
+struct view {
+    const float *at;
+    int64_t step;
+};
+
+static struct view view_rows(const struct rows *from, int64_t first, int64_t k, int rows, int64_t count, float *room)
+{
+    const char *x = from->x + (first * from->step + k) * item_of(from->format);
+    if (from->format == REFMOE_FLOAT32)
+        return (struct view){(const float *)x, from->step};
+    for (int j = 0; j < rows; j++)
+        from->kernel->widen[from->format](count, x + j * from->step * item_of(from->format), room + j * PACK_RUN);
+    return (struct view){room, PACK_RUN};
+}
+
 /* Calls `use` (a statement) with `k`, `j` and turned[0..steps-1], each four j wide, for every four k and four rows. */
 #define FOR_EACH_BLOCK(use)                                                                                           \
+    float room[4 * PACK_RUN];                                                                                         \
     for (int64_t run = 0; run < length; run += PACK_RUN)                                                              \
-        for (int j = 0; j < width; j += 4)                                                                            \
-            for (int64_t k = run; k < lower(run + PACK_RUN, length); k += 4) {                                        \
-                int steps = (int)lower(4, length - k), rows = (int)lower(4, cols - j);                                \
+        for (int j = 0; j < width; j += 4) {                                                                          \
+            int rows = (int)lower(4, cols - j);                                                                       \
+            int64_t end = lower(run + PACK_RUN, length);                                                              \
+            struct view x = view_rows(&from, j, run, rows, end - run, room);                                          \
+            for (int64_t k = run; k < end; k += 4) {                                                                  \
+                int steps = (int)lower(4, end - k);                                                                   \
                 four turned[4];                                                                                       \
                 if (steps == 4 && rows == 4)                                                                          \
-                    turn_whole(x + j * step + k, step, turned);                                                       \
+                    turn_whole(x.at + (k - run), x.step, turned);                                                     \
                 else                                                                                                  \
-                    turn_rows(x + j * step, step, k, k + steps, rows, turned);                                        \
+                    turn_rows(x.at, x.step, k - run, k - run + steps, rows, turned);                                  \
                 for (int t = 0; t < steps; t++) {                                                                     \
                     use                                                                                               \
                 }                                                                                                     \
-            }
+            }                                                                                                         \
+        }
 
-void refmoe_turn_chain(int64_t length, int cols, int width, const float *x, int64_t step, float *right)
+void refmoe_turn_chain(int64_t length, int cols, int width, struct rows from, float *right)
 {
     FOR_EACH_BLOCK(memcpy(right + (k + t) * width + j, &turned[t], sizeof turned[t]);)
 }
 
-void refmoe_turn_exact(int64_t length, int cols, int width, const float *x, int64_t step, double *right,
-                       double *squares)
+void refmoe_turn_exact(int64_t length, int cols, int width, struct rows from, double *right, double *squares)
 {
     for (int j = 0; j < width; j++)
         squares[j] = 0.0;
@@ -142,17 +169,22 @@ void refmoe_turn_exact(int64_t length, int cols, int width, const float *x, int6
 static void pack_panel(const struct product *p, const struct operand *o, int64_t first, int cols, char *dst)
 {
     int width = p->tile->cols;
-    const char *b = o->b + first * o->b_col * (int64_t)p->item;
-    if (p->item == sizeof(float) && o->b_step == 1) {
+    const char *b = o->b + first * o->b_col * item_of(o->b_format);
+    if (o->b_format == REFMOE_FLOAT32 && o->b_step == 1) {
         turn_along_k((const float *)b, o->b_col, o->length, cols, width, (float *)dst);
         return;
     }
+#define TURN(name, item, type)                                                                                        \
+    name((const item *)b, o->b_step, o->b_col, from, lower(from + PACK_RUN, o->length), 0, cols, width, (type *)dst)
     for (int64_t from = 0; from < o->length; from += PACK_RUN) {
-        int64_t to = lower(from + PACK_RUN, o->length);
-        if (p->item == sizeof(float))
-            turn_float((const float *)b, o->b_step, o->b_col, from, to, 0, cols, width, (float *)dst);
+        if (o->b_format == REFMOE_FLOAT32)
+            TURN(turn_float, float, float);
+        else if (o->b_format == REFMOE_BF16)
+            TURN(turn_bf16, uint16_t, float);
+        else if (o->b_format == REFMOE_FP16)
+            TURN(turn_fp16, uint16_t, float);
         else
-            turn_double((const double *)b, o->b_step, o->b_col, from, to, 0, cols, width, (double *)dst);
+            TURN(turn_double, double, double);
     }
 }
 
@@ -170,12 +202,25 @@ static void copy_panels(const struct product *p, const struct operand *o, int64_
         }
 }
 
+/* The same for columns of codes, which become numbers on the way. */
+static void widen_panels(const struct product *p, const struct operand *o, int64_t first, int count, char *dst,
+                         int64_t room)
+{
+    int64_t width = p->tile->cols, item = item_of(o->b_format);
+    const char *b = o->b + first * item;
+    for (int64_t k = 0; k < o->length; k++, b += o->b_step * item, dst += width * (int64_t)sizeof(float))
+        for (int c = 0; c < count; c++) {
+            __builtin_prefetch(b + c * width * item + AHEAD * o->b_step * item, 0, 2);
+            p->kernel->widen[o->b_format](width, b + c * width * item, (float *)(dst + c * room));
+        }
+}
+
 /* Columns may be read where they lie if they are whole, side by side, and either few k or used once: a long stride maps
    every k to the same few places of the cache, so what is read again is better packed. */
 static int is_direct(const struct product *p, const struct unit *u, const struct operand *o)
 {
     int used_once = u->rows <= p->tile->rows && p->profile != REFMOE_EXACT; /* `exact` also reads them for the norms */
-    return o->b_col == 1 && (o->length <= FEW || used_once);
+    return o->b_col == 1 && item_of(o->b_format) == (int64_t)p->item && (o->length <= FEW || used_once);
 }
 
 /* As many panels as stay in the second cache together, at least one. */
@@ -204,7 +249,7 @@ int refmoe_make_panels(const struct product *p, const struct unit *u, int64_t fi
         }
         int copied = o->b_col == 1 ? whole : 0;
         if (copied > direct)
-            copy_panels(p, o, first, copied, room, apart);
+            (item_of(o->b_format) == item ? copy_panels : widen_panels)(p, o, first, copied, room, apart);
         for (int c = copied; c < count; c++)
             pack_panel(p, o, panel[c].first, panel[c].cols, room + c * apart);
         room += count * apart;

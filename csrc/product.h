@@ -82,10 +82,17 @@ struct lane_room {
     int64_t right, left, value, error, norm;
 };
 
+/* Rows of x, `step` elements apart. */
+struct rows {
+    const struct kernel *kernel;
+    const char *x;
+    int format;
+    int64_t step;
+};
+
 /* right[k,j] = x[j * step + k], 0 for cols <= j < width, a multiple of 4; squares[j] = sum_k x[j * step + k]^2. */
-void refmoe_turn_chain(int64_t length, int cols, int width, const float *x, int64_t step, float *right);
-void refmoe_turn_exact(int64_t length, int cols, int width, const float *x, int64_t step, double *right,
-                       double *squares);
+void refmoe_turn_chain(int64_t length, int cols, int width, struct rows from, float *right);
+void refmoe_turn_exact(int64_t length, int cols, int width, struct rows from, double *right, double *squares);
 
 void refmoe_compute_unit(const struct product *product, const struct unit *unit, struct scratch *scratch);
 void refmoe_compute_lanes(const struct product *product, const struct unit *unit, struct scratch *scratch);

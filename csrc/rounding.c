@@ -62,13 +62,17 @@ struct grid refmoe_grid(int count, const struct vector_pair *pair, int second)
 {
     struct grid grid = {1, INT32_MAX / 4, 0.0};
     for (int p = 0; p < count; p++) {
-        const float *v = second ? pair[p].b : pair[p].a;
+        const void *v = second ? pair[p].b : pair[p].a;
+        int format = second ? pair[p].b_format : pair[p].a_format;
         int64_t step = second ? pair[p].b_step : pair[p].a_step;
         for (int64_t k = 0; k < pair[p].length; k++)
-            widen(&grid, v[k * step]);
+            widen(&grid, number_at(v, format, k * step));
     }
     return grid;
 }
+
+static float left_of(const struct vector_pair *v, int64_t k) { return number_at(v->a, v->a_format, k * v->a_step); }
+static float right_of(const struct vector_pair *v, int64_t k) { return number_at(v->b, v->b_format, k * v->b_step); }
 
 static int64_t count_terms(const struct terms *terms)
 {
@@ -115,7 +119,7 @@ static struct pair_sum sum_terms(const struct terms *terms)
     for (int p = 0; p < terms->pairs; p++) {
         const struct vector_pair *v = &terms->pair[p];
         for (int64_t k = 0; k < v->length; k++)
-            add_term(&s, (double)v->a[k * v->a_step] * (double)v->b[k * v->b_step]);
+            add_term(&s, (double)left_of(v, k) * (double)right_of(v, k));
     }
     if (terms->acc)
         add_term(&s, *terms->acc);
@@ -221,7 +225,7 @@ static int nonfinite(const struct terms *terms, float *out)
     for (int p = 0; p < terms->pairs; p++) {
         const struct vector_pair *v = &terms->pair[p];
         for (int64_t k = 0; k < v->length; k++) {
-            double product = (double)v->a[k * v->a_step] * (double)v->b[k * v->b_step];
+            double product = (double)left_of(v, k) * (double)right_of(v, k);
             if (!is_finite(product))
                 special += product;
         }
@@ -243,7 +247,7 @@ static float exact(const struct terms *terms, int format)
     for (int p = 0; p < terms->pairs; p++) {
         const struct vector_pair *v = &terms->pair[p];
         for (int64_t k = 0; k < v->length; k++)
-            add_product(limb, v->a[k * v->a_step], v->b[k * v->b_step]);
+            add_product(limb, left_of(v, k), right_of(v, k));
     }
     if (terms->acc)
         add_product(limb, *terms->acc, 1.0f);

@@ -47,10 +47,10 @@ struct tile {
             at k * tile rows + i elements
      right  (length, width), dense; as left
      acc    rows of the widest shape's width; only the first `width` columns are read and written
-   Meanwhile it fetches what comes next: a line a step, LEFT_BYTES / sizeof(float) elements of each row, rows `step`
-   elements apart. */
+   Meanwhile it fetches what comes next: a line a step, so many of each row as its steps of float32 fill, rows `step`
+   bytes apart. */
 typedef void lane_function(int rows, int64_t length, const void *left, const void *right, void *acc,
-                           const float *ahead, int64_t step);
+                           const char *ahead, int64_t step);
 
 enum { LEFT_BYTES = 1024, LEFT_PITCH = LEFT_BYTES + 64 };
 
@@ -61,8 +61,11 @@ struct lanes {
 };
 
 /* Copies `count` rows (along) or columns (across) of `length` weights for such tiles; in the exact profile as double,
-   and squares[i] += sum_k of the squares of the i-th. `step`: from one row of the matrix to the next. */
-typedef void copy_function(int count, int64_t length, const float *w, int64_t step, void *left, double *squares);
+   and squares[i] += sum_k of the squares of the i-th. `step`: elements from one row of the matrix to the next. */
+typedef void copy_function(int count, int64_t length, const void *w, int64_t step, void *left, double *squares);
+
+/* to[i] = the number that the code from[i] stands for, exactly. */
+typedef void widen_function(int64_t count, const void *from, float *to);
 
 /* squares[i] becomes an upper bound of its root, as refmoe_norm_above. */
 typedef void norms_function(int count, double *squares);
@@ -93,13 +96,21 @@ struct kernel {
     int (*runs_here)(void);
     struct tile tile[NUM_PROFILES]; /* indexed by refmoe_profile */
     struct lanes lanes[NUM_PROFILES]; /* of exact and chain */
-    copy_function *copy_along[NUM_PROFILES], *copy_across[NUM_PROFILES];
+    copy_function *copy_along[NUM_PROFILES][NUM_STORES], *copy_across[NUM_PROFILES][NUM_STORES];
+    widen_function *widen[NUM_STORES]; /* of the codes of 16 bits */
     norms_function *norms;
     grow_function *grow;
     squares_function *squares;
     test_function *test;
     settle_function *settle;
 };
+
+/* One row of a table by format: the functions name_float32, name_bf16 and name_fp16. */
+#define OF_EACH_FORMAT(name)                                                                                          \
+    {                                                                                                                 \
+        [REFMOE_FLOAT32] = name##_float32, [REFMOE_BF16] = name##_bf16, [REFMOE_FP16] = name##_fp16                   \
+    }
+#define ITSELF(x) (x)
 
 extern const struct kernel refmoe_portable;
 #if defined(__x86_64__)
@@ -123,8 +134,9 @@ extern const struct format refmoe_formats[NUM_STORES];
 
 /* One output of an exact product: two strided vectors a pair, and two scalars that may be NULL. */
 struct vector_pair {
-    const float *a, *b;
+    const void *a, *b;
     int64_t a_step, b_step, length;
+    int a_format, b_format;
 };
 
 struct terms {
@@ -144,6 +156,29 @@ static inline uint64_t bits_of_double(double x) { uint64_t b; memcpy(&b, &x, siz
 static inline double double_of_bits(uint64_t b) { double x; memcpy(&x, &b, sizeof x); return x; }
 static inline uint32_t bits_of_float(float x) { uint32_t b; memcpy(&b, &x, sizeof b); return b; }
 static inline float float_of_bits(uint32_t b) { float x; memcpy(&x, &b, sizeof x); return x; }
+
+static inline float float_of_bf16(uint16_t code) { return float_of_bits((uint32_t)code << 16); }
+
+/* The exponents of the two formats are 112 apart; a subnormal is a whole number of 2^-24. */
+static inline float float_of_fp16(uint16_t code)
+{
+    uint32_t sign = (uint32_t)(code & 0x8000) << 16, rest = code & 0x7FFF, bits = (rest << 13) + (112u << 23);
+    if (rest < 0x400)
+        bits = bits_of_float((float)(int32_t)rest * 0x1p-24f);
+    if (rest >= 0x7C00)
+        bits += 112u << 23;
+    return float_of_bits(bits | sign);
+}
+
+/* Element `index` of an array of a format of the _f32 functions. */
+static inline float number_at(const void *array, int format, int64_t index)
+{
+    if (format == REFMOE_FLOAT32)
+        return ((const float *)array)[index];
+    uint16_t code = ((const uint16_t *)array)[index];
+    return format == REFMOE_BF16 ? float_of_bf16(code) : float_of_fp16(code);
+}
+
 static inline int is_finite(double x) { return (bits_of_double(x) >> 52 & 0x7FF) != 0x7FF; }
 static inline double magnitude(double x) { return double_of_bits(bits_of_double(x) & INT64_MAX); }
 

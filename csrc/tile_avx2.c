@@ -1,10 +1,10 @@
-/* tile_avx2.c: the template with 256-bit vectors; AVX2 here always includes FMA. */
+/* tile_avx2.c: the template with 256-bit vectors; AVX2 here always includes FMA and F16C. */
 
 #if defined(__x86_64__)
 
 #include <immintrin.h>
 
-#define TARGET __attribute__((target("avx2,fma")))
+#define TARGET __attribute__((target("avx2,fma,f16c")))
 #define LANES 4
 #define ROWS 6
 #define FMA64(a, b, c) ((vd)_mm256_fmadd_pd((__m256d)(a), (__m256d)(b), (__m256d)(c)))
@@ -14,6 +14,8 @@
 #define WIDEN(p) ((vd)_mm256_cvtps_pd(_mm_loadu_ps(p)))
 #define NARROW(v) ((half)_mm256_cvtpd_ps((__m256d)(v)))
 #define SIGNS(v) _mm_movemask_ps((__m128)(v))
+#define FLOATS_FP16(p) ((vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p))))
+#define DOUBLES_FP16(p) ((vd)_mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(const void *)(p)))))
 #define LANE_ROWS 6
 #define LANE_SHAPES                                                                                                   \
     LANE_TILE(chain_16, float, __m256, 2, 16, _mm256_fmadd_ps, _mm256_set1_ps)                                        \
@@ -27,7 +29,7 @@ static int runs_here(void) { return __builtin_cpu_supports("avx2") && __builtin_
 
 const struct kernel refmoe_avx2 = {
     .name = "avx2",
-    .needs = "an x86-64 processor with AVX2 and FMA",
+    .needs = "an x86-64 processor with AVX2, FMA and F16C",
     .runs_here = runs_here,
     .tile = VECTOR_TILES,
     .lanes = {[REFMOE_EXACT] = {LANE_ROWS, 2, {8, 4}, {exact_8_along, exact_4_along},

@@ -4,7 +4,7 @@
 
 #include <immintrin.h>
 
-#define TARGET __attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw")))
+#define TARGET __attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw,f16c")))
 #define LANES 8
 #define ROWS 8
 #define FMA64(a, b, c) ((vd)_mm512_fmadd_pd((__m512d)(a), (__m512d)(b), (__m512d)(c)))
@@ -14,6 +14,8 @@
 #define WIDEN(p) ((vd)_mm512_cvtps_pd(_mm256_loadu_ps(p)))
 #define NARROW(v) ((half)_mm512_cvtpd_ps((__m512d)(v)))
 #define SIGNS(v) _mm256_movemask_ps((__m256)(v))
+#define FLOATS_FP16(p) ((vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p))))
+#define DOUBLES_FP16(p) ((vd)_mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))))
 #define LANE_ROWS 12
 #define LANE_SHAPES                                                                                                   \
     LANE_TILE(chain_32, float, __m512, 2, 32, _mm512_fmadd_ps, _mm512_set1_ps)                                        \

@@ -14,6 +14,8 @@
 #define WIDEN(p) ((vd)vcvt_f64_f32(vld1_f32(p)))
 #define NARROW(v) ((half)vcvt_f32_f64((float64x2_t)(v)))
 #define SIGNS(v) (vget_lane_u32((uint32x2_t)(v), 0) >> 31 | vget_lane_u32((uint32x2_t)(v), 1) >> 31 << 1)
+#define FLOATS_FP16(p) ((vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))))
+#define DOUBLES_FP16(p) ((vd){float_of_fp16((p)[0]), float_of_fp16((p)[1])})
 #define LANE_FMA32(a, b, c) vfmaq_f32(c, a, b)
 #define LANE_FMA64(a, b, c) vfmaq_f64(c, a, b)
 #define LANE_ROWS 12

@@ -57,7 +57,7 @@ static void multiply_unfused(int rows, int64_t length, const void *a_, const voi
 #define ACROSS(type, i, k) (((const type *)left)[(k) * ROWS + (i)])
 
 #define LANE_TILE(name, type, at, step_of)                                                                            \
-    static void name(int rows, int64_t length, const void *left, const void *right, void *acc_, const float *ahead,   \
+    static void name(int rows, int64_t length, const void *left, const void *right, void *acc_, const char *ahead,    \
                      int64_t step)                                                                                    \
     {                                                                                                                 \
         type *acc = acc_;                                                                                             \
@@ -75,29 +75,39 @@ LANE_TILE(exact_across, double, ACROSS, ADD_EXACT)
 LANE_TILE(chain_along, float, ALONG, fused)
 LANE_TILE(chain_across, float, ACROSS, fused)
 
-#define COPIES(name, type)                                                                                            \
-    static void copy_along_##name(int rows, int64_t length, const float *w, int64_t step, void *left, double *squares) \
+#define COPIES(name, type, form, item, number)                                                                        \
+    static void copy_along_##name##_##form(int rows, int64_t length, const void *w, int64_t step, void *left,         \
+                                           double *squares)                                                           \
     {                                                                                                                 \
         for (int i = 0; i < rows; i++)                                                                                \
             for (int64_t k = 0; k < length; k++) {                                                                    \
-                double value = w[i * step + k];                                                                       \
+                double value = number(((const item *)w)[i * step + k]);                                               \
                 ((type *)((char *)left + i * LEFT_PITCH))[k] = (type)value;                                           \
                 squares[i] += value * value;                                                                          \
             }                                                                                                         \
     }                                                                                                                 \
-    static void copy_across_##name(int cols, int64_t length, const float *w, int64_t step, void *left,                \
-                                   double *squares)                                                                   \
+    static void copy_across_##name##_##form(int cols, int64_t length, const void *w, int64_t step, void *left,        \
+                                            double *squares)                                                          \
     {                                                                                                                 \
         for (int64_t k = 0; k < length; k++)                                                                          \
             for (int j = 0; j < cols; j++) {                                                                          \
-                double value = w[k * step + j];                                                                       \
+                double value = number(((const item *)w)[k * step + j]);                                               \
                 ((type *)left)[(j / ROWS * length + k) * ROWS + j % ROWS] = (type)value;                              \
                 squares[j] += value * value;                                                                          \
             }                                                                                                         \
     }
+#define READING(form, item, number)                                                                                   \
+    COPIES(exact, double, form, item, number)                                                                         \
+    COPIES(chain, float, form, item, number)                                                                          \
+    static void widen_##form(int64_t count, const void *from, float *to)                                              \
+    {                                                                                                                 \
+        for (int64_t k = 0; k < count; k++)                                                                           \
+            to[k] = number(((const item *)from)[k]);                                                                  \
+    }
 
-COPIES(exact, double)
-COPIES(chain, float)
+READING(float32, float, ITSELF)
+READING(bf16, uint16_t, float_of_bf16)
+READING(fp16, uint16_t, float_of_fp16)
 
 static void norms(int count, double *squares)
 {
@@ -161,8 +171,11 @@ const struct kernel refmoe_portable = {
              [REFMOE_UNFUSED] = {ROWS, COLS, multiply_unfused}},
     .lanes = {[REFMOE_EXACT] = {ROWS, 1, {COLS}, {exact_along}, {exact_across}},
               [REFMOE_CHAIN] = {ROWS, 1, {COLS}, {chain_along}, {chain_across}}},
-    .copy_along = {[REFMOE_EXACT] = copy_along_exact, [REFMOE_CHAIN] = copy_along_chain},
-    .copy_across = {[REFMOE_EXACT] = copy_across_exact, [REFMOE_CHAIN] = copy_across_chain},
+    .copy_along = {[REFMOE_EXACT] = OF_EACH_FORMAT(copy_along_exact),
+                   [REFMOE_CHAIN] = OF_EACH_FORMAT(copy_along_chain)},
+    .copy_across = {[REFMOE_EXACT] = OF_EACH_FORMAT(copy_across_exact),
+                    [REFMOE_CHAIN] = OF_EACH_FORMAT(copy_across_chain)},
+    .widen = OF_EACH_FORMAT(widen),
     .norms = norms,
     .grow = grow,
     .squares = squares,

@@ -7,6 +7,7 @@
      SPREAD64(x), SPREAD32(x)     a vector of one number
      LANE_ROWS    rows of a tile of lanes.c, at most MAX_TILE_ROWS; their accumulators are two vectors a row
      LANE_SHAPES  the tiles of lanes.c, made by LANE_TILE
+     FLOATS_FP16(p), DOUBLES_FP16(p)   2 * LANES codes of fp16 at p as floats, LANES of them as doubles
      WIDEN(p)     LANES floats at p as doubles;  NARROW(v)  doubles to floats;  SIGNS(v)  sign bits of LANES floats
 
    A tile is two vectors wide. Every loop over rows has a constant bound, so that the accumulators stay in registers;
@@ -101,7 +102,7 @@ INLINE void rows_unfused(const int rows, int64_t length, const double *a, const 
 /* `count` vectors of `scalar` a row. One line of what comes next is fetched each step. */
 #define LANE_LOOPS(name, at, scalar, vector, count, widest, fma, spread)                                              \
     INLINE void name##_rows(const int rows, int64_t length, const scalar *left, const scalar *right, scalar *acc,     \
-                            const float *ahead, int64_t step)                                                         \
+                            const char *ahead, int64_t step)                                                         \
     {                                                                                                                 \
         typedef scalar memory __attribute__((vector_size(sizeof(vector)), aligned(sizeof(scalar)), may_alias));       \
         enum { LANE = sizeof(vector) / sizeof(scalar), PITCH = LEFT_PITCH / sizeof(scalar) };                         \
@@ -111,9 +112,9 @@ INLINE void rows_unfused(const int rows, int64_t length, const double *a, const 
             for (int v = 0; v < count; v++)                                                                           \
                 sum[i][v] = (vector) * (const memory *)(acc + i * (widest) + v * LANE);                               \
         for (int64_t from = 0, row = 0; from < length; from += LINES, row += row + 1 < rows) {                        \
-            const float *line = ahead + row * step;                                                                   \
+            const char *line = ahead + row * step;                                                                    \
             int64_t to = from + LINES < length ? from + LINES : length;                                               \
-            for (int64_t k = from; k < to; k++, line += 16, right += LANE * count) {                                  \
+            for (int64_t k = from; k < to; k++, line += 64, right += LANE * count) {                                  \
                 vector x[count];                                                                                      \
                 __builtin_prefetch(line, 0, 3);                                                                       \
                 for (int v = 0; v < count; v++)                                                                       \
@@ -130,7 +131,7 @@ INLINE void rows_unfused(const int rows, int64_t length, const double *a, const 
                 *(memory *)(acc + i * (widest) + v * LANE) = (memory)sum[i][v];                                       \
     }                                                                                                                 \
     static TARGET void name(int rows, int64_t length, const void *left, const void *right, void *acc,                 \
-                            const float *ahead, int64_t step)                                                         \
+                            const char *ahead, int64_t step)                                                         \
     {                                                                                                                 \
         switch (rows) {                                                                                               \
             LANE_CASE(name, 1) LANE_CASE(name, 2) LANE_CASE(name, 3) LANE_CASE(name, 4) LANE_CASE(name, 5)            \
@@ -148,78 +149,7 @@ INLINE void rows_unfused(const int rows, int64_t length, const double *a, const 
 
 LANE_SHAPES
 
-static TARGET void copy_along_chain(int rows, int64_t length, const float *w, int64_t step, void *left,
-                                    double *squares)
-{
-    for (int i = 0; i < rows; i++, w += step) {
-        float *to = (float *)((char *)left + i * LEFT_PITCH);
-        int64_t k = 0;
-        for (; k + 2 * LANES <= length; k += 2 * LANES)
-            *(vf_memory *)(to + k) = LOAD_F(w + k);
-        for (; k < length; k++)
-            to[k] = w[k];
-    }
-    (void)squares;
-}
-
-static TARGET void copy_along_exact(int rows, int64_t length, const float *w, int64_t step, void *left,
-                                    double *squares)
-{
-    for (int i = 0; i < rows; i++, w += step) {
-        double *to = (double *)((char *)left + i * LEFT_PITCH);
-        int64_t k = 0;
-        vd sum = {0};
-        for (; k + LANES <= length; k += LANES) {
-            vd x = WIDEN(w + k);
-            *(vd_memory *)(to + k) = x;
-            sum = FMA64(x, x, sum);
-        }
-        for (int lane = 0; lane < LANES; lane++)
-            squares[i] += sum[lane];
-        for (; k < length; k++) {
-            to[k] = (double)w[k];
-            squares[i] += to[k] * to[k];
-        }
-    }
-}
-
-/* Column after column, in bands of LANE_ROWS; a band is (length, LANE_ROWS). */
-static TARGET void copy_across_chain(int cols, int64_t length, const float *w, int64_t step, void *left,
-                                     double *squares)
-{
-    for (int64_t k = 0; k < length; k++, w += step)
-        for (int j = 0; j < cols; j += LANE_ROWS) {
-            float *to = (float *)left + j * length + k * LANE_ROWS;
-            if (j + LANE_ROWS <= cols)
-                memcpy(to, w + j, LANE_ROWS * sizeof *to);
-            else
-                memcpy(to, w + j, (size_t)(cols - j) * sizeof *to);
-        }
-    (void)squares;
-}
-
-static TARGET void copy_across_exact(int cols, int64_t length, const float *w, int64_t step, void *left,
-                                     double *squares)
-{
-    for (int64_t k = 0; k < length; k++, w += step) {
-        for (int j = 0; j < cols; j += LANE_ROWS) {
-            double *to = (double *)left + j * length + k * LANE_ROWS;
-            if (j + LANE_ROWS <= cols)
-                for (int i = 0; i < LANE_ROWS; i++)
-                    to[i] = (double)w[j + i];
-            else
-                for (int i = 0; i < cols - j; i++)
-                    to[i] = (double)w[j + i];
-        }
-        int j = 0;
-        for (; j + LANES <= cols; j += LANES) {
-            vd x = WIDEN(w + j);
-            *(vd_memory *)(squares + j) = FMA64(x, x, LOAD_D(squares + j));
-        }
-        for (; j < cols; j++)
-            squares[j] += (double)w[j] * (double)w[j];
-    }
-}
+#include "tile_reading.h"
 
 #define CASE(inner, count)                                                                                            \
     case count:                                                                                                       \
@@ -369,10 +299,6 @@ static TARGET void settle(int rows, int pitch, const float *value, const float *
         settle_block(rows, pitch, value, row_bias, col_bias, 1, f, result);
 }
 
-#define VECTOR_COPIES                                                                                                 \
-    .copy_along = {[REFMOE_EXACT] = copy_along_exact, [REFMOE_CHAIN] = copy_along_chain},                             \
-    .copy_across = {[REFMOE_EXACT] = copy_across_exact, [REFMOE_CHAIN] = copy_across_chain}, .norms = norms,          \
-    .grow = grow
 #define VECTOR_TILES                                                                                                  \
     {                                                                                                                 \
         [REFMOE_EXACT] = {ROWS, 2 * LANES, multiply_exact}, [REFMOE_CHAIN] = {ROWS, 4 * LANES, multiply_chain},       \

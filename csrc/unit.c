@@ -11,19 +11,22 @@ double refmoe_error_factor(const struct product *p, int64_t length)
     return terms <= 1 ? 0.0 : (double)(terms + 2) * 0x1p-52;
 }
 
+/* Of the packed rows: float64, and the widths of the formats are behind them. */
 static void bound_rows(const struct product *p, const struct unit *u, struct scratch *s)
 {
-    double factor = refmoe_error_factor(p, total_length(p, u));
-    for (int64_t i = 0; i < u->rows; i++) {
-        double squares = 0.0;
-        for (int q = 0; q < p->pairs; q++) {
-            const struct operand *pair = &u->pair[q];
-            const float *a = (const float *)pair->a + i * pair->a_row;
-            for (int64_t k = 0; k < pair->length; k++, a += pair->a_step)
-                squares += (double)*a * (double)*a;
+    int64_t length = total_length(p, u);
+    double factor = refmoe_error_factor(p, length);
+    const double *a = s->packed_rows;
+    for (int64_t row = 0; row < u->rows; row += p->tile->rows) {
+        int rows = (int)lower(p->tile->rows, u->rows - row);
+        double squares[MAX_TILE_ROWS] = {0};
+        for (int64_t k = 0; k < length; k++, a += rows)
+            for (int i = 0; i < rows; i++)
+                squares[i] += a[i] * a[i];
+        for (int i = 0; i < rows; i++) {
+            s->row_bound[row + i] = factor * refmoe_norm_above(squares[i]);
+            s->row_grid[row + i].known = 0;
         }
-        s->row_bound[i] = factor * refmoe_norm_above(squares);
-        s->row_grid[i].known = 0;
     }
 }
 
@@ -95,8 +98,9 @@ static struct terms terms_of(const struct product *p, const struct unit *u, int6
     struct terms terms = {.pairs = p->pairs};
     for (int q = 0; q < p->pairs; q++) {
         const struct operand *o = &u->pair[q];
-        terms.pair[q] = (struct vector_pair){(const float *)o->a + row * o->a_row, (const float *)o->b + col * o->b_col,
-                                             o->a_step, o->b_step, o->length};
+        terms.pair[q] = (struct vector_pair){o->a + row * o->a_row * item_of(o->a_format),
+                                             o->b + col * o->b_col * item_of(o->b_format), o->a_step, o->b_step,
+                                             o->length, o->a_format, o->b_format};
     }
     terms.bias = u->bias ? &AT(u->bias, float, col) : NULL;
     terms.acc = u->acc ? &AT(u->acc, float, row * u->out_row + col) : NULL;

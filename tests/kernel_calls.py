@@ -19,14 +19,14 @@ class Buffer:
 
     def __init__(self, content, kind=None):
         array = np.full(content, np.nan, kind) if isinstance(content, tuple) else np.asarray(content)
-        word = {4: 0x7FA5A5A5, 8: 0x7FF5A5A5A5A5A5A5}[array.itemsize]
+        word = {2: 0x7FA5, 4: 0x7FA5A5A5, 8: 0x7FF5A5A5A5A5A5A5}[array.itemsize]
         self.all = np.full(array.size + 2 * GUARD, word, f"u{array.itemsize}")
         self.array = self.all[GUARD : GUARD + array.size].view(array.dtype).reshape(array.shape)
         self.array[...] = array
         self.before = self.all.copy()
 
     def pointer(self):
-        kind = {"f4": "float *", "f8": "double *", "i8": "int64_t *"}[self.array.dtype.str[1:]]
+        kind = {"u2": "uint16_t *", "f4": "float *", "f8": "double *", "i8": "int64_t *"}[self.array.dtype.str[1:]]
         return ffi.cast(kind, self.all.ctypes.data + GUARD * self.all.itemsize)
 
     def assert_guards(self):
@@ -42,9 +42,11 @@ class Guarded:
     """The three products through C directly: NaN in the output before, guard words round everything.
 
     The methods have the engine's signatures; inputs are compared after each call; `tiers` holds the counts of the last.
+    left, right: the formats of the first and the second operand; those of 16 bits are given as codes.
     """
 
-    def __init__(self, kernel, threads):
+    def __init__(self, kernel, threads, left="float32", right="float32"):
+        self.operands = left, right
         names = [ffi.string(lib.refmoe_kernel_name(i)).decode() for i in range(lib.refmoe_kernel_count())]
         self.index, self.threads = names.index(kernel), threads
         self.tiers = None
@@ -88,8 +90,8 @@ class Guarded:
 
     def how(self, rule):
         form = lib.REFMOE_FLOAT64 if rule.profile == "float64" else CODES[rule.format]
-        operand = lib.REFMOE_FLOAT64 if rule.profile == "float64" else lib.REFMOE_FLOAT32
-        fields = self.index, self.threads, CODES[rule.profile], form, FORCES[rule.force_tier], operand, operand
+        operands = [form] * 2 if rule.profile == "float64" else [CODES[name] for name in self.operands]
+        fields = self.index, self.threads, CODES[rule.profile], form, FORCES[rule.force_tier], *operands
         return ffi.new("refmoe_how *", fields)
 
 

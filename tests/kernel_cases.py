@@ -55,6 +55,11 @@ class Case:
         for name, shape in shapes.items():
             setattr(self, name, make(rng, shape, kind))
 
+    @property
+    def x_right(self):
+        """x as the second operand of the gradient of weights."""
+        return self.x
+
     def outputs(self, engine, rule):
         """Every product, bare and with all it may be given."""
         forward, back_x, back_w = (getattr(engine, name) for name in PRODUCTS)
@@ -65,6 +70,81 @@ class Case:
         yield back_x(rule, [(self.d, self.w), (self.d2, self.w2)], self.offsets, acc=self.acc_x)
         yield back_w(rule, self.d, self.x, self.offsets)
         yield back_w(rule, self.d, self.x, self.offsets, acc=self.acc_w)
+
+
+# ---- operands of 16 bits ----
+
+def any_codes(rng, shape, form):
+    """Every code alike, with infinities, NaN and subnormals; of bf16 exponents that overflow and vanish."""
+    return rng.integers(0, 1 << 16, shape).astype(np.uint16)
+
+
+def middle_codes(rng, shape, form):
+    """Numbers round 1 of both signs, over a few binades: nothing overflows, and sums must be rounded."""
+    one = {"bf16": 0x3F80, "fp16": 0x3C00}[form]
+    binade = {"bf16": 1 << 7, "fp16": 1 << 10}[form]
+    codes = one + rng.integers(-4 * binade, 4 * binade, shape) | rng.integers(0, 2, shape) << 15
+    return codes.astype(np.uint16)
+
+
+def small_codes(rng, shape, form):
+    """Subnormals and zeros of both signs, and now and then a large number that lifts them."""
+    codes = rng.integers(0, {"bf16": 1 << 8, "fp16": 1 << 11}[form], shape)
+    codes = np.where(rng.random(shape) < 0.3, {"bf16": 0x7E80, "fp16": 0x7800}[form], codes)
+    return (codes | rng.integers(0, 2, shape) << 15).astype(np.uint16)
+
+
+CODE_MAKERS = (middle_codes, any_codes, small_codes)
+
+
+def value_of(codes, form):
+    """What the codes stand for, as float32; float32 itself."""
+    if form == "float32":
+        return codes
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        numbers = codes.view(np.float16).astype(np.float32) if form == "fp16" else codes.astype(np.uint32) << 16
+    return np.where(np.isnan(numbers.view(np.float32)), np.float32(np.nan), numbers.view(np.float32))
+
+
+class CodeCase:
+    """Operands of all three products, the first of each in the format `left`, the second in `right`."""
+
+    def __init__(self, make, counts, M, K, left, right, M2=3, seed=0):
+        rng, self.formats = np.random.default_rng(seed), (left, right)
+        self.offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        E, N = len(counts), int(self.offsets[-1])
+        shapes = {"x": (N, K), "d": (N, M), "d2": (N, M2)}, {"w": (E, M, K), "w2": (E, M2, K), "x_right": (N, K)}
+        for form, names in zip((left, right), shapes, strict=True):
+            for name, shape in names.items():
+                setattr(self, name, wide(rng, shape) if form == "float32" else make(rng, shape, form))
+        self.bias, self.acc_rows = coarse(rng, (E, M)), coarse(rng, (N, M))
+        self.acc_x, self.acc_w = coarse(rng, (N, K)), coarse(rng, (E, M, K))
+
+    def outputs(self, engine, rule, give):
+        """As Case.outputs; `give(codes, format)` is what the engine takes for an operand."""
+        forward, back_x, back_w = (getattr(engine, name) for name in PRODUCTS)
+        left, right = self.formats
+        x, d, d2 = (give(array, left) for array in (self.x, self.d, self.d2))
+        w, w2, x_right = (give(array, right) for array in (self.w, self.w2, self.x_right))
+        yield forward(rule, x, w, self.offsets)
+        yield forward(rule, x, w, self.offsets, bias=self.bias)
+        yield forward(rule, x, w, self.offsets, bias=self.bias, acc=self.acc_rows)
+        yield back_x(rule, [(d, w)], self.offsets)
+        yield back_x(rule, [(d, w), (d2, w2)], self.offsets, acc=self.acc_x)
+        yield back_w(rule, d, x_right, self.offsets)
+        yield back_w(rule, d, x_right, self.offsets, acc=self.acc_w)
+
+
+def grid_of_codes(form):
+    """x (n, 3), w (1, n, 3) of codes: 1 * a + 1 * b + tiny * c, where a + b is often a midpoint of the format."""
+    numbers = np.array([1.0, 1.5, 2.0**-8, 2.0**-9, 2.0**-11, 2.0**-12, 3 * 2.0**-9, -1.0, 0.0, 1.0 + 2.0**-7])
+    a, b = (grid.ravel() for grid in np.meshgrid(numbers, numbers))
+    x = np.stack([np.ones(4), np.ones(4), [0.0, 2.0**-14, -(2.0**-14), 2.0**-10]], axis=1)
+    w = np.stack([a, b, np.full(len(a), 2.0**-14)], axis=1)[None]
+    if form == "fp16":
+        return x.astype(np.float16).view(np.uint16), w.astype(np.float16).view(np.uint16)
+    narrow = [(array.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16) for array in (x, w)]
+    return tuple(narrow)
 
 
 # ---- sizes ----

@@ -6,14 +6,16 @@
    The file (written by replay.py) is a sequence of cases, little endian and dense, until it ends:
 
      char    group[32], name[32]          NUL-padded; the cases of a group are neighbours
-     int32   profile, format              as in refmoe_kernels.h
+     int32   profile, format, left_format, right_format     as in refmoe_kernels.h
      int64   E, N, M, K, M2               M2 is the second pair's M
      int64   offsets[E + 1]
-     item    x (N, K), w (E, M, K), d (N, M), d2 (N, M2), w2 (E, M2, K), bias (E, M),
-             acc_rows (N, M), acc_x (N, K), acc_w (E, M, K)
+     left    x (N, K), d (N, M), d2 (N, M2)
+     right   w (E, M, K), w2 (E, M2, K), x_right (N, K)      x_right: the second operand of backward_w
+     item    bias (E, M), acc_rows (N, M), acc_x (N, K), acc_w (E, M, K)
      item    the outputs of the seven calls below, in their order
 
-   where item is double for the profile REFMOE_UNFUSED and float for the others. Every kernel that runs here makes each
+   where item is double for the profile REFMOE_UNFUSED and float for the others, and left and right are as their formats
+   say. Every kernel that runs here makes each
    call with 1 and 2 threads (1 without OpenMP), then in a caller's hostile floating-point mode, then, if exact, with
    its tiers forced. Outputs stand between guard words; operands are compared afterwards; scratch memory is held
    against the bound that the header gives.                                                                         */
@@ -35,16 +37,16 @@ enum { HOSTILE = 1 << 24 | 1 << 22, MODE = 0x03C00000 };
 
 struct head {
     char group[32], name[32];
-    int32_t profile, format;
+    int32_t profile, format, left_format, right_format;
     int64_t e, n, m, k, m2;
 };
 
-_Static_assert(sizeof(struct head) == 112, "the head has no holes");
+_Static_assert(sizeof(struct head) == 120, "the head has no holes");
 
-enum { X, W, D, D2, W2, BIAS, ACC_ROWS, ACC_X, ACC_W, OPERANDS, CALLS = 7, GUARD = 29 };
+enum { X, D, D2, W, W2, X_RIGHT, BIAS, ACC_ROWS, ACC_X, ACC_W, OPERANDS, CALLS = 7, GUARD = 29 };
 
 struct array {
-    int64_t count;
+    int64_t count, item;
     void *room, *data, *kept; /* data stands one item into its room, so that nothing is aligned by luck */
 };
 
@@ -66,10 +68,11 @@ static const char *const call_name[CALLS] = {
     {                                                                                                                 \
         int64_t e = r->head.e, n = r->head.n, m = r->head.m, k = r->head.k;                                           \
         const int64_t *offsets = r->offsets.data;                                                                     \
-        const type *operand[OPERANDS];                                                                                \
+        const void *operand[OPERANDS];                                                                                \
         for (int i = 0; i < OPERANDS; i++)                                                                            \
             operand[i] = r->operand[i].data;                                                                          \
-        const type *x = operand[X], *w = operand[W], *d = operand[D], *bias = call < 1 ? NULL : operand[BIAS];        \
+        const void *x = operand[X], *w = operand[W], *d = operand[D];                                                 \
+        const type *bias = call < 1 ? NULL : operand[BIAS];                                                           \
         const type *acc_rows = call < 2 ? NULL : operand[ACC_ROWS], *acc_x = call < 4 ? NULL : operand[ACC_X];        \
         const type *acc_w = call < 6 ? NULL : operand[ACC_W];                                                         \
         const refmoe_pair_##suffix pair[2] = {{d, w, m}, {operand[D2], operand[W2], r->head.m2}};                     \
@@ -79,7 +82,8 @@ static const char *const call_name[CALLS] = {
         if (call < 5)                                                                                                 \
             return refmoe_grouped_matmul_backward_x_##suffix(how, e, n, k, offsets, call - 2, pair, acc_x,            \
                                                              out __VA_ARGS__);                                        \
-        return refmoe_grouped_matmul_backward_w_##suffix(how, e, n, m, k, offsets, d, x, acc_w, out __VA_ARGS__);     \
+        return refmoe_grouped_matmul_backward_w_##suffix(how, e, n, m, k, offsets, d, operand[X_RIGHT], acc_w,        \
+                                                         out __VA_ARGS__);                                            \
     }
 
 DEFINE_CALL(call_f32, float, f32, , report)
@@ -191,8 +195,8 @@ static int64_t check_case(const struct replay *r)
     for (int kernel = 0; kernel < refmoe_kernel_count(); kernel++) {
         if (!refmoe_kernel_runs_here(kernel))
             continue;
-        int operand = r->head.profile == REFMOE_UNFUSED ? REFMOE_FLOAT64 : REFMOE_FLOAT32;
-        struct way way = {{kernel, 1, r->head.profile, r->head.format, REFMOE_FORCE_NOTHING, operand, operand}, 0};
+        struct way way = {{kernel, 1, r->head.profile, r->head.format, REFMOE_FORCE_NOTHING, r->head.left_format,
+                           r->head.right_format}, 0};
         for (way.how.threads = 1; way.how.threads <= most; way.how.threads++)
             calls += check_calls(r, way);
         way.how.threads = most, way.hostile = 1;
@@ -202,7 +206,7 @@ static int64_t check_case(const struct replay *r)
             calls += check_calls(r, way);
     }
     for (int i = 0; i < OPERANDS; i++)
-        if (memcmp(r->operand[i].data, r->operand[i].kept, (size_t)(r->operand[i].count * r->item)) != 0) {
+        if (memcmp(r->operand[i].data, r->operand[i].kept, (size_t)(r->operand[i].count * r->operand[i].item)) != 0) {
             printf("FAIL %s / %s: operand %d was written to\n", r->head.group, r->head.name, i);
             exit(1);
         }
@@ -220,7 +224,7 @@ static void give_up(const char *what)
 static struct array read_array(FILE *file, int64_t count, int64_t item)
 {
     size_t bytes = (size_t)(count * item);
-    struct array a = {.count = count, .room = malloc(bytes + (size_t)item), .kept = malloc(bytes + 1)};
+    struct array a = {.count = count, .item = item, .room = malloc(bytes + (size_t)item), .kept = malloc(bytes + 1)};
     if (count < 0 || !a.room || !a.kept)
         give_up("an array that does not fit into memory");
     a.data = (char *)a.room + item;
@@ -230,6 +234,8 @@ static struct array read_array(FILE *file, int64_t count, int64_t item)
     return a;
 }
 
+static int64_t bytes_of(int format) { return format == REFMOE_FLOAT64 ? 8 : format == REFMOE_FLOAT32 ? 4 : 2; }
+
 static int read_case(FILE *file, struct replay *r)
 {
     size_t got = fread(&r->head, 1, sizeof r->head, file);
@@ -238,12 +244,15 @@ static int read_case(FILE *file, struct replay *r)
     if (got == 0)
         return 0;
     int64_t e = r->head.e, n = r->head.n, m = r->head.m, k = r->head.k, m2 = r->head.m2;
-    const int64_t operand[OPERANDS] = {n * k, e * m * k, n * m, n * m2, e * m2 * k, e * m, n * m, n * k, e * m * k};
+    const int64_t operand[OPERANDS] = {n * k,      n * m, n * m2, e * m * k, e * m2 * k, n * k,
+                                       e * m, n * m, n * k,      e * m * k};
     const int64_t want[CALLS] = {n * m, n * m, n * m, n * k, n * k, e * m * k, e * m * k};
     r->item = r->head.profile == REFMOE_UNFUSED ? sizeof(double) : sizeof(float);
     r->offsets = read_array(file, e + 1, sizeof(int64_t));
     for (int i = 0; i < OPERANDS; i++)
-        r->operand[i] = read_array(file, operand[i], r->item);
+        r->operand[i] = read_array(file, operand[i], i < W      ? bytes_of(r->head.left_format)
+                                                     : i < BIAS ? bytes_of(r->head.right_format)
+                                                                : r->item);
     for (int i = 0; i < CALLS; i++)
         r->want[i] = read_array(file, want[i], r->item);
     return 1;

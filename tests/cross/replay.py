@@ -16,14 +16,15 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import kernel_cases as made  # noqa: E402
-from kernel_cases import Case  # noqa: E402
+from kernel_cases import Case, CodeCase  # noqa: E402
 from kernel_oracle import dtype  # noqa: E402
 
 from refmoe.numerics.contract import NumpyEngine  # noqa: E402
 
 PROFILES = {"exact": 0, "chain": 1, "float64": 2}  # enum refmoe_profile
 FORMATS = {"float32": 0, "bf16": 1, "fp16": 2, "float64": 3}  # enum refmoe_format
-OPERANDS = ("x", "w", "d", "d2", "w2", "bias", "acc_rows", "acc_x", "acc_w")
+LEFT, RIGHT, ADDED = ("x", "d", "d2"), ("w", "w2", "x_right"), ("bias", "acc_rows", "acc_x", "acc_w")
+PAIRS = [("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp16"), ("float32", "bf16"), ("fp16", "float32")]
 # (rows, columns) of every kernel's tiles: sizes next to them are worth a case. tests/test_cross.py asks the kernels.
 TILES = {
     "exact": {(4, 8), (8, 4), (6, 8), (8, 16)},
@@ -100,17 +101,31 @@ def cases(rule, whole=True):
         yield from hard_triples(rule)
 
 
+def of_codes(rule):
+    """Operands of 16 bits, both of them, mixed, and one alone."""
+    for number, (left, right) in enumerate(PAIRS):
+        for make in made.CODE_MAKERS:
+            yield f"{make.__name__} {left} {right}", CodeCase(make, (5, 0, 1, 3), 10, 7, left, right, seed=number)
+        yield f"larger {left} {right}", CodeCase(made.middle_codes, (35, 2), 37, 67, left, right)
+
+
+def outputs(case, rule):
+    """NumPy's; of codes, what the numbers give that they stand for."""
+    given = [made.value_of] if isinstance(case, CodeCase) else []
+    return [np.where(np.isnan(out), np.nan, out) for out in case.outputs(NumpyEngine(), rule, *given)]
+
+
 def encode(group, name, rule, case):
     """The bytes of one case."""
     E, M, K = case.w.shape
     kind = np.dtype(dtype(rule)).newbyteorder("<")
-    sizes = E, len(case.x), M, K, case.d2.shape[1]
-    head = struct.pack(
-        "<32s32s2i5q", group.encode(), name.encode(), PROFILES[rule.profile], FORMATS[rule.format], *sizes
-    )
-    want = [np.where(np.isnan(out), np.nan, out) for out in case.outputs(NumpyEngine(), rule)]
-    arrays = [getattr(case, operand) for operand in OPERANDS] + want
-    return b"".join([head, case.offsets.astype("<i8").tobytes(), *(a.astype(kind).tobytes() for a in arrays)])
+    formats = [rule.format, *getattr(case, "formats", ["float64" if kind.itemsize == 8 else "float32"] * 2)]
+    codes, sizes = [FORMATS[name] for name in formats], (E, len(case.x), M, K, case.d2.shape[1])
+    head = struct.pack("<32s32s4i5q", group.encode(), name.encode(), PROFILES[rule.profile], *codes, *sizes)
+    operands = [getattr(case, name) for name in LEFT + RIGHT]
+    items = [a.astype(a.dtype.newbyteorder("<")) for a in operands]
+    items += [a.astype(kind) for a in [getattr(case, name) for name in ADDED] + outputs(case, rule)]
+    return b"".join([head, case.offsets.astype("<i8").tobytes(), *(a.tobytes() for a in items)])
 
 
 def write(path, whole=True):
@@ -121,6 +136,9 @@ def write(path, whole=True):
             group = f"{rule.profile} {rule.format}"
             for name, case in cases(rule, whole):
                 file.write(encode(group, name, rule, case))
+                count += 1
+            for name, case in of_codes(rule) if rule.profile != "float64" else ():
+                file.write(encode(f"{group} of 16 bits", name, rule, case))
                 count += 1
     return count
 

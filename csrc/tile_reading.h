@@ -1,0 +1,117 @@
+/* tile_reading.h: the part of the template (tile_template.h) that reads weights and activations in their formats: copies
+   for the tiles of lanes.c, and codes of 16 bits widened to float32, which holds every number of both formats. */
+
+typedef uint16_t codes __attribute__((vector_size(4 * LANES)));
+typedef uint16_t codes_memory __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
+typedef uint32_t wide_codes __attribute__((vector_size(8 * LANES)));
+
+INLINE vf floats_bf16(const uint16_t *p)
+{
+    return (vf)(__builtin_convertvector((codes) * (const codes_memory *)p, wide_codes) << 16);
+}
+
+INLINE vd doubles_bf16(const uint16_t *p)
+{
+    typedef uint16_t few __attribute__((vector_size(2 * LANES)));
+    typedef uint16_t few_memory __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+    typedef uint32_t wide_few __attribute__((vector_size(4 * LANES)));
+    return __builtin_convertvector((half)(__builtin_convertvector((few) * (const few_memory *)p, wide_few) << 16), vd);
+}
+
+/* For a format: floats(p) is a vector of them, doubles(p) LANES of them as doubles, number(code) one. */
+#define READING(form, item, floats, doubles, number)                                                                  \
+    static TARGET void copy_along_chain_##form(int rows, int64_t length, const void *weights, int64_t step,           \
+                                               void *left, double *squares)                                           \
+    {                                                                                                                 \
+        const item *w = weights;                                                                                      \
+        for (int i = 0; i < rows; i++, w += step) {                                                                   \
+            float *to = (float *)((char *)left + i * LEFT_PITCH);                                                     \
+            int64_t k = 0;                                                                                            \
+            for (; k + 2 * LANES <= length; k += 2 * LANES)                                                           \
+                *(vf_memory *)(to + k) = floats(w + k);                                                               \
+            for (; k < length; k++)                                                                                   \
+                to[k] = number(w[k]);                                                                                 \
+        }                                                                                                             \
+        (void)squares;                                                                                                \
+    }                                                                                                                 \
+    static TARGET void copy_along_exact_##form(int rows, int64_t length, const void *weights, int64_t step,           \
+                                               void *left, double *squares)                                           \
+    {                                                                                                                 \
+        const item *w = weights;                                                                                      \
+        for (int i = 0; i < rows; i++, w += step) {                                                                   \
+            double *to = (double *)((char *)left + i * LEFT_PITCH);                                                   \
+            int64_t k = 0;                                                                                            \
+            vd sum = {0};                                                                                             \
+            for (; k + LANES <= length; k += LANES) {                                                                 \
+                vd x = doubles(w + k);                                                                                \
+                *(vd_memory *)(to + k) = x;                                                                           \
+                sum = FMA64(x, x, sum);                                                                               \
+            }                                                                                                         \
+            for (int lane = 0; lane < LANES; lane++)                                                                  \
+                squares[i] += sum[lane];                                                                              \
+            for (; k < length; k++) {                                                                                 \
+                to[k] = (double)number(w[k]);                                                                         \
+                squares[i] += to[k] * to[k];                                                                          \
+            }                                                                                                         \
+        }                                                                                                             \
+    }                                                                                                                 \
+    /* Column after column, in bands of LANE_ROWS; a band is (length, LANE_ROWS). */                                  \
+    static TARGET void copy_across_chain_##form(int cols, int64_t length, const void *weights, int64_t step,          \
+                                                void *left, double *squares)                                          \
+    {                                                                                                                 \
+        const item *w = weights;                                                                                      \
+        for (int64_t k = 0; k < length; k++, w += step)                                                               \
+            for (int j = 0; j < cols; j += LANE_ROWS) {                                                               \
+                float *to = (float *)left + j * length + k * LANE_ROWS;                                               \
+                if (j + LANE_ROWS <= cols)                                                                            \
+                    for (int i = 0; i < LANE_ROWS; i++)                                                               \
+                        to[i] = number(w[j + i]);                                                                     \
+                else                                                                                                  \
+                    for (int i = 0; i < cols - j; i++)                                                                \
+                        to[i] = number(w[j + i]);                                                                     \
+            }                                                                                                         \
+        (void)squares;                                                                                                \
+    }                                                                                                                 \
+    static TARGET void copy_across_exact_##form(int cols, int64_t length, const void *weights, int64_t step,          \
+                                                void *left, double *squares)                                          \
+    {                                                                                                                 \
+        const item *w = weights;                                                                                      \
+        for (int64_t k = 0; k < length; k++, w += step) {                                                             \
+            for (int j = 0; j < cols; j += LANE_ROWS) {                                                               \
+                double *to = (double *)left + j * length + k * LANE_ROWS;                                             \
+                if (j + LANE_ROWS <= cols)                                                                            \
+                    for (int i = 0; i < LANE_ROWS; i++)                                                               \
+                        to[i] = (double)number(w[j + i]);                                                             \
+                else                                                                                                  \
+                    for (int i = 0; i < cols - j; i++)                                                                \
+                        to[i] = (double)number(w[j + i]);                                                             \
+            }                                                                                                         \
+            int j = 0;                                                                                                \
+            for (; j + LANES <= cols; j += LANES) {                                                                   \
+                vd x = doubles(w + j);                                                                                \
+                *(vd_memory *)(squares + j) = FMA64(x, x, LOAD_D(squares + j));                                       \
+            }                                                                                                         \
+            for (; j < cols; j++)                                                                                     \
+                squares[j] += (double)number(w[j]) * (double)number(w[j]);                                            \
+        }                                                                                                             \
+    }                                                                                                                 \
+    static TARGET void widen_##form(int64_t count, const void *from_, float *to)                                      \
+    {                                                                                                                 \
+        const item *from = from_;                                                                                     \
+        int64_t k = 0;                                                                                                \
+        for (; k + 2 * LANES <= count; k += 2 * LANES)                                                                \
+            *(vf_memory *)(to + k) = floats(from + k);                                                                \
+        for (; k < count; k++)                                                                                        \
+            to[k] = number(from[k]);                                                                                  \
+    }
+
+READING(float32, float, LOAD_F, WIDEN, ITSELF)
+READING(bf16, uint16_t, floats_bf16, doubles_bf16, float_of_bf16)
+READING(fp16, uint16_t, FLOATS_FP16, DOUBLES_FP16, float_of_fp16)
+
+#define VECTOR_COPIES                                                                                                 \
+    .copy_along = {[REFMOE_EXACT] = OF_EACH_FORMAT(copy_along_exact),                                                 \
+                   [REFMOE_CHAIN] = OF_EACH_FORMAT(copy_along_chain)},                                                \
+    .copy_across = {[REFMOE_EXACT] = OF_EACH_FORMAT(copy_across_exact),                                               \
+                    [REFMOE_CHAIN] = OF_EACH_FORMAT(copy_across_chain)},                                              \
+    .widen = OF_EACH_FORMAT(widen), .norms = norms, .grow = grow
