@@ -84,7 +84,7 @@ static int check(const refmoe_how *how, size_t item, int64_t e, int64_t n, int64
 static void work(const struct product *p, const struct cut *cut, atomic_llong *next, struct scratch *scratch)
 {
     environment found = enter_environment();
-    int64_t e = 0, begin = 0;
+    int64_t e = 0, begin = 0, few = refmoe_few_rows(p);
     for (;;) {
         int64_t number = atomic_fetch_add(next, 1);
         while (e < p->experts && number >= begin + refmoe_units(p, cut, e))
@@ -92,7 +92,9 @@ static void work(const struct product *p, const struct cut *cut, atomic_llong *n
         if (e == p->experts)
             break;
         struct unit unit = refmoe_make_unit(p, cut, e, number - begin);
-        if (p->across)
+        if (unit.rows <= few)
+            refmoe_compute_few(p, &unit, scratch);
+        else if (p->across)
             refmoe_compute_lanes(p, &unit, scratch);
         else
             refmoe_compute_unit(p, &unit, scratch);
@@ -127,8 +129,9 @@ static void give_back(struct scratch *scratch, int count)
 static int take_lanes(const struct product *p, const struct cut *cut, struct scratch *s)
 {
     struct lane_room room = refmoe_lane_room(p, cut->length);
+    int64_t few = refmoe_few_room(p, cut->length);
     int64_t *taken = &s->report.workspace_bytes;
-    s->right = take(1, room.right, taken), s->left = take(1, room.left, taken), s->value = take(1, room.value, taken);
+    s->right = take(1, room.right > few ? room.right : few, taken), s->left = take(1, room.left, taken), s->value = take(1, room.value, taken);
     s->error = take(1, room.error, taken), s->norm = take(1, room.norm, taken);
     return s->right && s->left && s->value && s->error && s->norm;
 }

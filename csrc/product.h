@@ -63,7 +63,7 @@ struct scratch {
     struct grid row_grid[MAX_UNIT_ROWS], col_grid[MAX_UNIT_COLS];
     char *left, *right, *value; /* of lanes.c: copied weights, turned rows of x, sums; */
     double *error, *norm;       /* what the sums err by, and the norms of the rows, block by block of k */
-    const char *held;           /* the rows of x that `right` holds, and how many */
+    const char *held;           /* the rows of x that `right` holds (few.c: likewise), and how many */
     int64_t held_rows;
     refmoe_report report;
 };
@@ -99,6 +99,12 @@ void refmoe_compute_lanes(const struct product *product, const struct unit *unit
 int64_t refmoe_lane_rows(const struct product *product, int64_t length);
 int64_t refmoe_lane_cols(const struct product *product);
 struct lane_room refmoe_lane_room(const struct product *product, int64_t length);
+
+/* Products of few.c: the most rows of an expert (0: none), and the bytes
+   that its rows of x take. */
+int64_t refmoe_few_rows(const struct product *product);
+int64_t refmoe_few_room(const struct product *product, int64_t length);
+void refmoe_compute_few(const struct product *product, const struct unit *unit, struct scratch *scratch);
 
 double refmoe_error_factor(const struct product *product, int64_t length);
 float refmoe_resolve_output(const struct product *product, const struct unit *unit, struct scratch *scratch,

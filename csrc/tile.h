@@ -18,6 +18,7 @@
 #error "refmoe needs float and double arithmetic in their own formats (FLT_EVAL_METHOD 0)"
 #endif
 
+#include "few.h"
 #include "refmoe_kernels.h"
 
 enum { MAX_TILE_ROWS = 12, MAX_TILE_COLS = 32, MAX_SHAPES = 4, NUM_PROFILES = 3, NUM_STORES = 3, MAX_PAIRS = 2 };
@@ -103,6 +104,7 @@ struct kernel {
     squares_function *squares;
     test_function *test;
     settle_function *settle;
+    const struct few *few; /* NULL: lanes.c computes these too */
 };
 
 /* One row of a table by format: the functions name_float32, name_bf16 and name_fp16. */
@@ -115,6 +117,7 @@ struct kernel {
 extern const struct kernel refmoe_portable;
 #if defined(__x86_64__)
 extern const struct kernel refmoe_avx2, refmoe_avx512;
+extern const struct few refmoe_few_avx2, refmoe_few_avx512;
 #endif
 #if defined(__aarch64__)
 extern const struct kernel refmoe_neon;

@@ -40,6 +40,7 @@ const struct kernel refmoe_avx2 = {
     .squares = squares,
     .test = test,
     .settle = settle,
+    .few = &refmoe_few_avx2,
 };
 
 #else

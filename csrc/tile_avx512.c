@@ -48,6 +48,7 @@ const struct kernel refmoe_avx512 = {
     .squares = squares,
     .test = test,
     .settle = settle,
+    .few = &refmoe_few_avx512,
 };
 
 #else

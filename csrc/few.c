@@ -1,0 +1,160 @@
+/* few.c: the forward product of an expert that few rows chose. */
+
+#include "product.h"
+
+/* Half a unit a rounding, and a little for the roundings of this bound itself. */
+#define HALF_UNIT 0x1.03p-53
+
+/* Beside the lanes' own terms: four partial sums, then the lanes, are added up. */
+enum { ADDITIONS = 8 };
+
+static int64_t whole_blocks(const struct few *few, int64_t length) { return whole_tiles(length, few->cols); }
+
+/* Products this file may compute, and how many rows an expert of them may have. */
+int64_t refmoe_few_rows(const struct product *p)
+{
+    return p->across == REFMOE_LANES_ALONG && p->kernel->few ? p->kernel->few->rows : 0;
+}
+
+int64_t refmoe_few_room(const struct product *p, int64_t length)
+{
+    return p->kernel->few ? p->kernel->few->rows * whole_blocks(p->kernel->few, length) * packed_item(p) : 0;
+}
+
+/* ---- rows of x ---- */
+
+static void turn_chain(const struct unit *u, float *to)
+{
+    const struct operand *o = &u->pair[0];
+    for (int64_t i = 0; i < u->rows; i++)
+        for (int64_t k = 0; k < o->length; k++)
+            to[k * u->rows + i] = ((const float *)o->a)[i * o->a_row + k];
+}
+
+/* Returns an upper bound of the sum of magnitudes of row i. */
+static double turn_exact(const struct few *few, const struct unit *u, int64_t i, double *to)
+{
+    const struct operand *o = &u->pair[0];
+    const float *x = (const float *)o->a + i * o->a_row;
+    double sum = 0.0;
+    for (int64_t k = 0; k < whole_blocks(few, o->length); k++) {
+        double value = k < o->length ? x[k] : 0.0;
+        to[(k / few->cols * u->rows + i) * few->cols + k % few->cols] = value;
+        sum += magnitude(value);
+    }
+    return sum * (1 + 0x1p-20);
+}
+
+/* A thread that stays with an expert finds its rows turned already. (lanes.c turns them otherwise, but not these: the
+   number of rows tells whose they are.) */
+static void hold_rows(const struct product *p, const struct unit *u, struct scratch *s)
+{
+    double factor = HALF_UNIT * (double)(u->pair[0].length / p->kernel->few->cols + ADDITIONS);
+    for (int64_t i = 0; i < u->rows; i++)
+        s->row_grid[i].known = 0;
+    if (s->held == u->pair[0].a && s->held_rows == u->rows)
+        return;
+    if (p->profile == REFMOE_CHAIN)
+        turn_chain(u, (float *)s->right);
+    for (int64_t i = 0; i < u->rows && p->profile == REFMOE_EXACT; i++)
+        s->row_bound[i] = factor * turn_exact(p->kernel->few, u, i, (double *)s->right);
+    s->held = u->pair[0].a, s->held_rows = u->rows;
+}
+
+/* ---- one block of outputs ---- */
+
+struct part {
+    int rows, cols, pitch;
+    int64_t col; /* first column in the unit */
+    _Alignas(64) double value[MAX_FEW_ROWS * MAX_FEW_COLS], extra[MAX_FEW_ROWS * MAX_FEW_COLS];
+    _Alignas(64) double largest[MAX_FEW_COLS];
+    _Alignas(64) float result[MAX_FEW_ROWS * MAX_FEW_COLS];
+};
+
+static float acc_at(const struct unit *u, const struct part *t, int i, int j)
+{
+    return ((const float *)u->acc)[i * u->out_row + t->col + j];
+}
+
+static void start_chain(const struct unit *u, struct part *t)
+{
+    float *value = (float *)t->value;
+    memset(value, 0, sizeof t->value);
+    for (int i = 0; i < t->rows && u->acc; i++)
+        for (int j = 0; j < t->cols; j++)
+            value[i * t->pitch + j] = acc_at(u, t, i, j);
+}
+
+static void finish_chain(const struct product *p, const struct unit *u, struct part *t)
+{
+    float bias[MAX_FEW_COLS] = {0};
+    if (u->bias)
+        memcpy(bias, (const float *)u->bias + t->col, (size_t)t->cols * sizeof *bias);
+    p->kernel->settle(t->rows, t->pitch, (const float *)t->value, NULL, u->bias ? bias : NULL, p->format, t->result);
+}
+
+/* acc and bias are two more terms. A sum that started from +0 is never -0, nor is +0 plus a zero of any sign. */
+static void add_terms(const struct product *p, const struct unit *u, struct part *t)
+{
+    double factor = HALF_UNIT * (double)(u->pair[0].length / p->kernel->few->cols + ADDITIONS);
+    for (int i = 0; i < t->rows; i++)
+        for (int j = 0; j < t->cols; j++) {
+            double acc = u->acc ? acc_at(u, t, i, j) : 0.0;
+            double bias = u->bias ? ((const float *)u->bias)[t->col + j] : 0.0;
+            t->value[i * t->pitch + j] = t->value[i * t->pitch + j] + acc + bias;
+            t->extra[i * t->pitch + j] = factor * (magnitude(acc) + magnitude(bias));
+        }
+}
+
+static void finish_exact(const struct product *p, const struct unit *u, struct scratch *s, struct part *t)
+{
+    uint32_t open[MAX_FEW_ROWS], real = (UINT32_C(1) << t->cols) - 1;
+    int more = u->acc || u->bias;
+    if (more)
+        add_terms(p, u, t);
+    p->kernel->test(t->rows, t->value, s->row_bound, t->largest, more ? t->extra : NULL, p->format, t->result, open);
+    for (int j = 0; j < t->cols; j++)
+        s->col_grid[j].known = 0;
+    for (int i = 0; i < t->rows; i++) {
+        open[i] = p->force == REFMOE_FORCE_NOTHING ? open[i] & real : real;
+        s->report.rounding_test += t->cols - __builtin_popcount(open[i]);
+        for (; open[i]; open[i] &= open[i] - 1) {
+            int j = __builtin_ctz(open[i]), at = i * t->pitch + j;
+            t->result[at] = refmoe_resolve_output(p, u, s, i, t->col + j, t->value[at], j);
+        }
+    }
+}
+
+static void store(const struct unit *u, const struct part *t)
+{
+    for (int i = 0; i < t->rows; i++)
+        memcpy((float *)u->out + i * u->out_row + t->col, t->result + i * t->pitch, (size_t)t->cols * sizeof(float));
+}
+
+static void compute_part(const struct product *p, const struct unit *u, struct scratch *s, struct part *t)
+{
+    const struct operand *o = &u->pair[0];
+    int64_t step = o->b_col * (int64_t)sizeof(float);
+    struct few_block block = {.cols = t->cols, .length = o->length, .step = step, .w = o->b + t->col * step,
+                              .ahead = o->b + (t->col + t->pitch) * step, .x = s->right, .value = t->value,
+                              .largest = t->largest};
+    if (p->profile == REFMOE_CHAIN) {
+        start_chain(u, t);
+        p->kernel->few->chain[t->rows](&block);
+        finish_chain(p, u, t);
+    } else {
+        p->kernel->few->exact[t->rows](&block);
+        finish_exact(p, u, s, t);
+    }
+    store(u, t);
+}
+
+void refmoe_compute_few(const struct product *p, const struct unit *u, struct scratch *s)
+{
+    struct part t = {.rows = (int)u->rows, .pitch = p->kernel->few->cols};
+    hold_rows(p, u, s);
+    for (t.col = 0; t.col < u->cols; t.col += t.pitch) {
+        t.cols = (int)lower(t.pitch, u->cols - t.col);
+        compute_part(p, u, s, &t);
+    }
+}

@@ -1,0 +1,37 @@
+/* few.h: forward products of experts with few rows, straight from weights as they are stored.
+
+   Such a product uses each weight once or a few times, so it lasts as long as reading the weights does, if nothing is
+   copied and nothing waits. A kernel that can do it has a row of functions for it; the others leave it to lanes.c.    */
+
+#ifndef REFMOE_FEW_H
+#define REFMOE_FEW_H
+
+#include <stdint.h>
+
+enum { MAX_FEW_ROWS = 8, MAX_FEW_COLS = 16 };
+
+/* One block: `cols` outputs of each row of x, 1 <= cols <= the kernel's.
+     w        `cols` rows of the matrix, `step` bytes apart, each of `length` weights
+     x        chain: x[k * rows + i] as float. exact: blocks of as many k as the kernel has columns, zeros at the end;
+              in a block row after row, as double; 16-bit weights of a block meet its even k first, then the odd ones
+     value    (rows, kernel's cols). chain: float, what the sums start from, then the sums. exact: double, the sums
+     largest  exact: the greatest magnitude among the weights of each output
+     ahead    chain: weights to be fetched meanwhile, from here on */
+struct few_block {
+    int cols;
+    int64_t length, step;
+    const char *w, *ahead;
+    const void *x;
+    void *value;
+    double *largest;
+};
+
+typedef void few_function(const struct few_block *block);
+
+/* Functions by the number of rows, from 1 on. */
+struct few {
+    int rows, cols;
+    few_function *chain[MAX_FEW_ROWS + 1], *exact[MAX_FEW_ROWS + 1];
+};
+
+#endif

@@ -1,0 +1,57 @@
+/* few_avx2.c: the template of few.h with 256-bit vectors. */
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#define TARGET __attribute__((target("avx2,fma")))
+#define LANES 8
+#define FMA64(a, b, c) ((vd)_mm256_fmadd_pd((__m256d)(a), (__m256d)(b), (__m256d)(c)))
+#define FMA32(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define SPREAD32(x) ((vf)_mm256_set1_ps(x))
+#define WIDEN(p) ((vd)_mm256_cvtps_pd(_mm_loadu_ps(p)))
+#define MAX32(a, b) ((vu)_mm256_max_epu32((__m256i)(a), (__m256i)(b)))
+#define ADD_ALL(v) add_all((__m256d)(v))
+#define MAX_ALL(v) max_all((__m256i)(v))
+#define TURN(v) turn((__m256 *)(v))
+
+#define HERE static inline __attribute__((always_inline)) TARGET
+
+HERE double add_all(__m256d v)
+{
+    __m128d two = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+
+HERE unsigned max_all(__m256i v)
+{
+    __m128i four = _mm_max_epu32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    four = _mm_max_epu32(four, _mm_shuffle_epi32(four, 0x4E));
+    return (unsigned)_mm_cvtsi128_si32(_mm_max_epu32(four, _mm_shuffle_epi32(four, 0xB1)));
+}
+
+/* Three rounds of exchanges: pairs, quadruples, halves of the vectors. */
+HERE void turn(__m256 *v)
+{
+    __m256 a[8], b[8];
+    for (int i = 0; i < 8; i += 2)
+        a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]), a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+    for (int i = 0; i < 8; i += 4)
+        for (int h = 0; h < 2; h++) {
+            __m256d low = _mm256_castps_pd(a[i + h]), high = _mm256_castps_pd(a[i + h + 2]);
+            b[i + 2 * h] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, high));
+            b[i + 2 * h + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, high));
+        }
+    for (int i = 0; i < 4; i++) {
+        v[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+        v[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+    }
+}
+
+#include "few_template.h"
+
+const struct few refmoe_few_avx2 = {.rows = 4, .cols = LANES, FEW_FUNCTIONS};
+
+#else
+typedef int refmoe_no_few_avx2; /* a translation unit may not be empty */
+#endif

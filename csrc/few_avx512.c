@@ -1,0 +1,48 @@
+/* few_avx512.c: the template of few.h with 512-bit vectors. */
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#define TARGET __attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw")))
+#define LANES 16
+#define FMA64(a, b, c) ((vd)_mm512_fmadd_pd((__m512d)(a), (__m512d)(b), (__m512d)(c)))
+#define FMA32(a, b, c) ((vf)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define SPREAD32(x) ((vf)_mm512_set1_ps(x))
+#define WIDEN(p) ((vd)_mm512_cvtps_pd(_mm256_loadu_ps(p)))
+#define MAX32(a, b) ((vu)_mm512_max_epu32((__m512i)(a), (__m512i)(b)))
+#define ADD_ALL(v) _mm512_reduce_add_pd((__m512d)(v))
+#define MAX_ALL(v) _mm512_reduce_max_epu32((__m512i)(v))
+#define TURN(v) turn((__m512 *)(v))
+
+/* Four rounds of exchanges: pairs, quadruples, and twice whole quarters of the vectors. */
+static inline __attribute__((always_inline)) TARGET void turn(__m512 *v)
+{
+    __m512 a[16], b[16];
+    for (int i = 0; i < 16; i += 2)
+        a[i] = _mm512_unpacklo_ps(v[i], v[i + 1]), a[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+    for (int i = 0; i < 16; i += 4)
+        for (int h = 0; h < 2; h++) {
+            __m512d low = _mm512_castps_pd(a[i + h]), high = _mm512_castps_pd(a[i + h + 2]);
+            b[i + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+            b[i + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+        }
+    for (int i = 0; i < 4; i++)
+        for (int h = 0; h < 16; h += 8) {
+            a[h + i] = _mm512_shuffle_f32x4(b[h + i], b[h + i + 4], 0x88);
+            a[h + i + 4] = _mm512_shuffle_f32x4(b[h + i], b[h + i + 4], 0xDD);
+        }
+    for (int i = 0; i < 8; i++) {
+        int to = i & 3, odd = i & 4;
+        v[to + odd] = _mm512_shuffle_f32x4(a[i], a[i + 8], 0x88);
+        v[to + odd + 8] = _mm512_shuffle_f32x4(a[i], a[i + 8], 0xDD);
+    }
+}
+
+#include "few_template.h"
+
+const struct few refmoe_few_avx512 = {.rows = MAX_FEW_ROWS, .cols = LANES, FEW_FUNCTIONS};
+
+#else
+typedef int refmoe_no_few_avx512; /* a translation unit may not be empty */
+#endif
