@@ -129,9 +129,9 @@ static void give_back(struct scratch *scratch, int count)
 static int take_lanes(const struct product *p, const struct cut *cut, struct scratch *s)
 {
     struct lane_room room = refmoe_lane_room(p, cut->length);
-    int64_t few = refmoe_few_room(p, cut->length);
-    int64_t *taken = &s->report.workspace_bytes;
-    s->right = take(1, room.right > few ? room.right : few, taken), s->left = take(1, room.left, taken), s->value = take(1, room.value, taken);
+    int64_t few = refmoe_few_room(p, cut->length), *taken = &s->report.workspace_bytes;
+    s->right = take(1, room.right > few ? room.right : few, taken);
+    s->left = take(1, room.left, taken), s->value = take(1, room.value, taken);
     s->error = take(1, room.error, taken), s->norm = take(1, room.norm, taken);
     return s->right && s->left && s->value && s->error && s->norm;
 }

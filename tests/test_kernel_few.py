@@ -1,0 +1,116 @@
+"""Experts with few rows are computed straight from their weights (csrc/few.c): the same bits as everywhere else."""
+
+import numpy as np
+import pytest
+
+from refmoe import kernels
+
+if kernels.build_error() is not None:
+    pytest.skip(f"no compiled module: {kernels.build_error()}", allow_module_level=True)
+
+from kernel_calls import Guarded, differing_bits
+from kernel_cases import MAKERS, RULES, coarse, special, wide
+from kernel_oracle import Rule
+
+from refmoe.numerics.contract import NumpyEngine
+
+KERNELS = [name for name, can_run, _ in kernels.available() if can_run]
+FEW = RULES[:6]  # exact and chain in every format
+
+each_kernel = pytest.mark.parametrize("kernel", KERNELS)
+each_rule = pytest.mark.parametrize("rule", FEW, ids=lambda rule: f"{rule.profile}-{rule.format}")
+
+
+def operands(make, counts, M, K, seed=0):
+    """x, w, offsets, and the addends a product may be given."""
+    rng, offsets = np.random.default_rng(seed), np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    E, N = len(counts), int(offsets[-1])
+    x, w, bias, acc = (make(rng, shape) for shape in ((N, K), (E, M, K), (E, M), (N, M)))
+    return (x, w, offsets), ({}, {"bias": bias}, {"acc": acc}, {"bias": bias, "acc": acc})
+
+
+def assert_as_numpy(kernel, rule, given, addends, threads=(1,), force=None):
+    for more in addends:
+        want = NumpyEngine().grouped_matmul(rule, *given, **more)
+        for count in threads:
+            got = Guarded(kernel, count).grouped_matmul(rule._replace(force_tier=force), *given, **more)
+            assert differing_bits(got, want) == 0
+
+
+@each_rule
+@each_kernel
+def test_every_number_of_rows_beside_every_rest_of_the_sum(kernel, rule):
+    """Rows 1 to 9; sums with every remainder of a vector, and of two; outputs that fill no block, one, and a piece."""
+    for K in (1, 7, 8, 15, 17, 31, 32, 33, 48, 63):
+        given, addends = operands(special if K % 2 else wide, range(10), (1, 8, 17, 16, 15, 33)[K % 6], K, seed=K)
+        assert_as_numpy(kernel, rule, given, addends[:: 3 if K < 32 else 1])
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
+@each_rule
+@each_kernel
+def test_few_and_many_rows_side_by_side_and_threads_that_share_them(kernel, rule, make):
+    given, addends = operands(make, (1, 0, 20, 2, 9, 3, 1, 35, 8, 4), 203, 21, seed=3)
+    assert_as_numpy(kernel, rule, given, addends[::3], threads=(1, 2, 3))
+
+
+@pytest.mark.parametrize("force", ("compensated", "exact"))
+@pytest.mark.parametrize("form", ("float32", "bf16", "fp16"))
+@each_kernel
+def test_forced_tiers(kernel, form, force):
+    given, addends = operands(coarse, (1, 3, 0, 2, 8), 19, 37)
+    assert_as_numpy(kernel, Rule("exact", form), given, addends[::3], force=force)
+
+
+def drifting(length, sign, rest):
+    """Terms whose float64 sums lose every later one: 16 of 1, a midpoint less a little, then 2^-53 without end."""
+    terms = np.full(length, 2.0**-53)
+    terms[:16] = 1
+    terms[16:18] = 2.0**-20, -rest
+    assert (terms.astype(np.float32) == terms).all()
+    return (sign * terms).astype(np.float32)
+
+
+@pytest.mark.parametrize("rows", range(1, 10))
+@each_kernel
+def test_the_bound_covers_the_error_of_every_addition(kernel, rows):
+    """The sum is above the midpoint by what float64 loses term by term, though it stands below it all the while."""
+    length = 2048
+    for sign in (1, -1):
+        for rest in (2.0**-44, 2.0**-45, 2.0**-46, 2.0**-47):
+            x = np.tile(drifting(length, sign, rest), (rows, 1))
+            w = np.ones((1, 17, length), np.float32)
+            got = Guarded(kernel, 1).grouped_matmul(Rule("exact", "float32"), x, w, np.array([0, rows]))
+            assert (got == sign * np.float32(16 + 2.0**-19)).all()
+
+
+@each_kernel
+def test_acc_and_bias_count_among_the_terms(kernel):
+    """They are large, cancel, and take with them what the sum had below their last place."""
+    for rows in (1, 2, 5):
+        x, w = np.full((rows, 3), 2.0**-40, np.float32), np.ones((1, 5, 3), np.float32)
+        acc, bias = np.full((rows, 5), 2.0**20, np.float32), np.full((1, 5), -(2.0**20), np.float32)
+        rule = Rule("exact", "float32")
+        got = Guarded(kernel, 1).grouped_matmul(rule, x, w, np.array([0, rows]), acc=acc, bias=bias)
+        assert (got == np.float32(3 * 2.0**-40)).all()
+
+
+@each_kernel
+def test_no_chain_meets_the_padding_of_a_vector(kernel):
+    """A chain of -0 stays -0: one product of padding, +0, would make it +0."""
+    for rows in (1, 2, 9):
+        for K in (1, 5, 17, 30):
+            x, w = np.full((rows, K), -0.0, np.float32), np.ones((1, 18, K), np.float32)
+            acc = np.full((rows, 18), -0.0, np.float32)
+            got = Guarded(kernel, 1).grouped_matmul(Rule("chain", "float32"), x, w, np.array([0, rows]), acc=acc)
+            assert np.signbit(got).all()
+
+
+@each_rule
+@each_kernel
+def test_one_weight_beyond_all_numbers_spoils_its_own_output_alone(kernel, rule):
+    for K, at in ((1, 0), (19, 0), (19, 18), (40, 33)):
+        for value in (np.inf, -np.inf, np.nan):
+            given, addends = operands(coarse, (1, 2, 5), 18, K, seed=at)
+            given[1][:, 7, at] = value
+            assert_as_numpy(kernel, rule, given, addends[:1])
