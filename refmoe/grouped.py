@@ -19,7 +19,7 @@ def grouped_matmul(name, x_rows, w, expert_offsets, bias, num):
     """
     if isinstance(w, np.ndarray):
         return num.contract(name, x_rows, w, expert_offsets, bias)
-    out = np.zeros((len(x_rows), w.shape[1]), x_rows.dtype)
+    out = np.zeros_like(x_rows, shape=(len(x_rows), w.shape[1]), order="C")
     for e, rows in _experts_with_rows(expert_offsets):
         out[rows] = num.contract(name, x_rows[rows], _of(name, w, e), bias=None if bias is None else bias[e])
     return out
@@ -32,7 +32,7 @@ def grouped_matmul_backward_x(name, pairs, expert_offsets, num):
     """
     if all(isinstance(w, np.ndarray) for _, w in pairs):
         return num.contract_backward_x(name, pairs, expert_offsets)
-    out = np.zeros((len(pairs[0][0]), pairs[0][1].shape[2]), pairs[0][0].dtype)
+    out = np.zeros_like(pairs[0][0], shape=(len(pairs[0][0]), pairs[0][1].shape[2]), order="C")
     for e, rows in _experts_with_rows(expert_offsets):
         out[rows] = num.contract_backward_x(name, [(d[rows], _of(name, w, e)) for d, w in pairs])
     return out

@@ -3,7 +3,6 @@
 Each gradient is one stage that evaluates the derivative at the logit, never from a stored, rounded score.
 """
 
-import numpy as np
 
 
 def softmax(logits, num):
@@ -32,7 +31,7 @@ def softmax_tokens(logits, num):
 
     logits (T, E) of one scope -> scores (T, E)
     """
-    return np.ascontiguousarray(num.evaluate("scores", lambda m, z: m.softmax(z), logits.T, core=1).T)
+    return num.evaluate("scores", lambda m, z: m.softmax(z), logits.T, core=1).T.copy()
 
 
 def softmax_tokens_backward(d_scores, logits, num):
@@ -40,7 +39,7 @@ def softmax_tokens_backward(d_scores, logits, num):
 
     d_scores (T, E), logits (T, E) of one scope -> d_logits (T, E)
     """
-    return np.ascontiguousarray(num.evaluate("d_logits_task", _softmax_backward, d_scores.T, logits.T, core=1).T)
+    return num.evaluate("d_logits_task", _softmax_backward, d_scores.T, logits.T, core=1).T.copy()
 
 
 def sigmoid(logits, num):

@@ -177,7 +177,7 @@ def _softmax_backward(m, d, z):
 
 def _by_column(name, formula, scopes, num, *tables):
     """The formula over the tokens of each scope, slot by slot."""
-    out = np.zeros(tables[-1].shape, num.dtype)
+    out = np.zeros_like(tables[-1], order="C")
     for a, b in zip(scopes.offsets, scopes.offsets[1:], strict=False):
         if b > a:
             tokens = scopes.tokens[a:b]
@@ -230,27 +230,27 @@ def mix_slots_backward(d_routed, y_rows, combine_weights, scopes, config, num):
 
 def _over_scopes(name, rows, tables, scopes, num):
     """Each token's row times the table of its scope; rows (T, K), tables (G, M, K) -> (T, M)."""
-    out = np.empty((len(rows), tables.shape[1]), num.dtype)
+    out = np.zeros_like(rows, shape=(len(rows), tables.shape[1]), order="C")
     out[scopes.tokens] = num.contract(name, rows[scopes.tokens], tables, scopes.offsets)
     return out
 
 
 def _turned(tables):
-    return np.ascontiguousarray(tables.swapaxes(1, 2))
+    return tables.swapaxes(1, 2).copy()
 
 
 def _by_expert(tables, config):
     """(G, E P, D) -> (N, D): the slots of an expert together."""
     G, _, D = tables.shape
     of_expert = tables.reshape(G, config.num_experts, config.routing.slots_per_expert, D).swapaxes(0, 1)
-    return np.ascontiguousarray(of_expert).reshape(-1, D)
+    return of_expert.copy().reshape(-1, D)
 
 
 def _by_scope(rows, scopes, config):
     """(N, D) -> (G, E P, D), the way back."""
     G, E, P = len(scopes.offsets) - 1, config.num_experts, config.routing.slots_per_expert
     of_scope = rows.reshape(E, G, P, rows.shape[1]).swapaxes(0, 1)
-    return np.ascontiguousarray(of_scope).reshape(G, E * P, rows.shape[1])
+    return of_scope.copy().reshape(G, E * P, rows.shape[1])
 
 
 # --- the stage: Spec 2.10, 5.6 ---------------------------------------------------------------------------------------

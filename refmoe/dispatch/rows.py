@@ -67,7 +67,7 @@ def weighted_rows(name, rows, weights, num):
 
 def slot_values(values, plan):
     """values (N,) by row -> (T, K) by slot, +0 where no row.   Spec 2.1"""
-    out = np.zeros(plan.slot_row.size, values.dtype)
+    out = np.zeros_like(values, shape=plan.slot_row.size)
     out[plan.row_slot] = values
     return out.reshape(plan.slot_row.shape)
 

@@ -61,7 +61,7 @@ def constant_experts_backward(d_y_rows, x_rows, logits, weights, params, expert_
     # y = a_0 x + a_1 v
     d_weights = np.stack([num.contract_rows("d_constant_weights", d_y_rows, other) for other in (x_rows, v)], axis=1)
     acc = None if into.constant is None else into.constant[..., None]
-    second = np.ascontiguousarray(weights[:, 1:])
+    second = weights[:, 1:].copy()
     d_v = grouped_matmul_backward_w("d_constant", d_y_rows, second, expert_offsets, acc, num)
     # a = softmax(logits)
     d_logits = num.evaluate("d_constant_logits", _softmax_backward, d_weights, logits, core=1)

@@ -1,5 +1,6 @@
 """Checking a golden bundle: every byte against the manifest, then every tensor against its recomputation.   Spec 7.8"""
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +50,28 @@ def check_bundle(directory, spec_version, backend="auto", threads=None, kernel=N
         if not found and _remade(config, num, manifest, made) != manifest:
             found = [("", "the manifest is not the one that its case makes")]
         return Checked(manifest, found, len(made), num)
+
+
+@contextmanager
+def open_case(directory, spec_version, backend="auto", threads=None, kernel=None):
+    """(manifest, config, num, inputs) of a bundle whose bytes are those of its manifest; nothing is recomputed yet.
+
+    Raises BundleError as `check_bundle` does.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise BundleError(directory, "", "is not a directory that can be read", code=2)
+    path = directory / MANIFEST
+    manifest = read_manifest(path, spec_version)
+    with open_tensors(directory / TENSORS) as reader, maker_pool() as pool:
+        check_payload(reader, manifest, path)
+        config, profile, store = _case(manifest, path)
+        num = Numerics(profile=profile, store=store, backend=backend, threads=threads, kernel=kernel)
+        try:
+            inputs = _inputs(config, num, manifest, reader, pool)
+        except MALFORMED as error:
+            raise BundleError(path, "", f"its case cannot be recomputed ({error})") from None
+        yield manifest, config, num, inputs
 
 
 def check_payload(reader, manifest, manifest_path):
@@ -117,14 +140,17 @@ def _case(manifest, path):
 
 
 def _recomputed(config, num, manifest, reader, pool, path, say):
-    rows = manifest["inputs"]
     try:
-        stored = {name: _carrier(reader, name) for name, row in rows.items() if row["source"] == "stored"}
-        stored |= {name: read_packed(reader, name, row) for name, row in rows.items() if row["source"] == SOURCE}
-        inputs = make_inputs(config, num, manifest["run"]["tokens"], rows, stored, pool)
-        yield from compute(config, inputs, num, say)
+        yield from compute(config, _inputs(config, num, manifest, reader, pool), num, say)
     except MALFORMED as error:
         raise BundleError(path, "", f"its case cannot be recomputed ({error})") from None
+
+
+def _inputs(config, num, manifest, reader, pool):
+    rows = manifest["inputs"]
+    stored = {name: _carrier(reader, name) for name, row in rows.items() if row["source"] == "stored"}
+    stored |= {name: read_packed(reader, name, row) for name, row in rows.items() if row["source"] == SOURCE}
+    return make_inputs(config, num, manifest["run"]["tokens"], rows, stored, pool)
 
 
 def _carrier(reader, name):

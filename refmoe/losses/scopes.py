@@ -88,6 +88,6 @@ def _by_id(counts, config):
 
 def spread(rows, scopes, like):
     """rows (V, E) at their tokens, +0 for the masked ones -> (T, E).   Spec 4.5"""
-    out = np.zeros(like.shape, rows.dtype)
+    out = np.zeros_like(rows, shape=like.shape, order="C")
     out[scopes.tokens] = rows
     return out

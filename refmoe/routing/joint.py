@@ -15,7 +15,7 @@ def joint_weights(scores, shared_scores, topk_indices, kept, config, num):
     s, used = _joined(scores, shared_scores, topk_indices, kept, config)
     c = routing.scaling_factor
     w = num.evaluate("topk_weights", lambda m, s, u: _normalized(m, s, u, routing) * c, s, used, core=1)
-    return np.ascontiguousarray(w[:, :K]), np.ascontiguousarray(w[:, K:])
+    return w[:, :K].copy(), w[:, K:].copy()
 
 
 def joint_weights_backward(
@@ -37,7 +37,7 @@ def joint_weights_backward(
     # w = c s / q,  h / q times c,   s = s(z)
     d_z = num.evaluate("d_logits_task", formula, G, z, s, used, core=1)
     d_logits = _scatter(d_z[:, :K], topk_indices, topk_indices >= 0, logits)
-    return d_logits, np.ascontiguousarray(d_z[:, K:])
+    return d_logits, d_z[:, K:].copy()
 
 
 def _joined(by_expert, by_shared, topk_indices, kept, config):

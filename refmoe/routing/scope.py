@@ -27,7 +27,7 @@ def make_scores_backward(d_scores, logits, config, num, given):
 def _by_scope(function, arrays, config, num, given):
     if config.routing.score_fn not in OVER_TOKENS:
         return function(*arrays, num)
-    made = np.zeros(arrays[0].shape, num.dtype)
+    made = np.zeros_like(arrays[0], order="C")
     for tokens in capacity_scopes(len(made), config.dispatch, given):
         if len(tokens):
             made[tokens] = function(*(array[tokens] for array in arrays), num)

@@ -182,7 +182,7 @@ def _safe(topk_indices, used):
 
 def _scatter(values, topk_indices, used, like):
     """values (T, K) at their experts, +0 elsewhere -> (T, E)."""
-    out = np.zeros(like.shape, values.dtype)
+    out = np.zeros_like(values, shape=like.shape, order="C")
     token, slot = np.nonzero(used)
     out[token, topk_indices[token, slot]] = values[token, slot]
     return out

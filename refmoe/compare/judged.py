@@ -1,0 +1,168 @@
+"""A submission against a golden case: every stage that is there, in causal order.   Spec 7.12"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..golden.digests import tensor_digest, to_codes
+from ..golden.errors import BundleError
+from ..golden.inputs import is_expert_tensor
+from .groups import grouping
+from .selected import Selected, judge_selection
+from .stages import is_made, passage, submission
+from .verdicts import PASSED, SUSPICIOUS, WRONG, Trend, Verdict, judge
+
+SELECTION = "routing.topk_indices"
+BEFORE_SELECTION = ("routing.", "soft.")
+
+
+class Mine(NamedTuple):
+    """A submitted tensor: its elements as float64 or int64, and its type as safetensors calls it."""
+
+    values: object
+    dtype: str
+
+
+class Comparison(NamedTuple):
+    """All that is said of a submission."""
+
+    verdicts: list  # in causal order
+    missing: list  # tensors of the case that were not submitted
+    unknown: list  # names that the case does not have
+    free: int  # tokens that may route either way
+    swapped: int  # of them, those that did
+    excused: int  # of them, those that could not be judged as the selection is not known
+    accumulator: object
+    law: object  # the passage by the law, for guesses
+    own: object  # the passage on the submission's own tensors
+
+    @property
+    def first(self):
+        """The first verdict that is not "passed", in causal order, wrong or suspicious; or None."""
+        return next((v for v in self.verdicts if v.verdict != PASSED), None)
+
+    def passed(self, rigorous=False):
+        """Did every stage pass? `rigorous` accepts what is only suspicious."""
+        return all(v.verdict == PASSED or (rigorous and v.verdict == SUSPICIOUS) for v in self.verdicts)
+
+
+def compare_tensors(config, inputs, num, mine, accumulator, rows=None, say=str):
+    """mine: name -> Mine. rows: name -> row of the manifest, whose digests the recomputed case must have.
+
+    Raises ValueError for a tensor that cannot be judged as it is, BundleError where the case is not the bundle's.
+    """
+    say("the law's values")
+    law = passage(config, inputs, num, accumulator)
+    _check_digests(law, num, rows)
+    unknown = sorted(mine.keys() - law.tensors.keys())
+    mine = {name: mine[name] for name in law.tensors if name in mine}
+    _check_shapes(mine, law)
+    say("the selection")
+    selected, before = _select(config, inputs, num, mine, accumulator, law)
+    replay = _replayed(selected, law, before)
+    routed = law if replay is None else passage(config, inputs, num, accumulator, replay)
+    say("each stage on your own inputs")
+    own = passage(config, inputs, num, accumulator, replay, submission(routed, mine))
+    excused = selected.free if SELECTION not in mine and selected.free.any() else None
+    routed, own = _with_ranking(routed, law), _with_ranking(own, before)
+    verdicts = [_verdict(n, mine[n], routed, own, selected, excused, config, num, accumulator) for n in mine]
+    missing = [n for n in law.tensors if n not in mine]
+    some = 0 if excused is None else int(excused.sum())
+    free = int(selected.free.sum())
+    return Comparison(verdicts, missing, unknown, free, selected.swapped, some, accumulator, routed, own)
+
+
+def _check_digests(law, num, rows):
+    for name, row in (rows or {}).items():
+        if name not in law.tensors:
+            continue
+        array = np.asarray(law.tensors[name])
+        codes = to_codes(array, row["dtype"])
+        if tensor_digest(codes, is_expert_tensor(name)) != row["sha256"]:
+            raise BundleError("manifest.json", name, "does not follow from the bundle's inputs; run `refmoe check`")
+
+
+def _check_shapes(mine, law):
+    for name, got in mine.items():
+        array = law.tensors[name]
+        kind, wanted = got.values.dtype.kind, np.asarray(array).dtype.kind
+        if got.values.shape != array.shape and _same_rows(name, got, array):
+            raise ValueError(f"{name}: expected shape {array.shape}, got {got.values.shape}; submit the case's layout")
+        if (kind == "f") != (wanted == "f"):
+            kinds = "floats" if wanted == "f" else "integers"
+            raise ValueError(f"{name}: expected {kinds}, got {got.dtype}; convert it")
+
+
+def _same_rows(name, got, array):
+    """Rows in expert order are as many as the selection says, which may be another one."""
+    return not (np.asarray(got.values).ndim == array.ndim and got.values.shape[1:] == array.shape[1:] and "row" in name)
+
+
+def _with_ranking(run, before):
+    """A replayed selection ranks nothing: what was ranked is taken from the passage before it."""
+    return run._replace(tensors=before.tensors | run.tensors)
+
+
+def _replayed(selected, law, before):
+    """What the later stages read: the submitted selection, else that of the submitted scores; None: the law's."""
+    wanted, golden = before.record.routing.topk_indices, law.record.routing.topk_indices
+    indices = wanted if selected.indices is None else selected.indices
+    return None if np.array_equal(indices, golden) and np.array_equal(wanted, golden) else indices
+
+
+def _select(config, inputs, num, mine, accumulator, law):
+    """What is said of the selection, and the passage on the submission's own scores but with the law's selection."""
+    if law.record.routing.topk_indices is None:
+        return Selected(None, [], np.zeros(len(inputs.x), bool), 0), law
+    early = {n: m for n, m in mine.items() if n.startswith("routing.") and is_made(law.tensors[n])}
+    forward = inputs._replace(d_y=None)
+    run = passage(config, forward, num, accumulator, submitted=submission(law, early)) if early else law
+    got = mine.get(SELECTION)
+    return judge_selection(None if got is None else got.values, run, config), run
+
+
+def _verdict(name, got, law, own, selected, excused, config, num, accumulator):
+    array = own.tensors[name]
+    if got.values.shape != array.shape:
+        return _flat(name, got, np.ones(1, bool), f"expected shape {array.shape}, got {got.values.shape}")
+    if name == SELECTION:
+        return _selection(name, got, selected, np.asarray(array))
+    if array.dtype.kind != "f":
+        return _flat(name, got, got.values != np.asarray(array))
+    if not is_made(array):
+        return _flat(name, got, np.zeros(1, bool), "not judged: no bound is known for it")
+    view = grouping(name, array, own, config)
+    terms = max(config.hidden_size, config.intermediate_size, len(law.record.y))
+    rows = _excused_rows(array, excused, law)
+    return judge(name, got, law.tensors[name], array, view, num, accumulator.drift(terms), rows)
+
+
+def _excused_rows(array, excused, law):
+    """Which rows belong to tokens whose selection is unknown; sums over tokens are judged all the same."""
+    if excused is None or not array.ndim:
+        return None
+    if len(array) == len(excused):
+        return excused
+    plan = law.record.plan
+    owners = plan.row_slot // plan.slot_row.shape[1] if plan is not None else np.zeros(0, int)
+    return excused[owners] if len(array) == len(owners) else None
+
+
+def _flat(name, got, differ, note=""):
+    """The verdict on integers: equal or not."""
+    wrong = differ.any() and not note.startswith("not judged")
+    place = tuple(map(int, np.unravel_index(int(differ.argmax()), differ.shape))) if wrong and differ.ndim else ()
+    most = float("inf") if wrong else 0.0
+    still = Trend(-1, 0.0, float("inf"), 0.0, float("inf"))
+    share = 1.0 - float(differ.mean()) if differ.size else 1.0
+    return Verdict(name, WRONG if wrong else PASSED, got.values.size, share, most, most, most, place, -1, most, 0.0, 0,
+                   still, [], note)  # fmt: skip
+
+
+def _selection(name, got, selected, law):
+    differ = np.zeros(len(law), bool)
+    differ[selected.wrong] = True
+    note = selected.message
+    if selected.swapped and not note:
+        note = f"{selected.swapped} tokens route otherwise, as their scores are too close to call"
+    return _flat(name, got, differ, note)

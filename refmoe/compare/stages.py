@@ -1,0 +1,65 @@
+"""Every stage of a case, with what another implementation may make of it, on the law's inputs and on its own.
+
+Spec 7.12
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..formats import FORMATS
+from ..golden.run import flattened
+from ..inputs import Given
+from ..layer import moe_backward, moe_forward
+from .tracked import Tracked, track
+from .tracking import Submitted, Tracking
+
+
+class Run(NamedTuple):
+    """One passage through the layer: the records, and their tensors by name in causal order."""
+
+    record: object
+    grads: object
+    tensors: dict
+    made: int  # elements that stages made
+    lost: list  # stages whose operands came without what was known of them
+
+
+def passage(config, inputs, num, accumulator, topk_indices=None, submitted=None):
+    """The layer under `Tracking`; with another's selection, and with another's tensors in place of the law's."""
+    tracking = Tracking(num, accumulator, submitted)
+    given = Given(**inputs.given)
+    if topk_indices is not None:
+        given = given._replace(topk_indices=topk_indices)
+    x = track(inputs.x)
+    record = moe_forward(x, inputs.params, config, tracking, given=given, keep="all")
+    tensors = dict(flattened("", record))
+    grads = None
+    if inputs.d_y is not None:
+        grads = moe_backward(track(inputs.d_y), x, inputs.params, record, config, tracking, given=given)
+        tensors |= dict(flattened("grads", grads))
+    return Run(record, grads, tensors, tracking.ledger.made, tracking.ledger.lost)
+
+
+def submission(run, mine):
+    """The submitted tensors by the origin of their elements. A copy of a submitted tensor is judged, and not read."""
+    given, values = np.zeros(run.made + 1, bool), np.zeros(run.made + 1)
+    for name, array in run.tensors.items():
+        if name in mine and is_made(array) and mine[name].values.shape == array.shape:
+            origin = array.part("origin")
+            new = ~given[origin]
+            values[origin[new]] = mine[name].values[new]
+            given[origin] = True
+    given[0] = False
+    return Submitted(given, values)
+
+
+def is_made(array):
+    """Did stages make this tensor, and is it known how?"""
+    return isinstance(array, Tracked) and array.parts is not None
+
+
+def format_unit(name, dtype, num):
+    """(unit roundoff, half the least number) of the coarser of the stage's format and the submitted type."""
+    rows = [FORMATS[num.format_of(name)], *(row for row in FORMATS.values() if row.safetensors == dtype)]
+    return max(2.0**-row.precision for row in rows), max(2.0 ** (row.quantum - 1) for row in rows)
