@@ -125,9 +125,10 @@ cross: $(BUILT)
 include csrc/flags.mk
 LIBRARY := $(LIB)/lib/librefmoe_kernels
 PC      := $(LIB)/lib/pkgconfig/refmoe_kernels.pc
+OFFERED := refmoe_kernels.h refmoe_formulas.h
 OBJECTS := $(SOURCES:%.c=$(LIB)/obj/%.o)
 
-lib: $(LIBRARY).a $(LIBRARY).so $(LIB)/include/refmoe_kernels.h $(PC)
+lib: $(LIBRARY).a $(LIBRARY).so $(OFFERED:%=$(LIB)/include/%) $(PC)
 
 $(LIB)/obj/%.o: csrc/%.c $(NATIVE)
 	@mkdir -p $(@D)
@@ -143,7 +144,7 @@ $(LIBRARY).so: $(OBJECTS)
 	@mkdir -p $(@D)
 	$(CC) -shared -Wl,-z,defs -Wl,-soname,$(@F) $(OPENMP) -pthread $^ -o $@
 
-$(LIB)/include/refmoe_kernels.h: csrc/refmoe_kernels.h
+$(LIB)/include/%.h: csrc/%.h
 	@mkdir -p $(@D)
 	cp $< $@
 

@@ -19,6 +19,8 @@ static int is_forked_child;
 
 static void note_fork(void) { is_forked_child = 1; }
 
+int refmoe_is_forked_child(void) { return is_forked_child; }
+
 __attribute__((constructor)) static void watch_fork(void) { pthread_atfork(NULL, NULL, note_fork); }
 
 /* ---- checks ---- */

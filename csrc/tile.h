@@ -124,6 +124,7 @@ extern const struct kernel refmoe_neon;
 #endif
 /* A kernel for another processor is one more declaration here, one more row in kernel_table.c, one more stub. */
 
+int refmoe_is_forked_child(void); /* which has no threads: the pool of its parent did not come along */
 const struct kernel *refmoe_kernel(int index); /* NULL: no such row, or it cannot run here */
 
 /* A stored format: its precision in bits, the exponent of its least normal number and of its first power of two beyond

@@ -4,6 +4,8 @@ A gated expert multiplies an activation of its gate by its up projection; a plai
 is one function of its arguments, rounded once, and so is each gradient.
 """
 
+from .numerics import Named
+
 # name -> (value, derivative), as formulas over an arithmetic. relu'(0) = relu2'(0) = 0.
 ACTIVATIONS = {
     "silu": (lambda m, g, alpha: m.silu(g, alpha), lambda m, g, alpha: m.silu_derivative(g, alpha)),
@@ -24,7 +26,7 @@ def gated(gate, up, experts, num):
     def formula(m, gate, up):
         return _gate_part(m, gate, experts) * _up_part(m, up, experts)
 
-    return num.evaluate("hidden_rows", formula, gate, up)
+    return num.evaluate("hidden_rows", _named("gated", formula, experts), gate, up)
 
 
 def gated_backward(d_hidden, gate, up, experts, num):
@@ -44,8 +46,8 @@ def gated_backward(d_hidden, gate, up, experts, num):
             value = value * m.softcap_derivative(_clipped(m, up, experts), experts.up_softcap)
         return _where_inside(m, m.real(up), experts.limit, experts.limit, value)
 
-    saved = d_hidden, gate, up
-    return num.evaluate("d_gate_rows", d_gate, *saved), num.evaluate("d_up_rows", d_up, *saved)
+    formulas = _named("gated_backward", (d_gate, d_up), experts)
+    return num.evaluate_all(("d_gate_rows", "d_up_rows"), formulas, d_hidden, gate, up)
 
 
 def plain(up, experts, num):
@@ -54,7 +56,8 @@ def plain(up, experts, num):
     up (N, F) -> hidden (N, F)
     """
     act, _ = ACTIVATIONS[experts.activation]
-    return num.evaluate("hidden_rows", lambda m, u: act(m, u, experts.alpha), up)
+    formula = _named("gated", lambda m, u: act(m, u, experts.alpha), experts)
+    return num.evaluate("hidden_rows", formula, up)
 
 
 def plain_backward(d_hidden, up, experts, num):
@@ -63,7 +66,16 @@ def plain_backward(d_hidden, up, experts, num):
     d_hidden (N, F), up (N, F) -> d_up (N, F)
     """
     _, slope = ACTIVATIONS[experts.activation]
-    return num.evaluate("d_up_rows", lambda m, d, u: d * slope(m, u, experts.alpha), d_hidden, up)
+    formula = _named("gated_backward", lambda m, d, u: d * slope(m, u, experts.alpha), experts)
+    return num.evaluate("d_up_rows", formula, d_hidden, up)
+
+
+def _named(name, formula, experts):
+    """The formula under the name by which an engine may know it; what is rare among models has none."""
+    rare = experts.gate_softcap is not None or experts.up_softcap is not None
+    if rare or (experts.limit is not None and experts.limit_position == "post"):
+        return Named("", formula)
+    return Named(name, formula, (experts.activation, experts.alpha, experts.limit, experts.linear_offset))
 
 
 def _act(m, g, experts):

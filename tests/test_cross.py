@@ -18,7 +18,9 @@ from refmoe.numerics.contract import NumpyEngine
 
 ROOT = Path(__file__).parent.parent
 RULE = Rule("exact", "bf16")
-DECLARED = re.findall(r"\b(refmoe_\w+)\(", (ROOT / "csrc" / "refmoe_kernels.h").read_text())
+OFFERED = re.search(r"^OFFERED := (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+MANUALS = "".join((ROOT / "csrc" / header).read_text() for header in OFFERED)
+DECLARED = re.findall(r"\b(refmoe_\w+)\(", MANUALS)
 
 
 # ---- the replay ----

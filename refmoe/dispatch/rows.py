@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..numerics import Named
 from .plan import row_tokens, row_weights
 
 
@@ -62,7 +63,7 @@ def weighted_rows(name, rows, weights, num):
 
     rows (N, D), weights (N,) -> (N, D)
     """
-    return num.evaluate(name, lambda m, w, x: w * x, weights[:, None], rows)
+    return num.evaluate(name, Named("scaled_rows", lambda m, w, x: w * x), weights[:, None], rows)
 
 
 def slot_values(values, plan):

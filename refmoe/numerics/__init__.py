@@ -21,6 +21,7 @@ from .arithmetic import Binary64, PreciseArithmetic
 from .beyond import Beyond
 from .bounded import BoundedArithmetic
 from .contract import NumpyEngine, Rule
+from .named import Named as Named
 from .precise import PrecisionNeeded, round_interval
 from .rounding import UNIT, exact_sum, rounding_test, sequential_sum
 
@@ -182,6 +183,38 @@ class Numerics:
         The last `core` axes of each stored array belong to one instance of the formula (0: element by element,
         1: row by row, 2: the whole table); the axes before them broadcast.
         """
+        made = self._compiled((name,), formula, stored, core)
+        return self._interpreted(name, formula, stored, core, constants) if made is None else made[0]
+
+    def evaluate_all(self, names, formulas, *stored):
+        """The stored values of several formulas of the same arrays, read element by element.
+
+        names: one for each of formulas.formula -> tuple of arrays
+        """
+        made = self._compiled(names, formulas, stored, 0)
+        return made or tuple(map(lambda name, one: self.evaluate(name, one, *stored), names, formulas.formula))
+
+    def _compiled(self, names, formula, stored, core):
+        """What the engine makes of a formula it knows, its open elements or rows read here; None if it knows none."""
+        if self.profile == "float64" or self.force_tier == "exact" or not isinstance(formula, Named):
+            return None
+        made = self.engine.formula(self._rule(names[0]), formula.name, formula.parameters, stored)
+        formulas = formula.formula if len(names) > 1 else [formula]
+        return made and tuple(
+            self._completed(*result, name, one, stored, core)
+            for result, name, one in zip(made, names, formulas, strict=True)
+        )
+
+    def _completed(self, out, left, name, formula, stored, core):
+        if len(left):
+            loops = out.shape[: out.ndim - core]
+            cores = [array.shape[array.ndim - core :] for array in stored]
+            flat = [np.broadcast_to(a, loops + c).reshape(-1, *c)[left] for a, c in zip(stored, cores, strict=True)]
+            out.reshape(-1, *out.shape[out.ndim - core :])[left] = self._interpreted(name, formula, flat, core, {})
+        return out
+
+    def _interpreted(self, name, formula, stored, core, constants):
+        """A reading of the formula in NumPy."""
         stored = [np.asarray(array, np.float64) for array in stored]
         if self.profile == "float64":
             with np.errstate(all="ignore"):

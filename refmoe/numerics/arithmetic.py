@@ -136,7 +136,8 @@ class Arithmetic(Tables):
 
     def gelu_tanh_derivative(self, x):
         """sigmoid(2y) + x 2y' sigmoid(2y) sigmoid(-2y)."""
-        return self._with_limits(x, lambda t: self._gelu_tanh_slope(self.clip(t, -64, 64)), 0, 1)
+        # Beyond 16 the value is 1 and less than 2^-440 more: as it is at 16, where a few hundred digits tell it from 1.
+        return self._with_limits(x, lambda t: self._gelu_tanh_slope(self.clip(t, -64, 16)), 0, 1)
 
     def _gelu_tanh_slope(self, t):
         twice_y = self._tanh_argument(t)

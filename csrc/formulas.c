@@ -1,0 +1,171 @@
+/* formulas.c: the public functions of refmoe_formulas.h: check, share out the elements, note what is left open. */
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "environment.h"
+#include "formulas.h"
+
+/* ---- instruction sets ---- */
+
+static const struct formulas *const table[] = {
+    &refmoe_formulas_portable,
+#if defined(__x86_64__)
+    &refmoe_formulas_avx2,
+    &refmoe_formulas_avx512,
+#endif
+#if defined(__aarch64__)
+    &refmoe_formulas_neon,
+#endif
+};
+
+/* The formulas of a kernel; NULL if there is no such kernel or it cannot run here. */
+static const struct formulas *formulas_of(int kernel)
+{
+    const struct kernel *found = refmoe_kernel(kernel);
+    for (size_t i = 0; found && i < sizeof table / sizeof *table; i++)
+        if (strcmp(table[i]->kernel, found->name) == 0)
+            return table[i];
+    return NULL;
+}
+
+/* ---- checks ---- */
+
+static int check_how(const refmoe_how *how)
+{
+    if (!formulas_of(how->kernel))
+        return REFMOE_BAD_KERNEL;
+    if (how->threads < 1)
+        return REFMOE_BAD_THREADS;
+    return how->format < REFMOE_FLOAT32 || how->format > REFMOE_FP16 ? REFMOE_BAD_FORMAT : REFMOE_OK;
+}
+
+static int is_between(double low, double x, double high) { return x >= low && x <= high; }
+
+/* What the bounds of formulas_template.h are proven for; a NaN is never between. */
+static int is_proven(const refmoe_activation *act)
+{
+    double offset = magnitude(act->offset);
+    int limited = is_finite(act->limit);
+    if (act->name < REFMOE_SILU || act->name > REFMOE_RELU2 || !is_between(0, magnitude(act->alpha), 0x1p100))
+        return 0;
+    if (!is_between(0x1p-40, act->limit, limited ? 0x1p100 : act->limit))
+        return 0;
+    if (offset != 0 && !is_between(0x1p-60, offset, 0x1p100))
+        return 0;
+    if (act->name == REFMOE_SILU || act->name == REFMOE_GELU_TANH)
+        return act->name == REFMOE_SILU || act->alpha == 1;
+    return act->alpha == 1 && offset == 0 && (!limited || (double)(float)act->limit == act->limit);
+}
+
+static int is_general(const refmoe_activation *act)
+{
+    return act->alpha != 1 || act->offset != 0 || is_finite(act->limit);
+}
+
+static int is_missing(const void *array, int64_t size) { return size > 0 && !array; }
+
+static int is_bad_list(const refmoe_open *open)
+{
+    return !open || open->room < 0 || is_missing(open->index, open->room);
+}
+
+static int is_bad_size(int64_t n) { return n < 0 || n >= INT64_C(1) << 60; }
+
+/* ---- sharing out the elements ---- */
+
+enum { RUN = 4096 }; /* elements that a thread takes at a time; whole vectors of every instruction set */
+
+static void run_serial(formula_function *function, const struct formula_call *call, int64_t size)
+{
+    environment found = enter_environment();
+    function(call, 0, size);
+    leave_environment(found);
+}
+
+static int run(formula_function *function, const struct formula_call *call, int64_t size, int threads)
+{
+    for (int i = 0; i < MAX_RESULTS && call->open[i]; i++)
+        call->open[i]->count = 0;
+    int64_t runs = size / RUN + 1;
+    threads = refmoe_is_forked_child() ? 1 : threads < runs ? threads : (int)runs;
+#if defined(_OPENMP)
+    if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+        {
+            environment found = enter_environment();
+#pragma omp for schedule(dynamic)
+            for (int64_t i = 0; i < runs; i++)
+                function(call, i * RUN, i + 1 < runs ? (i + 1) * RUN : size);
+            leave_environment(found);
+        }
+        return REFMOE_OK;
+    }
+#endif
+    run_serial(function, call, size);
+    return REFMOE_OK;
+}
+
+static struct formula_call describe(const refmoe_how *how)
+{
+    return (struct formula_call){.format = &refmoe_formats[how->format], .narrow = how->format != REFMOE_FLOAT32};
+}
+
+/* ---- the formulas ---- */
+
+int refmoe_gated(const refmoe_how *how, const refmoe_activation *act, int64_t n, const float *gate, const float *up,
+                 float *out, refmoe_open *open)
+{
+    int status = check_how(how);
+    if (status)
+        return status;
+    if (!is_proven(act))
+        return REFMOE_BAD_PROFILE;
+    if (is_bad_size(n))
+        return REFMOE_BAD_SIZE;
+    if (is_missing(gate, n) || is_missing(out, n) || is_bad_list(open))
+        return REFMOE_BAD_POINTER;
+    struct formula_call call = describe(how);
+    call.act = *act;
+    call.in[0] = gate, call.in[1] = up, call.out[0] = out, call.open[0] = open;
+    return run(formulas_of(how->kernel)->gated[act->name][is_general(act)], &call, n, how->threads);
+}
+
+int refmoe_gated_backward(const refmoe_how *how, const refmoe_activation *act, int64_t n, const float *d_hidden,
+                          const float *gate, const float *up, float *d_gate, float *d_up, refmoe_open *open_gate,
+                          refmoe_open *open_up)
+{
+    int status = check_how(how);
+    if (status)
+        return status;
+    if (!is_proven(act))
+        return REFMOE_BAD_PROFILE;
+    if (is_bad_size(n))
+        return REFMOE_BAD_SIZE;
+    if (is_missing(d_hidden, n) || is_missing(gate, n) || is_missing(d_gate, n) || is_bad_list(open_gate)
+        || !up != !d_up || (up && is_bad_list(open_up)))
+        return REFMOE_BAD_POINTER;
+    struct formula_call call = describe(how);
+    call.act = *act;
+    call.in[0] = d_hidden, call.in[1] = gate, call.in[2] = up;
+    call.out[0] = d_gate, call.out[1] = d_up, call.open[0] = open_gate, call.open[1] = up ? open_up : NULL;
+    return run(formulas_of(how->kernel)->gated_backward[act->name][is_general(act)], &call, n, how->threads);
+}
+
+int refmoe_scaled_rows(const refmoe_how *how, int64_t n, int64_t m, const float *w, const float *x, float *out,
+                       refmoe_open *open)
+{
+    int64_t size;
+    int status = check_how(how);
+    if (status)
+        return status;
+    if (is_bad_size(n) || is_bad_size(m) || __builtin_mul_overflow(n, m, &size) || is_bad_size(size))
+        return REFMOE_BAD_SIZE;
+    if (is_missing(w, n) || is_missing(x, size) || is_missing(out, size) || is_bad_list(open))
+        return REFMOE_BAD_POINTER;
+    struct formula_call call = describe(how);
+    call.length = m;
+    call.in[0] = w, call.in[1] = x, call.out[0] = out, call.open[0] = open;
+    return run(formulas_of(how->kernel)->scaled_rows, &call, size, how->threads);
+}

@@ -1,0 +1,49 @@
+/* formulas.h: what formulas.c and the files of the instruction sets share. */
+
+#ifndef REFMOE_FORMULAS_INSIDE_H
+#define REFMOE_FORMULAS_INSIDE_H
+
+#include "refmoe_formulas.h"
+#include "tile.h"
+
+enum { MAX_OPERANDS = 3, MAX_RESULTS = 2 };
+
+/* One call: operands and results by position as in the manual, an operand that is absent NULL. */
+struct formula_call {
+    refmoe_activation act;
+    const struct format *format;
+    int narrow;     /* not float32 */
+    int64_t length; /* of a row, for formulas with rows */
+    const float *in[MAX_OPERANDS];
+    float *out[MAX_RESULTS];
+    refmoe_open *open[MAX_RESULTS];
+};
+
+/* Elements (or rows) begin .. end of the call's results. */
+typedef void formula_function(const struct formula_call *call, int64_t begin, int64_t end);
+
+/* One instruction set. `plain`: alpha 1, no limit, no offset. */
+struct formulas {
+    const char *kernel;
+    formula_function *gated[4][2];          /* [activation][1: with alpha, limit, offset] */
+    formula_function *gated_backward[4][2];
+    formula_function *scaled_rows;
+};
+
+extern const struct formulas refmoe_formulas_portable;
+#if defined(__x86_64__)
+extern const struct formulas refmoe_formulas_avx2, refmoe_formulas_avx512;
+#endif
+#if defined(__aarch64__)
+extern const struct formulas refmoe_formulas_neon;
+#endif
+
+/* Called by several threads at once. */
+static inline void note_open(refmoe_open *open, int64_t index)
+{
+    int64_t at = __atomic_fetch_add(&open->count, 1, __ATOMIC_RELAXED);
+    if (at < open->room)
+        open->index[at] = index;
+}
+
+#endif
