@@ -13,7 +13,8 @@ static int64_t whole_blocks(const struct few *few, int64_t length) { return whol
 /* Products this file may compute, and how many rows an expert of them may have. */
 int64_t refmoe_few_rows(const struct product *p)
 {
-    return p->across == REFMOE_LANES_ALONG && p->kernel->few ? p->kernel->few->rows : 0;
+    int wide = p->pair[0].a_format == REFMOE_FLOAT32 && p->pair[0].b_format == REFMOE_FLOAT32;
+    return p->across == REFMOE_LANES_ALONG && wide && p->kernel->few ? p->kernel->few->rows : 0;
 }
 
 int64_t refmoe_few_room(const struct product *p, int64_t length)

@@ -6,6 +6,7 @@
 
 #define TARGET __attribute__((target("avx2,fma")))
 #define LANES 8
+#define SUMS 8
 #define FMA64(a, b, c) ((vd)_mm256_fmadd_pd((__m256d)(a), (__m256d)(b), (__m256d)(c)))
 #define FMA32(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define SPREAD32(x) ((vf)_mm256_set1_ps(x))

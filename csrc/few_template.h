@@ -3,6 +3,7 @@
      TARGET       attribute that turns the instructions on for one function
      LANES        floats of a vector; half as many doubles
      FMA64(a,b,c), FMA32(a,b,c), SPREAD32(x), WIDEN(p)   as in tile_template.h
+     SUMS         accumulators that the registers hold beside weights and x
      TURN(v)      statement: transposes the LANES vectors v[0] .. of floats
      MAX32(a,b)   the greater, lane by lane, of unsigned 32-bit integers
      ADD_ALL(v)   the sum of a vector of doubles, in any order
@@ -19,6 +20,8 @@ typedef uint32_t vu_memory __attribute__((vector_size(4 * LANES), aligned(4), ma
 
 #define INLINE static inline __attribute__((always_inline)) TARGET
 #define LINE 64
+
+enum { MOST_TOGETHER = 4 };
 
 /* ---- chain: lanes are outputs, k ascends ---- */
 
@@ -74,47 +77,62 @@ INLINE void chain_rows(const int rows, const struct few_block *b)
         *(vf_memory *)(value + i * LANES) = sum[i];
 }
 
-/* ---- exact: lanes are k, one output after another ---- */
+/* ---- exact: lanes are k, some outputs at a time ---- */
 
-INLINE void exact_step(const int rows, const char *w, const double *x, vd (*sum)[2], vu *top)
+/* More outputs at a time meet a number of x that was loaded once, but read the weights less in order. */
+#define TOGETHER(rows) ((rows) == 1 ? 1 : (rows) <= SUMS / 4 ? 4 : 2)
+
+/* Sums of one output and row: of both halves of a vector where registers allow it, else of both together. */
+#define SECOND(rows, many) ((rows) * (many) <= SUMS / 2)
+
+/* One vector of weights of each of `many` outputs, `step` bytes apart, and the rows of x. */
+INLINE void exact_step(const int rows, const int many, const char *w, int64_t step, const double *x,
+                       vd (*sum)[MOST_TOGETHER][2], vu *top)
 {
-    vd left = WIDEN((const float *)w), right = WIDEN((const float *)w + LANES / 2);
-    vu bits = *(const vu_memory *)w & 0x7FFFFFFF;
-    *top = MAX32(*top, bits);
+    vd left[MOST_TOGETHER], right[MOST_TOGETHER];
+    for (int j = 0; j < many; j++) {
+        vu bits = *(const vu_memory *)(w + j * step) & 0x7FFFFFFF;
+        top[j] = MAX32(top[j], bits);
+        left[j] = WIDEN((const float *)(w + j * step)), right[j] = WIDEN((const float *)(w + j * step) + LANES / 2);
+    }
     for (int i = 0; i < rows; i++, x += LANES) {
-        sum[i][0] = FMA64(left, *(const vd_memory *)x, sum[i][0]);
-        sum[i][1] = FMA64(right, *(const vd_memory *)(x + LANES / 2), sum[i][1]);
+        vd first = *(const vd_memory *)x, second = *(const vd_memory *)(x + LANES / 2);
+        for (int j = 0; j < many; j++)
+            sum[i][j][0] = FMA64(left[j], first, sum[i][j][0]);
+        for (int j = 0, half = SECOND(rows, many); j < many; j++)
+            sum[i][j][half] = FMA64(right[j], second, sum[i][j][half]);
     }
 }
 
-INLINE void exact_output(const int rows, const struct few_block *b, int j)
+INLINE void exact_outputs(const int rows, const int many, const struct few_block *b, int first)
 {
-    const char *w = b->w + j * b->step;
+    const char *w = b->w + first * b->step;
     const double *x = b->x;
-    vd sum[MAX_FEW_ROWS][2] = {{{0}}}, more[MAX_FEW_ROWS][2] = {{{0}}};
-    vu top = {0};
+    vd sum[MAX_FEW_ROWS][MOST_TOGETHER][2] = {{{{0}}}};
+    vu top[MOST_TOGETHER] = {{0}};
     int64_t k = 0;
-    if (rows < 3) /* else the rows alone hide the latency of an addition */
-        for (; k + 2 * LANES <= b->length; k += 2 * LANES, w += 8 * LANES, x += 2 * LANES * rows) {
-            exact_step(rows, w, x, sum, &top);
-            exact_step(rows, w + 4 * LANES, x + LANES * rows, more, &top);
-        }
     for (; k + LANES <= b->length; k += LANES, w += 4 * LANES, x += LANES * rows)
-        exact_step(rows, w, x, sum, &top);
+        exact_step(rows, many, w, b->step, x, sum, top);
     if (k < b->length) {
-        float rest[LANES] = {0};
-        memcpy(rest, w, (size_t)(b->length - k) * sizeof(float));
-        exact_step(rows, (const char *)rest, x, sum, &top);
+        float rest[MOST_TOGETHER][LANES] = {{0}};
+        for (int j = 0; j < many; j++)
+            memcpy(rest[j], w + j * b->step, (size_t)(b->length - k) * sizeof(float));
+        exact_step(rows, many, (const char *)rest, sizeof rest[0], x, sum, top);
     }
-    for (int i = 0; i < rows; i++)
-        ((double *)b->value)[i * LANES + j] = ADD_ALL((sum[i][0] + sum[i][1]) + (more[i][0] + more[i][1]));
-    b->largest[j] = float_of_bits(MAX_ALL(top));
+    for (int j = 0; j < many; j++) {
+        for (int i = 0; i < rows; i++)
+            ((double *)b->value)[i * LANES + first + j] = ADD_ALL(sum[i][j][0] + sum[i][j][1]);
+        b->largest[first + j] = float_of_bits(MAX_ALL(top[j]));
+    }
 }
 
 INLINE void exact_rows(const int rows, const struct few_block *b)
 {
-    for (int j = 0; j < b->cols; j++)
-        exact_output(rows, b, j);
+    int j = 0;
+    for (; j + TOGETHER(rows) <= b->cols; j += TOGETHER(rows))
+        exact_outputs(rows, TOGETHER(rows), b, j);
+    for (; j < b->cols; j++)
+        exact_outputs(rows, 1, b, j);
 }
 
 #define EACH_ROWS(use) use(1) use(2) use(3) use(4) use(5) use(6) use(7) use(8)
