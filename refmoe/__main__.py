@@ -99,6 +99,8 @@ def _add_golden(commands):
     golden.add_argument("--layout", choices=("out_in", "in_out"), default="out_in", help="axes of your expert weights")
     golden.add_argument("--gate-up", choices=("separate", "concatenated", "interleaved"), default="separate",
                         help="how your w_gate_up joins gate and up")  # fmt: skip
+    golden.add_argument("--weights", metavar="SCHEME", help="quantise the expert matrices: fp8-block, mxfp4, nvfp4 ...")
+    golden.add_argument("--scale-rule", metavar="RULE", help="floor, up or even, for scales that are powers of two")
     golden.add_argument("--force", action="store_true", help="replace an existing bundle")
     golden.add_argument("--out", metavar="DIR", required=True, help="the bundle; it appears when all is done")
     _add_engine(golden)
@@ -129,11 +131,13 @@ def run_golden(args):
     import refmoe
     from refmoe.golden import report, write_bundle
     from refmoe.golden.inputs import prepare
+    from refmoe.golden.quantised import quantised_rows
 
     num = refmoe.Numerics(profile=args.profile, store=STORES.get(args.store), backend=args.backend,
                           threads=args.threads, kernel=args.kernel)  # fmt: skip
     config, title, arrays = _case(args, num)
     tokens, rows, stored = prepare(config, num, args.tokens, not args.no_backward, args.seed, arrays)
+    rows = quantised_rows(rows, args.weights, args.scale_rule)
     written = write_bundle(args.out, config, num, refmoe.SPEC_VERSION, title, tokens, rows, stored, args.force, _say)
     print(report.golden_report(written, config, num, args.out))
     return 0

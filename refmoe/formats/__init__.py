@@ -6,14 +6,16 @@ nearest, ties to even, with subnormals; what happens beyond the largest value is
 """
 
 from .codes import decode, encode, pack_nibbles, unpack_nibbles
-from .packed import SCALES, Packed
+from .packed import NIBBLES, SCALE_FORMATS, SCALES, Packed
 from .rounding import canonical_nan, is_representable, round_fraction, round_to
-from .scaling import SCALE_RULES, SCHEMES, Scheme, dequantise, quantise
+from .scaling import SCALE_RULES, SCHEMES, Scheme, dequantise, quantise, scheme_and_rule
 from .table import FORMATS, Format
 
 __all__ = [
     "FORMATS",
+    "NIBBLES",
     "SCALES",
+    "SCALE_FORMATS",
     "SCALE_RULES",
     "SCHEMES",
     "Format",
@@ -28,5 +30,6 @@ __all__ = [
     "quantise",
     "round_fraction",
     "round_to",
+    "scheme_and_rule",
     "unpack_nibbles",
 ]

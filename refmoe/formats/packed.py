@@ -29,7 +29,8 @@ class Packed:
     two in a byte, the even one in the low nibble, so theirs are (M, K / 2). scales: (ceil(M / rows), ceil(K / columns))
     an expert, for blocks (rows, columns): float32 values, or codes, of `scale_format`, which by itself is E8M0, bf16 or
     float32 for unsigned integers of 1, 2 or 4 bytes; None for a format that needs none. tensor_scales: (E,) float32
-    values, or None. A call w(e) gives what enters a contraction: the exact products, as an array of type `dtype`.
+    values, or None. columns: K where it is odd, and the last nibble of a row therefore empty. A call w(e) gives what
+    enters a contraction: the exact products, as an array of type `dtype`.
     Raises ValueError for shapes that do not fit each other.
     """
 
@@ -39,6 +40,7 @@ class Packed:
     block: tuple | None = None
     scale_format: str | None = None
     tensor_scales: object = None
+    columns: int | None = None
 
     def __post_init__(self):
         narrow = ", ".join(name for name in FORMATS if name != "float64")
@@ -49,6 +51,10 @@ class Packed:
         require(ok, ValueError, "Packed", wanted, "others", "complete them")
         fits, wanted = self.scale_format in (None, *SCALE_FORMATS), f"None or one of {', '.join(SCALE_FORMATS)}"
         require(fits, ValueError, "scale_format", wanted, repr(self.scale_format), "choose one")
+        bytes_of_a_row = (self.codes if hasattr(self.codes, "shape") else self.codes[0]).shape[-1]
+        ok = self.columns is None or (self.format in NIBBLES and self.columns == 2 * bytes_of_a_row - 1)
+        wanted = f"None, or {2 * bytes_of_a_row - 1} for codes two in a byte"
+        require(ok, ValueError, "columns", wanted, self.columns, "leave it out where the last byte is full")
         ok = self.tensor_scales is None or (scales is not None and np.shape(self.tensor_scales) == (len(self.codes),))
         ok = ok and getattr(self.tensor_scales, "dtype", np.float32) == np.float32
         require(ok, ValueError, "tensor_scales", "a float32 for each expert, beside scales", "others", "correct them")
@@ -56,7 +62,8 @@ class Packed:
     @property
     def shape(self):
         rows, columns = self.codes.shape[1:] if hasattr(self.codes, "shape") else self.codes[0].shape
-        return len(self.codes), rows, columns * 2 if self.format in NIBBLES else columns
+        columns = columns * 2 if self.format in NIBBLES else columns
+        return len(self.codes), rows, columns if self.columns is None else self.columns
 
     @property
     def dtype(self):
@@ -104,4 +111,5 @@ class Packed:
 
     def _decoded(self, e):
         codes = self.codes[e]
-        return decode(unpack_nibbles(codes) if self.format in NIBBLES else codes, self.format)
+        codes = unpack_nibbles(codes)[..., : self.columns] if self.format in NIBBLES else codes
+        return decode(codes, self.format)

@@ -51,11 +51,13 @@ def quantise(values, scheme, rule=None, block=None):
     left out where there is one only. block: (rows, columns) in place of the scheme's.
     Raises ValueError or TypeError for what is not so.
     """
-    row, rule, block = _chosen(scheme, rule, block)
-    _require_values(values, row)
+    row, rule = scheme_and_rule(scheme, rule)
+    block = _block(row, block)
+    _require_values(values)
     parts = [_expert(part.astype(np.float64), row, rule, block) for part in values]
     codes, scales, tensor = (np.stack(column) for column in zip(*parts, strict=True))
-    return Packed(codes, row.format, scales, block, row.scale, tensor if row.tensor_scale else None)
+    columns = values.shape[2] if row.format in NIBBLES and values.shape[2] % 2 else None
+    return Packed(codes, row.format, scales, block, row.scale, tensor if row.tensor_scale else None, columns)
 
 
 def dequantise(packed, name="float32"):
@@ -114,7 +116,9 @@ def _expert(values, row, rule, block):
     largest = FORMATS[row.format].largest
     codes = encode(round_to(np.clip(quotients, -largest, largest), row.format, "saturate"), row.format)
     kept = scales if row.scale == "float32" else encode(scales, row.scale)
-    return pack_nibbles(codes) if row.format in NIBBLES else codes, kept, tensor
+    if row.format in NIBBLES:
+        codes = pack_nibbles(np.pad(codes, ((0, 0), (0, codes.shape[1] % 2))))
+    return codes, kept, tensor
 
 
 def _block_amax(values, block):
@@ -128,19 +132,26 @@ def _block_amax(values, block):
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def _chosen(scheme, rule, block):
-    """(row, rule, block): what the names stand for."""
+def scheme_and_rule(scheme, rule=None):
+    """(row of SCHEMES, name of its rule) that the names stand for.   Spec 6.2.1
+
+    Raises ValueError for a name that is not there, and for None where there are several rules.
+    """
     require(scheme in SCHEMES, ValueError, "scheme", f"one of {', '.join(SCHEMES)}", repr(scheme), "choose one")
     row = SCHEMES[scheme]
     rule = row.rules[0] if rule is None and len(row.rules) == 1 else rule
     require(rule in row.rules, ValueError, "rule", f"one of {', '.join(row.rules)} for {scheme}", repr(rule), "name it")
+    return row, rule
+
+
+def _block(row, block):
     block = row.block if block is None else tuple(block)
     whole = len(block) == 2 and all(type(size) is int and size > 0 for size in block)
     require(whole, ValueError, "block", "two sizes, rows and columns", repr(block), "give two whole numbers above zero")
-    return row, rule, block
+    return block
 
 
-def _require_values(values, row):
+def _require_values(values):
     is_array = isinstance(values, np.ndarray) and values.dtype == np.float32
     got = getattr(values, "dtype", type(values).__name__)
     require(is_array, TypeError, "values", "a float32 array", got, "use .astype(numpy.float32)")
@@ -148,5 +159,3 @@ def _require_values(values, row):
     require(values.ndim == 3 and len(values) > 0, ValueError, "values", "shape (E, M, K)", values.shape, fix)
     fix = "replace infinities and NaN first"
     require(np.isfinite(values).all(), ValueError, "values", "finite numbers", "others", fix)
-    even, wanted = row.format not in NIBBLES or values.shape[2] % 2 == 0, "an even last axis, two codes to a byte"
-    require(even, ValueError, "values", wanted, values.shape, "pad it with a zero")

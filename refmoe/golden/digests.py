@@ -30,7 +30,7 @@ def to_codes(array, dtype):
 def from_codes(codes, dtype):
     """Elements of a file -> carrier: float32 or float64 for floats, the integers themselves otherwise."""
     for row in FORMATS.values():
-        if row.safetensors == dtype:
+        if row.safetensors == dtype and not row.integer:
             return decode(codes.view(f"<u{codes.dtype.itemsize}"), row.name).reshape(codes.shape)
     return codes.astype(codes.dtype.newbyteorder("="), copy=False)
 
@@ -78,7 +78,11 @@ class DigestSink:
         self._lock = threading.Lock()
 
     def take(self, e, part):
-        codes = to_codes(np.asarray(part), self.dtype).reshape(-1)
+        self.take_codes(e, to_codes(np.asarray(part), self.dtype))
+
+    def take_codes(self, e, codes):
+        """The same of elements as they stand in the file."""
+        codes = codes.reshape(-1)
         kept = sample(codes, self.stride, e * codes.size).copy()
         row = sha256(element_bytes(codes)), kept
         with self._lock:

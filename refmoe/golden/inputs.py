@@ -1,8 +1,8 @@
 """What a case reads: tokens, upstream gradient, parameters, given arrays, and a row for each: where it comes from.
 
 Spec 7.2. A row is {"source": "recipe", "name", "recipe", "seed", "exponent"}, {"source": "ids" or "table", "name",
-"seed", "count"}, {"source": "blocks", "length"}, {"source": "stored"} for a user's own array, or {"source": "packed",
-"format", "block"} for weights of a checkpoint.
+"seed", "count"}, {"source": "blocks", "length"}, {"source": "stored"} for a user's own array, {"source": "packed",
+"format", "block"} for weights of a checkpoint, or a recipe's with {"source": "quantised", "scheme", "rule"}.
 """
 
 from math import prod
@@ -21,6 +21,8 @@ from ..recipes import (
     parameter_shapes,
 )
 from .packed import SOURCE, packed_row
+from .quantised import SOURCE as QUANTISED
+from .quantised import quantised
 from .weights import RecipeWeights
 
 EXPERT_LEAVES = ("w_gate", "w_up", "w_down", "b_gate", "b_up", "b_down")  # their first axis is the expert axis
@@ -43,7 +45,7 @@ class Inputs(NamedTuple):
 
 def is_expert_tensor(name):
     """Does the tensor's digest go expert by expert?"""
-    return ".params." in f".{name}" and name.rpartition(".")[2] in EXPERT_LEAVES
+    return ".params." in f".{name}" and name.removesuffix(".dequantised").rpartition(".")[2] in EXPERT_LEAVES
 
 
 def recipe_rows(config, num, tokens, backward, seed):
@@ -93,6 +95,8 @@ def make_inputs(config, num, tokens, rows, stored, pool):
 def _make(name, row, shape, tokens, num, stored, pool):
     if row["source"] == SOURCE:
         return _require_packed(name, stored[name], shape)
+    if row["source"] == QUANTISED:
+        return quantised(row, _by_recipe(name, row, _matrices(name, shape), num, pool))
     if row["source"] == "stored":
         of_integers = name.startswith("given.") or _is_table(name)
         return stored[name] if of_integers else num.check_stored(name, stored[name], shape)
@@ -102,9 +106,19 @@ def _make(name, row, shape, tokens, num, stored, pool):
         return generate_ids(row["name"], (tokens,), row["seed"], row["count"])
     if row["source"] == "table":
         return generate_table(row["name"], shape, row["seed"], row["count"])
+    return _by_recipe(name, row, shape, num, pool)
+
+
+def _by_recipe(name, row, shape, num, pool):
     if is_expert_tensor(name) and prod(shape) * 4 > LAZY_BYTES:
         return RecipeWeights(row, shape, num.dtype, file_dtype(name, num), pool)
     return generate(row["name"], shape, row["seed"], row["recipe"], row["exponent"]).astype(num.dtype, copy=False)
+
+
+def _matrices(name, shape):
+    if not is_expert_tensor(name) or len(shape) != 3:
+        raise ValueError(f"{name}: expected matrices of experts to quantise, got shape {shape}; correct the file")
+    return shape
 
 
 def _require_packed(name, packed, shape):

@@ -1,15 +1,17 @@
 """Weights of a checkpoint in a bundle: codes and scales as they were found, an expert at a time.   Spec 7.11
 
-The tensor NAME holds the codes, NAME.scales the scales, the row of `inputs` the format and the block that shares a
-scale. They enter contractions as exact products (6.2); a layer larger than memory passes through expert by expert.
+The tensor NAME holds the codes, NAME.scales the scales, NAME.tensor_scales those of whole experts, if there are any;
+the row of `inputs` says the format and the block that shares a scale. They enter contractions as exact products (6.2);
+a layer larger than memory passes through expert by expert.
 """
 
 import numpy as np
 
-from ..formats import FORMATS, SCALES, Packed
+from ..formats import FORMATS, NIBBLES, SCALE_FORMATS, SCALES, Packed
 from ..safetensors import DTYPES
 
 SOURCE = "packed"
+SCALE_TYPES = {FORMATS[name].safetensors: name for name in SCALE_FORMATS}
 
 
 class Experts:
@@ -30,12 +32,14 @@ class Experts:
 
 def packed_row(packed):
     """The row of `inputs` that says how the tensor is to be read."""
-    return {"source": SOURCE, "format": packed.format, "block": list(packed.block) if packed.block else None}
+    row = {"source": SOURCE, "format": packed.format, "block": list(packed.block) if packed.block else None}
+    row |= {} if packed.tensor_scales is None else {"tensor_scales": True}
+    return row if packed.columns is None else row | {"columns": packed.columns}
 
 
 def codes_type(name):
-    """The safetensors type of a format's codes; those of four bits stand two in a byte."""
-    return "U8" if name == "E2M1" else FORMATS[name].safetensors
+    """The safetensors type of a format's codes; those of four bits stand two in a byte, those of six one."""
+    return "U8" if name in (*NIBBLES, "E3M2", "E2M3") else FORMATS[name].safetensors
 
 
 def stored_codes(packed):
@@ -51,8 +55,16 @@ def stored_scales(packed):
     if packed.scales is None:
         return None
     scales = np.stack(list(packed.scales))
-    dtype = FORMATS[SCALES[scales.dtype.itemsize]].safetensors
+    dtype = FORMATS[packed.scale_format or SCALES[scales.dtype.itemsize]].safetensors
     return dtype, np.ascontiguousarray(scales).view(DTYPES[dtype])
+
+
+def stored_parts(name, packed):
+    """name -> (safetensors type, elements) of all that a bundle holds of the weights `name`."""
+    scales, tensor = stored_scales(packed), packed.tensor_scales
+    beside = {} if scales is None else {f"{name}.scales": scales}
+    beside |= {} if tensor is None else {f"{name}.tensor_scales": ("F32", tensor.astype(DTYPES["F32"], copy=False))}
+    return {name: stored_codes(packed), **beside}
 
 
 def read_packed(reader, name, row):
@@ -60,14 +72,17 @@ def read_packed(reader, name, row):
     dtype, block = codes_type(row["format"]), row["block"]
     _require_type(reader, name, dtype)
     if block is None:
-        return Packed(_codes(reader, name), row["format"])
+        return Packed(_codes(reader, name), row["format"], columns=row.get("columns"))
     scales = f"{name}.scales"
-    kinds = {FORMATS[kind].safetensors: size for size, kind in SCALES.items()}
-    _require_type(reader, scales, *kinds)
+    kind = SCALE_TYPES[_require_type(reader, scales, *SCALE_TYPES)]
     if len(block) != 2 or not all(type(size) is int and size > 0 for size in block):
         raise ValueError(f"{name}: expected a block of two sizes, got {block!r}")
-    codes = reader.codes(scales)
-    return Packed(_codes(reader, name), row["format"], codes.view(f"<u{codes.dtype.itemsize}"), tuple(block))
+    codes, tensor = reader.codes(scales), None
+    if row.get("tensor_scales"):
+        _require_type(reader, f"{name}.tensor_scales", "F32")
+        tensor = reader.codes(f"{name}.tensor_scales")
+    unsigned = codes.view(f"<u{codes.dtype.itemsize}")
+    return Packed(_codes(reader, name), row["format"], unsigned, tuple(block), kind, tensor, row.get("columns"))
 
 
 def _codes(reader, name):
@@ -83,3 +98,4 @@ def _require_type(reader, name, *dtypes):
     got = reader.entry(name).dtype
     if got not in dtypes:
         raise ValueError(f"{name}: expected type {' or '.join(dtypes)}, got {got}")
+    return got

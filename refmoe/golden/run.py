@@ -13,9 +13,11 @@ from ..formats import Packed
 from ..inputs import Given
 from ..layer import moe_backward, moe_forward
 from ..recipes import MoEParams, SharedParams, parameter_shapes
+from ..safetensors import DTYPES
 from .digests import DigestSink, sample, sample_stride, stored_dtype, tensor_digest, to_codes
 from .inputs import file_dtype, is_expert_tensor, stage_name
-from .packed import stored_codes, stored_scales
+from .packed import Experts, stored_parts
+from .quantised import SOURCE as QUANTISED
 from .weights import RecipeWeights
 
 SIZE_LIMIT = 8 << 20  # bytes; a larger tensor is kept as digest and sample
@@ -163,7 +165,7 @@ def _made(name, role, array, num, whole=False):
 def _parameter(name, array, row, num):
     """A parameter by recipe is its digest; a user's own is stored whatever its size, or `check` could not recompute."""
     if isinstance(array, Packed):
-        yield from _packed(name, array)
+        yield from _quantised(name, array, num) if row["source"] == QUANTISED else _packed(name, array)
         return
     dtype = file_dtype(name, num)
     if isinstance(array, RecipeWeights):
@@ -179,10 +181,33 @@ def _parameter(name, array, row, num):
 
 def _packed(name, packed):
     """The codes and the scales, whatever their size: the layer read nothing else."""
-    parts = {name: stored_codes(packed), f"{name}.scales": stored_scales(packed)}
-    for part, (dtype, codes) in ((part, found) for part, found in parts.items() if found is not None):
+    for part, (dtype, codes) in stored_parts(name, packed).items():
         digest = tensor_digest(codes, is_expert_tensor(part))
         yield Made(part, "parameter", dtype, codes.shape, digest, "stored", codes)
+
+
+def _quantised(name, packed, num):
+    """Codes, scales and, for people, the products rounded once to the format of the case; above the limit sampled."""
+    dtype = file_dtype(name, num)
+    format_name = num.format_of(stage_name(name))
+    rounded = Experts(packed.shape, DTYPES[dtype], lambda e: to_codes(packed.rounded(e, format_name), dtype))
+    for part, (kind, codes) in (stored_parts(name, packed) | {f"{name}.dequantised": (dtype, rounded)}).items():
+        by_expert, large = is_expert_tensor(part), prod(codes.shape) * DTYPES[kind].itemsize > SIZE_LIMIT
+        if large and by_expert:
+            yield _sampled_by_expert(part, kind, codes)
+            continue
+        whole = np.stack(list(codes)) if by_expert else codes
+        digest, stride = tensor_digest(whole, by_expert), sample_stride(whole.shape)
+        kept = ("sample", sample(whole.reshape(-1), stride)) if large else ("stored", whole)
+        yield Made(part, "parameter", kind, whole.shape, digest, *kept)
+
+
+def _sampled_by_expert(name, dtype, codes):
+    sink = DigestSink(codes.shape, dtype)
+    for e, part in enumerate(codes):
+        sink.take_codes(e, part)
+    digest, kept = sink.result()
+    return Made(name, "parameter", dtype, sink.shape, digest, "sample", kept)
 
 
 def stage_of(name):
