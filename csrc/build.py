@@ -24,7 +24,7 @@ def shared_list(name):
 
 
 SOURCES, MEASURES, ARITHMETIC, OTHER = map(shared_list, ("SOURCES", "MEASURES", "ARITHMETIC", "OTHER"))
-HEADERS = "refmoe_kernels.h", "refmoe_formulas.h", "refmoe_limits.h"  # what the module offers
+HEADERS = "refmoe_kernels.h", "refmoe_formulas.h", "refmoe_sums.h", "refmoe_limits.h"  # what the module offers
 
 
 def declarations():

@@ -105,6 +105,7 @@ struct kernel {
     test_function *test;
     settle_function *settle;
     const struct few *few; /* NULL: lanes.c computes these too */
+    const struct sums *sums; /* of sums.c */
 };
 
 /* One row of a table by format: the functions name_float32, name_bf16 and name_fp16. */

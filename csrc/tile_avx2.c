@@ -23,6 +23,7 @@
     LANE_TILE(chain_4, float, __m128, 1, 16, _mm_fmadd_ps, _mm_set1_ps)                                               \
     LANE_TILE(exact_8, double, __m256d, 2, 8, _mm256_fmadd_pd, _mm256_set1_pd)                                        \
     LANE_TILE(exact_4, double, __m256d, 1, 8, _mm256_fmadd_pd, _mm256_set1_pd)
+#include "sums.h"
 #include "tile_template.h"
 
 static int runs_here(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -41,6 +42,7 @@ const struct kernel refmoe_avx2 = {
     .test = test,
     .settle = settle,
     .few = &refmoe_few_avx2,
+    .sums = &refmoe_sums_avx2,
 };
 
 #else

@@ -25,6 +25,7 @@
     LANE_TILE(exact_16, double, __m512d, 2, 16, _mm512_fmadd_pd, _mm512_set1_pd)                                      \
     LANE_TILE(exact_8, double, __m512d, 1, 16, _mm512_fmadd_pd, _mm512_set1_pd)                                       \
     LANE_TILE(exact_4, double, __m256d, 1, 16, _mm256_fmadd_pd, _mm256_set1_pd)
+#include "sums.h"
 #include "tile_template.h"
 
 static int runs_here(void)
@@ -49,6 +50,7 @@ const struct kernel refmoe_avx512 = {
     .test = test,
     .settle = settle,
     .few = &refmoe_few_avx512,
+    .sums = &refmoe_sums_avx512,
 };
 
 #else

@@ -23,6 +23,7 @@
     LANE_TILE(chain_8, float, float32x4_t, 2, 8, LANE_FMA32, vdupq_n_f32)                                             \
     LANE_TILE(chain_4, float, float32x4_t, 1, 8, LANE_FMA32, vdupq_n_f32)                                             \
     LANE_TILE(exact_4, double, float64x2_t, 2, 4, LANE_FMA64, vdupq_n_f64)
+#include "sums.h"
 #include "tile_template.h"
 
 static int runs_here(void) { return 1; } /* every aarch64 compiler uses these vectors unasked */
@@ -39,6 +40,7 @@ const struct kernel refmoe_neon = {
     .squares = squares,
     .test = test,
     .settle = settle,
+    .sums = &refmoe_sums_portable,
 };
 
 #else

@@ -1,6 +1,6 @@
 /* tile_portable.c: the definition of a tile, in C that any processor runs. Vector tiles must equal it in every bit. */
 
-#include "tile.h"
+#include "sums.h"
 
 enum { ROWS = 4, COLS = 8 };
 _Static_assert(COLS * sizeof(float) % RUN_UNIT == 0, "columns are whole runs");
@@ -181,4 +181,5 @@ const struct kernel refmoe_portable = {
     .squares = squares,
     .test = test,
     .settle = settle,
+    .sums = &refmoe_sums_portable,
 };

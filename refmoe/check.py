@@ -18,6 +18,7 @@ from .layer import forward, moe_backward, moe_forward
 from .losses import GIVES, LOSSES, READS, loss_arguments
 from .numerics import Numerics
 from .numerics.arithmetic import Plain
+from .numerics.terms import factors_of, value_of
 from .recipes import assemble_params, carried, generate, init_given, init_params, name_params
 
 STEP = 1e-200  # the error of complex step is of order STEP^2: far below the last bit
@@ -138,7 +139,7 @@ class ComplexStep:
         return np.stack([d_rows[a:b].T @ x_rows[a:b] for a, b in pairwise(offsets)])
 
     def sum(self, name, terms):
-        return sum(term[0] * term[1] if isinstance(term, tuple) else term for term in terms)
+        return sum(value_of(factors_of(term)) for term in terms)
 
     def evaluate(self, name, formula, *stored, core=0, **constants):
         return formula(Complex128(), *stored, **constants)

@@ -57,10 +57,7 @@ def bias_gradient(name, d_rows, expert_offsets, into, num):
 
     d_rows (N, M) -> (E, M)
     """
-    starts = np.zeros((len(expert_offsets) - 1, d_rows.shape[1]), d_rows.dtype) if into is None else into
-    return np.stack(
-        [num.sum(name, [start, *d_rows[rows]]) for start, rows in zip(starts, _all(expert_offsets), strict=True)]
-    )
+    return num.sum_rows(name, d_rows, expert_offsets, into)
 
 
 def _of(name, w, e):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..numerics import Named
+from ..numerics import Gathered, Named
 from .plan import row_tokens, row_weights
 
 
@@ -31,8 +31,7 @@ def combine(y_rows, topk_weights, plan, num, name="routed", more=()):
     parts = _by_slot(y_rows, plan)
     if topk_weights is None:
         return num.sum(name, [*parts, *more])
-    kept = kept_weights(topk_weights, plan)
-    return num.sum(name, [*((kept[:, k, None], part) for k, part in enumerate(parts)), *more])
+    return num.sum(name, [*((topk_weights[:, k, None], part) for k, part in enumerate(parts)), *more])
 
 
 def combine_backward(d_routed, y_rows, topk_weights, plan, num, name="d_y_rows", residual=None):
@@ -42,8 +41,9 @@ def combine_backward(d_routed, y_rows, topk_weights, plan, num, name="d_y_rows",
     (T, D), which the weights take from routed (3.8): d_topk_weights = <d_routed, y_row> - <d_routed, x>, one stage.
     """
     # routed[t] = sum_k topk_weights[t, k] (y_rows[row of (t, k)] - x[t])
-    d_rows = d_routed[row_tokens(plan)]
-    d_y_rows = weighted_rows(name, d_rows, row_weights(topk_weights, plan), num)
+    token = row_tokens(plan)
+    d_y_rows = num.sum(name, [(row_weights(topk_weights, plan)[:, None], Gathered(d_routed, token))])
+    d_rows = d_routed[token]
     if residual is not None:
         d_rows = np.concatenate([d_rows, -d_rows], axis=1)
         y_rows = np.concatenate([y_rows, permute(residual, plan)], axis=1)
@@ -75,8 +75,4 @@ def slot_values(values, plan):
 
 def _by_slot(rows, plan):
     """K arrays (T, D): the row of each token's k-th slot, +0 where it has none."""
-    if len(rows) == 0:
-        return [np.zeros((len(plan.slot_row), rows.shape[1]), rows.dtype)] * plan.slot_row.shape[1]
-    has_row = (plan.slot_row >= 0)[..., None]
-    zero = rows.dtype.type(0)
-    return [np.where(has_row[:, k], rows[plan.slot_row[:, k]], zero) for k in range(plan.slot_row.shape[1])]
+    return [Gathered(rows, plan.slot_row[:, k]) for k in range(plan.slot_row.shape[1])]

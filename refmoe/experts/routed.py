@@ -88,8 +88,7 @@ def _output_bias_backward(d_routed, params, num, into):
     # routed = ... + output_bias
     if params.output_bias is None:
         return {}
-    start = np.zeros_like(params.output_bias) if into.output_bias is None else into.output_bias
-    return {"output_bias": num.sum("d_output_bias", [start, *d_routed])}
+    return {"output_bias": num.sum_rows("d_output_bias", d_routed, start=into.output_bias)}
 
 
 def _combine_backward(d_combined, residual, topk_weights, plan, record, experts, num):

@@ -8,6 +8,7 @@ import numpy as np
 from .arguments import array_of, dtype_of, offsets_of, pair_of
 from .compiled import load_module, text
 from .formulas import Formulas
+from .sums import Sums
 
 WORK_OF_A_THREAD = 1 << 18  # multiplications; below this a second thread is slower than none
 TIERS = ("rounding_test", "grid", "compensated", "exact")
@@ -16,8 +17,8 @@ _FORMATS = {"float32": "REFMOE_FLOAT32", "bf16": "REFMOE_BF16", "fp16": "REFMOE_
 _FORCES = {None: "REFMOE_FORCE_NOTHING", "compensated": "REFMOE_FORCE_COMPENSATED", "exact": "REFMOE_FORCE_EXACT"}
 
 
-class CEngine(Formulas):
-    """The three grouped products in C, and named formulas.
+class CEngine(Formulas, Sums):
+    """The three grouped products in C, named formulas and exact sums.
 
     `calls` counts (function, kernel), `tiers` the outputs that each tier of `exact` decided; `workspace_bytes` is the
     most scratch memory that one call took. Safe to call from several threads: a call has its own output and scratch

@@ -11,6 +11,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -23,7 +24,9 @@ from .bounded import BoundedArithmetic
 from .contract import NumpyEngine, Rule
 from .named import Named as Named
 from .precise import PrecisionNeeded, round_interval
-from .rounding import UNIT, exact_sum, rounding_test, sequential_sum
+from .rounding import UNIT, rounding_test, sequential_sum
+from .terms import Gathered as Gathered
+from .terms import factors_of, value_of
 
 # Stages that stay float32 when the store is narrower; every other stage has the format of the store.   Spec 6.7
 FLOAT32_STAGES = frozenset(
@@ -168,12 +171,30 @@ class Numerics:
     def sum(self, name, terms):
         """The sum of the terms; a term is a stored array or a pair of them, standing for their product.
 
-        terms: list of arrays or pairs that broadcast to one shape -> array. `exact` and `chain`: the exact sum,
-        rounded once. `float64`: in the order of the list, from +0.
+        terms: list of arrays, `Gathered` rows or pairs of these, which broadcast to one shape -> array. `exact` and
+        `chain`: the exact sum, rounded once. `float64`: in the order of the list, from +0.
         """
-        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-            terms = [_product(term) for term in terms]
-            return sequential_sum(terms) if self.profile == "float64" else exact_sum(terms, self.format_of(name))
+        if self.profile == "float64":
+            with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+                return sequential_sum([value_of(factors_of(term), _binary64) for term in terms])
+        rule, terms = self._rule(name), list(map(factors_of, terms))
+        made = self.engine.sum(rule, terms)
+        return NumpyEngine().sum(rule, terms) if made is None else made
+
+    def sum_rows(self, name, rows, offsets=None, start=None):
+        """out[i] = start[i] + the sum of the rows offsets[i] .. offsets[i+1], as `sum` adds.
+
+        rows (N, M), offsets (I+1,), start (I, M) or None for +0 -> (I, M); without offsets (M,) and (M,)
+        """
+        if offsets is None:
+            start = None if start is None else start[None]
+            return self.sum_rows(name, rows, _whole(len(rows)), start)[0]
+        if self.profile == "float64":
+            start = np.zeros((len(offsets) - 1, rows.shape[1])) if start is None else start
+            return np.stack([self.sum(name, [s, *rows[a:b]]) for s, (a, b) in zip(start, pairwise(offsets))])
+        start = None if start is None else start[:, None]
+        ones, rule = np.ones((len(rows), 1), rows.dtype), Rule("exact", self.format_of(name))
+        return self.engine.grouped_matmul_backward_w(rule, ones, rows, offsets, acc=start)[:, 0]
 
     # --- formulas: Spec 6.5 -------------------------------------------------------------------------------------------
 
@@ -288,11 +309,8 @@ def _whole(rows):
     return np.array([0, rows], np.int64)
 
 
-def _product(term):
-    if isinstance(term, tuple):
-        a, b = term
-        return a.astype(np.float64) * b.astype(np.float64)  # exact for float32 operands
-    return np.asarray(term, np.float64)
+def _binary64(array):
+    return np.asarray(array, np.float64)
 
 
 def _broadcast_loops(stored, core):

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..formats import canonical_nan, round_to
-from .rounding import UNIT, exact_value, expand, round_pair, rounding_test, two_sum
+from .rounding import UNIT, exact_sum, exact_value, expand, round_pair, rounding_test, two_sum
+from .terms import value_of
 from .wide import chain, doubled, is_wide
 
 
@@ -61,6 +62,13 @@ class NumpyEngine:
         for e, rows in _segments(offsets):
             out[e] = self._product(rule, d_rows[rows].T, x_rows[rows], None, _part(acc, e))
         return out
+
+    def sum(self, rule, terms):
+        """round(exact sum of the terms), each one or two factors (array, index or None)."""
+        self.calls["sum", self.kernel] += 1
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            values = [value_of(term, lambda array: np.asarray(array, np.float64)) for term in terms]
+            return exact_sum(values, rule.format)  # a product of float32 is exact in float64
 
     def _product(self, rule, a, b, bias, acc):
         wide = rule.profile != "float64" and b.dtype == np.float64 and is_wide(b)

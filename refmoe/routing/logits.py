@@ -34,8 +34,7 @@ def router_logits_backward(
     d_w_router = num.contract_backward_w("d_w_router", d_rows, rows, acc=into_w)
     if router_bias is None:
         return d_x, d_w_router, None
-    start = np.zeros_like(router_bias) if into_bias is None else into_bias
-    return d_x, d_w_router, num.sum("d_router_bias", [start, *d_logits])
+    return d_x, d_w_router, num.sum_rows("d_router_bias", d_logits, start=into_bias)
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,57 @@
+/* refmoe_sums.h: exact sums of few terms, element by element, the manual. What refmoe_kernels.h says about bits,
+   ownership, errors and threads holds here too.
+
+     sum            out[i,j] = round(sum_q a_q[i,j] b_q[i,j])
+     row_products   out[i]   = sum_k a[i,k] b[i,k]
+
+   A sum is the exact real value, rounded once to how->format, whatever how->profile says. Exact zero is +0, a value
+   that rounds to zero keeps its sign, infinities of both signs and NaN give the canonical NaN. Row products obey
+   how->profile (REFMOE_EXACT or REFMOE_CHAIN), as the grouped product of a matrix of one row does.  */
+
+#ifndef REFMOE_SUMS_H
+#define REFMOE_SUMS_H
+
+#include "refmoe_kernels.h"
+
+#if defined(__cplusplus)
+extern "C" {
+#endif
+#if defined(REFMOE_EXPORT)
+#pragma GCC visibility push(default)
+#endif
+
+/* cffi: begin */
+
+/* Numbers of a table, read as an array (n, m): element (i, j) is array[r * row + j * col], where r is index[i * step],
+   or i without an index. `row` and `col` count elements; col is 0 or 1. With an index the table has `rows` rows, and an
+   index of -1 stands for a row of zeros. */
+typedef struct {
+    const float *array;
+    int64_t row;
+    int64_t col;
+    const int64_t *index;
+    int64_t step;
+    int64_t rows;
+} refmoe_view;
+
+/* A term of a sum: a, or where b.array is not NULL the product a b. A row of zeros makes the whole term zero, whatever
+   the other factor is. */
+typedef struct {
+    refmoe_view a;
+    refmoe_view b;
+} refmoe_term;
+
+/* terms >= 1 of them -> out (n, m), dense, which may not overlap what is read. REFMOE_BAD_SIZE also for a col other
+   than 0 and 1; REFMOE_BAD_OFFSETS for an index outside its table. */
+int refmoe_sum_f32(const refmoe_how *how, int64_t n, int64_t m, int64_t terms, const refmoe_term *term, float *out);
+
+/* cffi: end */
+
+#if defined(REFMOE_EXPORT)
+#pragma GCC visibility pop
+#endif
+#if defined(__cplusplus)
+}
+#endif
+
+#endif

@@ -1,0 +1,42 @@
+/* sums.h: what sums.c and its vector files share. */
+
+#ifndef SUMS_H
+#define SUMS_H
+
+#include "refmoe_sums.h"
+#include "tile.h"
+
+/* A factor of one row of output: element j is at[j * col]. */
+struct factor {
+    const float *at;
+    int64_t col;
+};
+
+/* One row's term: a product, or a.at alone where b.at is NULL. */
+struct part {
+    struct factor a, b;
+};
+
+/* One row of sums: `count` parts, m columns. `room` holds 2 * count floats for an element that is summed alone. */
+struct sum_row {
+    int64_t count, m;
+    const struct part *part;
+    float *room, *out;
+};
+
+typedef void sum_function(const struct sum_row *row, int format);
+
+/* The vector functions of one instruction set; sums_template.h makes them. */
+struct sums {
+    sum_function *sum;
+};
+
+extern const struct sums refmoe_sums_portable;
+#if defined(__x86_64__)
+extern const struct sums refmoe_sums_avx2, refmoe_sums_avx512;
+#endif
+
+/* out[j] by the tiers of rounding.c, which always decide. */
+void refmoe_sum_alone(const struct sum_row *row, int64_t j, int format);
+
+#endif

@@ -1,0 +1,10 @@
+/* sums_avx512.c: the template with 512-bit vectors. */
+
+#if defined(__x86_64__)
+#define TARGET __attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw")))
+#define LANES 8
+#define SUMS refmoe_sums_avx512
+#include "sums_template.h"
+#else
+typedef int refmoe_no_sums_avx512; /* a translation unit may not be empty */
+#endif

@@ -1,0 +1,165 @@
+/* sums_template.h: sums across vectors of float64, written once. A file that includes it defines
+
+     TARGET   attribute that turns the instructions on for one function
+     LANES    float64 lanes of a vector
+     SUMS     the name of the table row made here
+
+   Products of two float32 are exact in float64. Sums with a product are first added plainly with a bound of the error;
+   where both ends of the interval round alike, that number is stored. Elements left open, and sums without products,
+   which are midpoints of float32 too often, are added with the error of each addition kept (TwoSum); where the errors
+   add up exactly too, the sum is rounded to odd and then to the format, which rounds as the exact value does. What is
+   left goes to rounding.c, one element at a time. */
+
+#include "sums.h"
+
+typedef double vd __attribute__((vector_size(8 * LANES)));
+typedef int64_t vi __attribute__((vector_size(8 * LANES)));
+typedef float half __attribute__((vector_size(4 * LANES)));
+typedef int32_t half_int __attribute__((vector_size(4 * LANES)));
+
+#define INLINE static inline __attribute__((always_inline)) TARGET
+#define SPREAD(x) ((vd){0} + (x))
+
+INLINE vd choose(vi mask, vd yes, vd no) { return (vd)((mask & (vi)yes) | (~mask & (vi)no)); }
+INLINE vd size_of(vd x) { return (vd)((vi)x & INT64_MAX); }
+
+/* `lanes` numbers of a factor from column j on; lanes beyond are 0. */
+INLINE vd load(const struct factor *f, int64_t j, const int lanes)
+{
+    if (!f->col)
+        return SPREAD((double)*f->at);
+    half x = {0};
+    if (lanes == LANES)
+        memcpy(&x, f->at + j, sizeof x);
+    else
+        memcpy(&x, f->at + j, (size_t)lanes * sizeof(float));
+    return __builtin_convertvector(x, vd);
+}
+
+INLINE vd term(const struct part *p, int64_t j, const int lanes)
+{
+    vd a = load(&p->a, j, lanes);
+    return p->b.at ? a * load(&p->b, j, lanes) : a;
+}
+
+/* refmoe_round of rounding.c on a vector of finite numbers. */
+INLINE half round_lanes(vd x, const int format)
+{
+    const struct format *f = &refmoe_formats[format];
+    const vi exponent = (vi){0} + (INT64_C(0x7FF) << 52), sign = (vi){0} + INT64_MIN;
+    if (format == REFMOE_FLOAT32)
+        return __builtin_convertvector(x, half);
+    vd power = (vd)((vi)x & exponent), least = SPREAD(f->least_normal);
+    vd shift = choose(power < least, least, power) * SPREAD(f->shift);
+    vd rounded = (vd)((vi)((x + shift) - shift) & ~sign);
+    rounded = choose(rounded >= SPREAD(f->overflow), (vd)exponent, rounded);
+    return __builtin_convertvector((vd)((vi)rounded | ((vi)x & sign)), half);
+}
+
+/* Whether a lane of the mask is set. */
+INLINE int any(vi mask)
+{
+    int64_t set = 0;
+    for (int lane = 0; lane < LANES; lane++)
+        set |= mask[lane];
+    return set != 0;
+}
+
+INLINE vi is_open(half below, half above)
+{
+    half_int open = ((half_int)below != (half_int)above) | (below != below);
+    return __builtin_convertvector(open, vi);
+}
+
+/* Each addition errs by at most U times a partial sum, U = 2^-53, and partial sums are at most the sum of magnitudes;
+   twice that covers the roundings made in computing it. One term alone is exact. */
+INLINE vi plain_sum(const struct sum_row *row, int64_t j, const int lanes, const int format, half *out)
+{
+    vd sum = {0}, size = {0};
+    for (int64_t q = 0; q < row->count; q++) {
+        vd x = term(&row->part[q], j, lanes);
+        sum = sum + x;
+        size = size + size_of(x);
+    }
+    vd bound = size * SPREAD(row->count > 1 ? (double)row->count * 0x1p-52 : 0.0);
+    half below = round_lanes(sum - bound, format);
+    *out = below;
+    return is_open(below, round_lanes(sum + bound, format));
+}
+
+INLINE vd add(vd a, vd b, vd *lost)
+{
+    vd sum = a + b, other = sum - a;
+    *lost = (a - (sum - other)) + (b - other);
+    return sum;
+}
+
+/* round_to_odd of tile.h. */
+INLINE vd to_odd(vd sum, vd error)
+{
+    vi bits = (vi)sum, step = ((error > 0) == (sum > 0)) & 1;
+    vi move = (error != 0) & ((bits & 1) == 0);
+    return (vd)(bits + (move & (2 * step - 1)));
+}
+
+INLINE vi kept_sum(const struct sum_row *row, int64_t j, const int lanes, const int format, half *out)
+{
+    vd sum = {0}, carry = {0}, lost, lost_again, tail;
+    vi inexact = {0};
+    for (int64_t q = 0; q < row->count; q++) {
+        sum = add(sum, term(&row->part[q], j, lanes), &lost);
+        carry = add(carry, lost, &lost_again);
+        inexact |= (vi)size_of(lost_again);
+    }
+    sum = add(sum, carry, &tail);
+    *out = round_lanes(to_odd(sum, tail), format);
+    return (inexact != 0) | ~(size_of(sum) < SPREAD(0x1p1023));
+}
+
+/* What stays open is summed alone into out, and read back from there. */
+INLINE void sum_vector(const struct sum_row *row, int64_t j, const int lanes, const int has_product, const int format)
+{
+    half made;
+    vi open = {0};
+    if (has_product)
+        open = plain_sum(row, j, lanes, format, &made);
+    if (!has_product || any(open))
+        open = kept_sum(row, j, lanes, format, &made);
+    memcpy(row->out + j, &made, (size_t)lanes * sizeof(float));
+    if (any(open))
+        for (int lane = 0; lane < lanes; lane++)
+            if (open[lane])
+                refmoe_sum_alone(row, j + lane, format);
+}
+
+INLINE void sum_row(const struct sum_row *row, const int has_product, const int format)
+{
+    int64_t j = 0;
+    for (; j + LANES <= row->m; j += LANES)
+        sum_vector(row, j, LANES, has_product, format);
+    if (j < row->m)
+        sum_vector(row, j, (int)(row->m - j), has_product, format);
+}
+
+INLINE void sum_in(const struct sum_row *row, const int format)
+{
+    int has_product = 0;
+    for (int64_t q = 0; q < row->count; q++)
+        has_product |= row->part[q].b.at != NULL;
+    if (has_product)
+        sum_row(row, 1, format);
+    else
+        sum_row(row, 0, format);
+}
+
+static TARGET void sum(const struct sum_row *row, int format)
+{
+    if (format == REFMOE_FLOAT32)
+        sum_in(row, REFMOE_FLOAT32);
+    else if (format == REFMOE_BF16)
+        sum_in(row, REFMOE_BF16);
+    else
+        sum_in(row, REFMOE_FP16);
+}
+
+const struct sums SUMS = {.sum = sum};

@@ -1,0 +1,77 @@
+"""Exact sums of few terms in C, as methods of the engine.   csrc/refmoe_sums.h"""
+
+import numpy as np
+
+
+class Sums:
+    """What `CEngine` adds up without a product of matrices."""
+
+    def sum(self, rule, terms):
+        """round(sum of the terms), each one or two factors (array, index or None) that broadcast to one shape.
+
+        An index (T,) takes the rows of a float32 array (N, D); -1 makes the term +0. -> new float32 array, or None for
+        arrays that C does not read: other types, no axis, more than two axes that differ.
+        """
+        arrays = [array for term in terms for array, _ in term]
+        if not all(isinstance(a, np.ndarray) and a.dtype == np.float32 and a.dtype.isnative for a in arrays):
+            return None
+        shape = np.broadcast_shapes(*(_shape(*factor) for term in terms for factor in term))
+        n, m = _table(shape)
+        held = []
+        views = [[self._view(factor, shape, held) for factor in term] for term in terms]
+        if n * m == 0 or any(view is None for term in views for view in term):
+            return None
+        empty = (self._ffi.NULL, 0, 0, self._ffi.NULL, 0, 0)
+        table = self._ffi.new("refmoe_term[]", [(term[0], term[1] if len(term) > 1 else empty) for term in views])
+        out = np.empty(shape, np.float32)
+        self._add_up("sum", rule, n * m * len(terms), n, m, len(terms), table, self._pointer(out))
+        return out
+
+    def _view(self, factor, shape, held):
+        """What refmoe_view says of an array; it and what it points to are put into `held`."""
+        array, index = factor
+        if index is None and len(shape) > 2:
+            if array.shape != shape:
+                return None
+            array = np.ascontiguousarray(array).reshape(-1, shape[-1])
+        array = _readable(array)
+        held.append(array)
+        row, col = _steps(array)
+        start = self._ffi.cast("float *", array.ctypes.data)
+        if index is None:
+            return (start, row, col, self._ffi.NULL, 0, 0)
+        index = index if index.dtype == np.int64 and index.strides[0] % 8 == 0 else index.astype(np.int64)
+        held.append(index)
+        return (start, row, col, self._ffi.cast("int64_t *", index.ctypes.data), index.strides[0] // 8, len(array))
+
+    def _add_up(self, name, rule, work, *arguments):
+        how = self._ffi.new("refmoe_how *", self._how(rule._replace(force_tier=None), self._threads_for(work)))
+        status = getattr(self._lib, f"refmoe_{name}_f32")(how, *arguments)
+        if status == self._lib.REFMOE_NO_MEMORY:
+            raise MemoryError(f"{name}: expected memory for {self.threads} threads to work in, got none; use fewer")
+        if status != self._lib.REFMOE_OK:
+            raise ValueError(f"{name}: expected what refmoe_sums.h allows, got its status {status}; see there")
+        with self._lock:
+            self.calls[name, self.kernel] += 1
+
+
+def _shape(array, index):
+    return array.shape if index is None else (len(index), array.shape[1])
+
+
+def _table(shape):
+    """The sum's shape as rows and columns."""
+    return (int(np.prod(shape[:-1])), shape[-1]) if shape else (0, 0)
+
+
+def _readable(array):
+    """The array, or a copy whose elements lie at multiples of theirs, side by side along the last axis."""
+    steps = (0,) * (2 - array.ndim) + array.strides
+    fits = array.flags.aligned and all(step % 4 == 0 for step in steps)
+    return array if fits and (array.shape[-1:] in ((), (1,)) or steps[1] in (0, 4)) else np.ascontiguousarray(array)
+
+
+def _steps(array):
+    """Elements from a row to the next, from a column to the next; 0 where one stands for all."""
+    steps = [0 if size == 1 else step // 4 for size, step in zip(array.shape, array.strides, strict=True)]
+    return (0,) * (2 - len(steps)) + tuple(steps)
