@@ -4,7 +4,8 @@
      sum            out[i,j] = round(sum_q a_q[i,j] b_q[i,j])
      row_products   out[i]   = sum_k a[i,k] b[i,k]
 
-   A sum is the exact real value, rounded once to how->format, whatever how->profile says. Exact zero is +0, a value
+   A sum is the exact real value, rounded once to how->format, whatever how->profile says; how->force
+   sends each element at least to that tier. Exact zero is +0, a value
    that rounds to zero keeps its sign, infinities of both signs and NaN give the canonical NaN. Row products obey
    how->profile (REFMOE_EXACT or REFMOE_CHAIN), as the grouped product of a matrix of one row does.  */
 

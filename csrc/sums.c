@@ -24,15 +24,16 @@ void refmoe_sum_alone(const struct sum_row *row, int64_t j, int format)
         b[q] = row->part[q].b.at ? value_at(&row->part[q].b, j) : 1.0f;
     }
     struct terms terms = {.pairs = 1, .pair[0] = {.a = a, .b = b, .a_step = 1, .b_step = 1, .length = row->count}};
+    int force = row->force == REFMOE_FORCE_EXACT ? REFMOE_FORCE_EXACT : REFMOE_FORCE_COMPENSATED;
     refmoe_report report;
-    row->out[j] = refmoe_resolve(&terms, 0.0, NULL, NULL, format, REFMOE_FORCE_COMPENSATED, &report);
+    row->out[j] = refmoe_resolve(&terms, 0.0, NULL, NULL, format, force, &report);
 }
 
 /* ---- one row ---- */
 
 struct task {
     const struct sums *sums;
-    int format;
+    int format, force;
     int64_t n, m, terms;
     const refmoe_term *term;
     float *out;
@@ -62,7 +63,11 @@ static void sum_one_row(const struct task *t, int64_t i, struct part *part)
 {
     struct sum_row row = {.m = t->m, .part = part, .room = (float *)(part + t->terms), .out = t->out + i * t->m};
     row.count = gather(t, i, part);
-    t->sums->sum(&row, t->format);
+    row.force = t->force;
+    if (!t->force)
+        t->sums->sum(&row, t->format);
+    for (int64_t j = 0; t->force && j < t->m; j++)
+        refmoe_sum_alone(&row, j, t->format);
 }
 
 /* ---- sharing out the rows ---- */
@@ -134,7 +139,9 @@ static int check_how(const refmoe_how *how)
         return REFMOE_BAD_KERNEL;
     if (how->threads < 1)
         return REFMOE_BAD_THREADS;
-    return how->format < REFMOE_FLOAT32 || how->format > REFMOE_FP16 ? REFMOE_BAD_FORMAT : REFMOE_OK;
+    if (how->format < REFMOE_FLOAT32 || how->format > REFMOE_FP16)
+        return REFMOE_BAD_FORMAT;
+    return how->force < 0 || how->force > REFMOE_FORCE_EXACT ? REFMOE_BAD_FORCE : REFMOE_OK;
 }
 
 static int check(const refmoe_how *how, int64_t n, int64_t m, int64_t terms, const refmoe_term *term, const float *out)
@@ -162,7 +169,7 @@ int refmoe_sum_f32(const refmoe_how *how, int64_t n, int64_t m, int64_t terms, c
     int status = check(how, n, m, terms, term, out);
     if (status)
         return status;
-    struct task task = {.sums = refmoe_kernel(how->kernel)->sums, .format = how->format,
+    struct task task = {.sums = refmoe_kernel(how->kernel)->sums, .format = how->format, .force = how->force,
                         .n = n, .m = m, .terms = terms, .term = term, .out = out};
     return run(&task, how->threads);
 }

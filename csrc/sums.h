@@ -19,6 +19,7 @@ struct part {
 
 /* One row of sums: `count` parts, m columns. `room` holds 2 * count floats for an element that is summed alone. */
 struct sum_row {
+    int force; /* what how.force sends here */
     int64_t count, m;
     const struct part *part;
     float *room, *out;
@@ -36,7 +37,7 @@ extern const struct sums refmoe_sums_portable;
 extern const struct sums refmoe_sums_avx2, refmoe_sums_avx512;
 #endif
 
-/* out[j] by the tiers of rounding.c, which always decide. */
+/* out[j] by the last tiers of rounding.c, which always decide. */
 void refmoe_sum_alone(const struct sum_row *row, int64_t j, int format);
 
 #endif

@@ -70,6 +70,15 @@ def test_plain_midpoints(kernel, form):
     assert differing_bits(in_c(kernel, form, terms), np.array(want, np.float32)) == 0
 
 
+@pytest.mark.parametrize("force", ("compensated", "exact"))
+def test_forced_tiers_give_the_same_bits(force):
+    for form in FORMATS:
+        a, b = diagonal([terms for pair in midpoint_terms(form, np.random.default_rng(2)) for terms in pair])
+        terms = list(zip(a.T, b.T))
+        num = Numerics(store=form, backend="c", force_tier=force)
+        assert differing_bits(num.sum("routed", terms), in_c(KERNELS[-1], form, terms)) == 0
+
+
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 @each_format
 @each_kernel
@@ -182,6 +191,7 @@ REFUSED = {
     "REFMOE_BAD_KERNEL": {"how": (99, 1, 0, 0, 0)},
     "REFMOE_BAD_THREADS": {"how": (0, 0, 0, 0, 0)},
     "REFMOE_BAD_FORMAT": {"how": (0, 1, 0, lib.REFMOE_FLOAT64, 0)},
+    "REFMOE_BAD_FORCE": {"how": (0, 1, 0, 0, 3)},
     "REFMOE_BAD_POINTER": {"array": ffi.NULL},
     "REFMOE_BAD_SIZE": {"col": 2},
     "REFMOE_BAD_OFFSETS": {"rows": 5},

@@ -45,7 +45,7 @@ class Sums:
         return (start, row, col, self._ffi.cast("int64_t *", index.ctypes.data), index.strides[0] // 8, len(array))
 
     def _add_up(self, name, rule, work, *arguments):
-        how = self._ffi.new("refmoe_how *", self._how(rule._replace(force_tier=None), self._threads_for(work)))
+        how = self._ffi.new("refmoe_how *", self._how(rule, self._threads_for(work)))
         status = getattr(self._lib, f"refmoe_{name}_f32")(how, *arguments)
         if status == self._lib.REFMOE_NO_MEMORY:
             raise MemoryError(f"{name}: expected memory for {self.threads} threads to work in, got none; use fewer")

@@ -193,7 +193,7 @@ class Numerics:
             start = np.zeros((len(offsets) - 1, rows.shape[1])) if start is None else start
             return np.stack([self.sum(name, [s, *rows[a:b]]) for s, (a, b) in zip(start, pairwise(offsets))])
         start = None if start is None else start[:, None]
-        ones, rule = np.ones((len(rows), 1), rows.dtype), Rule("exact", self.format_of(name))
+        ones, rule = np.ones((len(rows), 1), rows.dtype), Rule("exact", self.format_of(name), self.force_tier)
         return self.engine.grouped_matmul_backward_w(rule, ones, rows, offsets, acc=start)[:, 0]
 
     # --- formulas: Spec 6.5 -------------------------------------------------------------------------------------------
