@@ -7,10 +7,34 @@ def dtype_of(rule):
     return np.dtype(np.float64 if rule.profile == "float64" else np.float32)
 
 
-def pair_of(index, pair, dtype):
-    d, w = pair
-    w = array_of(f"pairs[{index}] w", w, dtype, (None, None, None))
-    return array_of(f"pairs[{index}] d", d, dtype, (None, w.shape[1])), w
+CODES = ("bf16", "fp16")  # formats whose codes of 16 bits C reads
+
+
+def operand_of(name, given, rule, shape):
+    """(array, format): an array of numbers, or the codes of a `Packed` of 16 bits. Raises TypeError or ValueError."""
+    dtype = dtype_of(rule)
+    if not hasattr(given, "codes"):
+        return array_of(name, given, dtype, shape), dtype.name
+    if given.format not in CODES or given.scales is not None or dtype != np.float32:
+        raise ValueError(f"{name}: expected codes of {' or '.join(CODES)} without scales, in profile exact or chain, "
+                         f"got {given.format} in profile {rule.profile}; decode them first")
+    return array_of(name, given.codes, np.dtype(np.uint16), shape), given.format
+
+
+def pairs_of(pairs, rule):
+    """([(d, w) as arrays], format of every d, format of every w). Raises TypeError or ValueError."""
+    if not 1 <= len(pairs) <= 2:
+        raise ValueError(f"pairs: expected 1 or 2 pairs (d, w), got {len(pairs)}; add further sums with acc")
+    made, formats, N, E, K = [], [], None, None, None
+    for index, (d, w) in enumerate(pairs):
+        w, right = operand_of(f"pairs[{index}] w", w, rule, (E, None, K))
+        d, left = operand_of(f"pairs[{index}] d", d, rule, (N, w.shape[1]))
+        made.append((d, w))
+        formats.append((left, right))
+        N, (E, _, K) = len(d), w.shape
+    if len(set(formats)) > 1:
+        raise ValueError(f"pairs: expected one format of every d and one of every w, got {formats}; decode the narrow")
+    return made, *formats[0]
 
 
 def array_of(name, array, dtype, shape, optional=False):

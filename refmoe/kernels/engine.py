@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-from .arguments import array_of, dtype_of, offsets_of, pair_of
+from .arguments import array_of, dtype_of, offsets_of, operand_of, pairs_of
 from .compiled import load_module, text
 from .formulas import Formulas
 from .sums import Sums
@@ -14,6 +14,7 @@ WORK_OF_A_THREAD = 1 << 18  # multiplications; below this a second thread is slo
 TIERS = ("rounding_test", "grid", "compensated", "exact")
 _PROFILES = {"exact": "REFMOE_EXACT", "chain": "REFMOE_CHAIN", "float64": "REFMOE_UNFUSED"}
 _FORMATS = {"float32": "REFMOE_FLOAT32", "bf16": "REFMOE_BF16", "fp16": "REFMOE_FP16", "float64": "REFMOE_FLOAT64"}
+_POINTERS = {"u2": "uint16_t *", "f4": "float *", "f8": "double *", "i8": "int64_t *"}
 _FORCES = {None: "REFMOE_FORCE_NOTHING", "compensated": "REFMOE_FORCE_COMPENSATED", "exact": "REFMOE_FORCE_EXACT"}
 
 
@@ -22,10 +23,12 @@ class CEngine(Formulas, Sums):
 
     `calls` counts (function, kernel), `tiers` the outputs that each tier of `exact` decided; `workspace_bytes` is the
     most scratch memory that one call took. Safe to call from several threads: a call has its own output and scratch
-    memory and runs without the interpreter's lock; the counters are added under a lock of their own.
+    memory and runs without the interpreter's lock; the counters are added under a lock of their own. An operand of a
+    product is an array, or anything with `codes` and a `format`, bf16 or fp16, as a `Packed`: these are read as codes.
     """
 
     name = "c"
+    reads_codes = True
 
     def __init__(self, kernel, threads, adapt=False):
         self.kernel, self.threads, self._adapt = kernel, threads, adapt
@@ -41,15 +44,15 @@ class CEngine(Formulas, Sums):
         x_rows (N, K), w (E, M, K), offsets (E + 1,), bias (E, M), acc (N, M) -> new array (N, M).
         """
         dtype = dtype_of(rule)
-        w = array_of("w", w, dtype, (None, None, None))
+        w, right = operand_of("w", w, rule, (None, None, None))
         E, M, K = w.shape
-        x_rows = array_of("x_rows", x_rows, dtype, (None, K))
+        x_rows, left = operand_of("x_rows", x_rows, rule, (None, K))
         N = len(x_rows)
         offsets = offsets_of(offsets, E, N)
         bias, acc = array_of("bias", bias, dtype, (E, M), True), array_of("acc", acc, dtype, (N, M), True)
         out = np.empty((N, M), dtype)
-        sizes = (E, N, M, K, self._pointer(offsets))
-        self._call("grouped_matmul", rule, dtype, N * M * K, *sizes, *map(self._pointer, (x_rows, w, bias, acc, out)))
+        sizes, arrays = (E, N, M, K, self._pointer(offsets)), map(self._pointer, (x_rows, w, bias, acc, out))
+        self._call("grouped_matmul", rule, (left, right), N * M * K, *sizes, *arrays)
         return out
 
     def grouped_matmul_backward_x(self, rule, pairs, offsets, acc=None):
@@ -59,32 +62,15 @@ class CEngine(Formulas, Sums):
         -> new array (N, K).
         """
         dtype = dtype_of(rule)
-        if not 1 <= len(pairs) <= 2:
-            raise ValueError(f"pairs: expected 1 or 2 pairs (d, w), got {len(pairs)}; add further sums with acc")
-        pairs = [pair_of(index, pair, dtype) for index, pair in enumerate(pairs)]
+        pairs, left, right = pairs_of(pairs, rule)
         (N, _), (E, _, K) = pairs[0][0].shape, pairs[0][1].shape
-        for index, (d, w) in enumerate(pairs):
-            array_of(f"pairs[{index}] d", d, dtype, (N, None))
-            array_of(f"pairs[{index}] w", w, dtype, (E, None, K))
         offsets, acc = offsets_of(offsets, E, N), array_of("acc", acc, dtype, (N, K), True)
         out = np.empty((N, K), dtype)
         rows = [(self._pointer(d), self._pointer(w), d.shape[1]) for d, w in pairs]
         table = self._ffi.new(f"refmoe_pair_f{8 * dtype.itemsize}[]", rows)
         work = N * K * sum(d.shape[1] for d, _ in pairs)
-        self._call(
-            "grouped_matmul_backward_x",
-            rule,
-            dtype,
-            work,
-            E,
-            N,
-            K,
-            self._pointer(offsets),
-            len(pairs),
-            table,
-            self._pointer(acc),
-            self._pointer(out),
-        )
+        sizes, arrays = (E, N, K, self._pointer(offsets)), map(self._pointer, (acc, out))
+        self._call("grouped_matmul_backward_x", rule, (left, right), work, *sizes, len(pairs), table, *arrays)
         return out
 
     def grouped_matmul_backward_w(self, rule, d_rows, x_rows, offsets, acc=None):
@@ -93,32 +79,32 @@ class CEngine(Formulas, Sums):
         d_rows (N, M), x_rows (N, K), offsets (E + 1,), acc (E, M, K) -> new array (E, M, K).
         """
         dtype = dtype_of(rule)
-        d_rows = array_of("d_rows", d_rows, dtype, (None, None))
+        d_rows, left = operand_of("d_rows", d_rows, rule, (None, None))
         N, M = d_rows.shape
-        x_rows = array_of("x_rows", x_rows, dtype, (N, None))
+        x_rows, right = operand_of("x_rows", x_rows, rule, (N, None))
         E, K = max(len(offsets) - 1, 0), x_rows.shape[1]
         offsets, acc = offsets_of(offsets, E, N), array_of("acc", acc, dtype, (E, M, K), True)
         out = np.empty((E, M, K), dtype)
         sizes, arrays = (E, N, M, K, self._pointer(offsets)), map(self._pointer, (d_rows, x_rows, acc, out))
-        self._call("grouped_matmul_backward_w", rule, dtype, N * M * K, *sizes, *arrays)
+        self._call("grouped_matmul_backward_w", rule, (left, right), N * M * K, *sizes, *arrays)
         return out
 
     def _pointer(self, array):
         """A C pointer that keeps nothing alive: the arrays live in the caller's frame for the time of the call."""
         if array is None or array.size == 0:
             return self._ffi.NULL
-        kind = {4: "float *", 8: "double *"}[array.itemsize] if array.dtype != np.int64 else "int64_t *"
-        return self._ffi.cast(kind, array.ctypes.data)
+        return self._ffi.cast(_POINTERS[array.dtype.str[1:]], array.ctypes.data)
 
     def _threads_for(self, work):
         """One thread where waking another would cost more than it does, unless a count was asked for."""
         return min(self.threads, 1 + work // WORK_OF_A_THREAD) if self._adapt else self.threads
 
-    def _call(self, name, rule, dtype, work, *arguments):
-        function = getattr(self._lib, f"refmoe_{name}_f{8 * dtype.itemsize}")
-        how = self._ffi.new("refmoe_how *", self._how(rule, self._threads_for(work)))
+    def _call(self, name, rule, formats, work, *arguments):
+        narrow = rule.profile != "float64"
+        function = getattr(self._lib, f"refmoe_{name}_f{32 if narrow else 64}")
+        how = self._ffi.new("refmoe_how *", self._how(rule, self._threads_for(work), formats))
         report = self._ffi.new("refmoe_report *")
-        status = function(how, *arguments, *([report] if dtype == np.float32 else []))
+        status = function(how, *arguments, *([report] if narrow else []))
         if status == self._lib.REFMOE_NO_MEMORY:
             raise MemoryError(f"{name}: expected memory for {self.threads} threads to work in, got none; use fewer")
         if status != self._lib.REFMOE_OK:
@@ -129,14 +115,12 @@ class CEngine(Formulas, Sums):
             if rule.profile == "exact":
                 self.tiers.update({tier: getattr(report, tier) for tier in TIERS})
 
-    def _how(self, rule, threads):
-        operand = "float64" if rule.profile == "float64" else "float32"
+    def _how(self, rule, threads, formats):
         codes = (
             _code("profile", rule.profile, _PROFILES),
             _code("format", rule.format, _FORMATS),
             _code("force_tier", rule.force_tier, _FORCES),
-            _FORMATS[operand],
-            _FORMATS[operand],
+            *(_FORMATS[name] for name in formats),
         )
         return (self._index, threads, *(getattr(self._lib, code) for code in codes))
 

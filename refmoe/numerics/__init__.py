@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 
 from .. import kernels
-from ..formats import canonical_nan, is_representable, round_fraction
+from ..formats import Packed, canonical_nan, is_representable, round_fraction
 from ..refusals import require
 from .arithmetic import Binary64, PreciseArithmetic
 from .beyond import Beyond
@@ -153,6 +153,14 @@ class Numerics:
         offsets = np.arange(len(a) + 1, dtype=np.int64)
         return self.engine.grouped_matmul(self._rule(name), a, b[:, None, :], offsets)[:, 0]
 
+    def takes(self, *weights):
+        """Whether one contraction takes all experts of these weights: arrays, or codes of 16 bits that C reads."""
+        if all(isinstance(w, np.ndarray) for w in weights):
+            return True
+        if self.profile == "float64" or not getattr(self.engine, "reads_codes", False):
+            return False
+        return all(_is_codes(w) for w in weights) and len({w.format for w in weights}) == 1
+
     def _weights(self, w):
         """(E, M, K), in binary64 for the profile that computes in it; what a narrower format holds is exact there."""
         w = w if w.ndim == 3 else w[None]
@@ -285,6 +293,15 @@ def _check_choice(name, value, allowed):
     require(
         value in allowed, ValueError, name, f"one of {', '.join(map(str, allowed))}", repr(value), "choose one of these"
     )
+
+
+def _is_codes(w):
+    """Packed bf16 or fp16 without scales, dense in memory: what C reads where it lies."""
+    if not isinstance(w, Packed) or w.format not in ("bf16", "fp16") or w.scales is not None:
+        return False
+    codes = w.codes
+    whole = isinstance(codes, np.ndarray) and codes.ndim == 3 and codes.dtype == np.uint16 and codes.dtype.isnative
+    return whole and codes.flags.c_contiguous and codes.flags.aligned
 
 
 def _make_engine(backend, kernel, threads):

@@ -28,6 +28,7 @@ class NumpyEngine:
     name = "numpy"
     kernel = None
     threads = 1
+    reads_codes = False
 
     def __init__(self):
         self.calls = Counter()
