@@ -115,7 +115,7 @@ class CEngine(Formulas, Sums):
             if rule.profile == "exact":
                 self.tiers.update({tier: getattr(report, tier) for tier in TIERS})
 
-    def _how(self, rule, threads, formats):
+    def _how(self, rule, threads, formats=("float32", "float32")):
         codes = (
             _code("profile", rule.profile, _PROFILES),
             _code("format", rule.format, _FORMATS),
