@@ -17,7 +17,7 @@ def grouped_matmul(name, x_rows, w, expert_offsets, bias, num):
 
     x_rows (N, K), w (E, M, K), bias (E, M) or None -> (N, M)
     """
-    if num.takes(w):
+    if _at_once(num, w):
         return num.contract(name, x_rows, w, expert_offsets, bias)
     out = np.zeros_like(x_rows, shape=(len(x_rows), w.shape[1]), order="C")
     for e, rows in _experts_with_rows(expert_offsets):
@@ -30,7 +30,7 @@ def grouped_matmul_backward_x(name, pairs, expert_offsets, num):
 
     pairs [(d_rows (N, M), w (E, M, K)), ...] -> (N, K)
     """
-    if num.takes(*(w for _, w in pairs)):
+    if _at_once(num, *(w for _, w in pairs)):
         return num.contract_backward_x(name, pairs, expert_offsets)
     out = np.zeros_like(pairs[0][0], shape=(len(pairs[0][0]), pairs[0][1].shape[2]), order="C")
     for e, rows in _experts_with_rows(expert_offsets):
@@ -58,6 +58,12 @@ def bias_gradient(name, d_rows, expert_offsets, into, num):
     d_rows (N, M) -> (E, M)
     """
     return num.sum_rows(name, d_rows, expert_offsets, into)
+
+
+def _at_once(num, *weights):
+    """Whether one contraction takes all experts."""
+    arrays = all(isinstance(w, np.ndarray) for w in weights)
+    return arrays or getattr(num, "takes_codes", lambda *weights: False)(*weights)
 
 
 def _of(name, w, e):

@@ -153,11 +153,10 @@ class Numerics:
         offsets = np.arange(len(a) + 1, dtype=np.int64)
         return self.engine.grouped_matmul(self._rule(name), a, b[:, None, :], offsets)[:, 0]
 
-    def takes(self, *weights):
-        """Whether one contraction takes all experts of these weights: arrays, or codes of 16 bits that C reads."""
-        if all(isinstance(w, np.ndarray) for w in weights):
-            return True
-        if self.profile == "float64" or not getattr(self.engine, "reads_codes", False):
+    def takes_codes(self, *weights):
+        """Whether one contraction takes all experts of these `Packed` weights: codes of 16 bits, and C, which reads
+        them where they lie. What overrides `contract` is given arrays."""
+        if type(self) is not Numerics or self.profile == "float64" or not getattr(self.engine, "reads_codes", False):
             return False
         return all(_is_codes(w) for w in weights) and len({w.format for w in weights}) == 1
 
