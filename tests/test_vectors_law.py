@@ -1,6 +1,8 @@
 """The committed vectors follow from the law: chapters 0 to 6, in fractions, without the library's arithmetic."""
 
 import json
+from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import pytest
@@ -160,7 +162,61 @@ def rounding(row, x):
     return {"out": [LAW.convert(value, row["store"]) for value in x["value"]]}
 
 
+def encode(row, x):
+    fmt, overflow = row["options"]["format"], row["options"]["overflow"]
+    out = [LAW.round_small(v, fmt, overflow) if v != "-0" else x_zero(fmt) for v in x["value"]]
+    return {"out": out, "codes": [code_of(v, fmt) for v in out]}
+
+
+def x_zero(fmt):
+    """What -0 becomes: integers have one zero, E8M0 none."""
+    return "nan" if fmt == "E8M0" else Fraction(0) if fmt in LAW.INTEGER_BITS else "-0"
+
+
+def code_of(value, fmt):
+    """The code that decodes to a value; of NaN the one that is written."""
+    written = {"E5M2": 0x7E, "E4M3": 0x7F, "E8M0": 0xFF}
+    return written[fmt] if value == "nan" else codes_of(fmt)[value]
+
+
+@cache
+def codes_of(fmt):
+    bits = LAW.INTEGER_BITS.get(fmt) or (8 if fmt == "E8M0" else LAW.SMALL_FORMATS[fmt][0])
+    if fmt == "E8M0":
+        return {LAW.decode_scale(code): code for code in range(1 << bits)}
+    read = LAW.decode_integer if fmt in LAW.INTEGER_BITS else LAW.decode_small
+    return {read(code, fmt): code for code in range(1 << bits)}
+
+
+def quantise(row, x):
+    options, law = row["options"], law_of(row)
+    block = [int(size) for size in options["block"].split()] if "block" in options else None
+    fmt, own, _, _, has_tensor_scale = LAW.SCHEMES[options["scheme"]]
+    made = [LAW.quantise(matrix, options["scheme"], options["rule"], block) for matrix in x["values"]]
+    weights = [[[LAW.packed_weight(values, scales, block or own, lambda v: v, m, k, t) for k in range(len(values[0]))]
+                for m in range(len(values))] for values, scales, t in made]  # fmt: skip
+    codes = [[[code_of(v, fmt) for v in line] for line in values] for values, _, _ in made]
+    rows = [[LAW.contract("up_rows", list(zip(a, w, strict=True)), law) for w in weights[0]] for a in x["x_rows"]]
+    return {
+        "up_rows": rows,
+        "codes": [[in_bytes(line, fmt) for line in lines] for lines in codes],
+        "scales": [scales for _, scales, _ in made],
+        "tensor_scales": [t for _, _, t in made] if has_tensor_scale else None,
+        "dequantised": [[[LAW.convert(v, "float32") for v in line] for line in lines] for lines in weights],
+    }
+
+
+def in_bytes(codes, fmt):
+    """Codes of four bits two in a byte, the even one low; others as they are."""
+    if fmt not in ("E2M1", "int4"):
+        return codes
+    codes = codes + [0] * (len(codes) % 2)
+    return [low + 16 * high for low, high in zip(codes[::2], codes[1::2], strict=True)]
+
+
 BY_LAW = {
+    "encode": encode,
+    "quantise": quantise,
     "route": route,
     "plan": plan,
     "activation": activation,

@@ -1,6 +1,6 @@
 """The committed vectors: one file a chapter, each case with the bug it catches.   Spec 7.9"""
 
-from . import dispatch, experts, gradients, losses, numerics, routing
+from . import dispatch, experts, formats, gradients, losses, numerics, routing
 from .calls import CALLS, run
 from .form import Case, Recipe
 
@@ -11,6 +11,7 @@ CHAPTERS = {
     "losses": losses,
     "gradients": gradients,
     "numerics": numerics,
+    "formats": formats,
 }
 
 __all__ = ["CALLS", "CHAPTERS", "Case", "Recipe", "run"]

@@ -4,7 +4,7 @@ import numpy as np
 
 from ... import activations, dispatch, experts, losses, routing
 from ...config import MoEConfig
-from ...formats import round_to
+from ...formats import decode, dequantise, encode, quantise, round_to
 from ...inputs import Given
 from ...layer import moe_backward, moe_forward
 from ...losses import Losses
@@ -159,9 +159,23 @@ def rounding(config, num, arrays):
     return {"out": round_to(arrays["value"], num.store)}
 
 
+def encoding(config, num, arrays, format, overflow):
+    """float64 values to the nearest of a format of 8 bits and less, and their codes."""
+    values = round_to(arrays["value"], format, overflow)
+    return {"out": values, "codes": encode(values, format).astype(np.int64)}
+
+
+def quantising(config, num, arrays, scheme, rule, block=None):
+    """Matrices to codes (as they lie in bytes), scales and products; x_rows with the first of them."""
+    packed = quantise(arrays["values"], scheme, rule, None if block is None else map(int, block.split()))
+    scales = packed.scales if packed.scales.dtype == np.float32 else decode(packed.scales, packed.scale_format)
+    made = {"codes": packed.codes.astype(np.int64), "scales": scales, "tensor_scales": packed.tensor_scales}
+    return made | {"dequantised": dequantise(packed), "up_rows": num.contract("up_rows", arrays["x_rows"], packed(0))}
+
+
 CALLS = {
     "route": route, "plan": plan, "rows": rows, "activation": activation, "expert_ffn": expert_ffn, "loss": loss,
     "pooled": pooled, "controller": controllers.controller,
     "selection_bias": selection_bias, "layer": layer, "contract": contract, "sum": total, "function": function,
-    "round": rounding,
+    "round": rounding, "encode": encoding, "quantise": quantising,
 }  # fmt: skip
