@@ -56,6 +56,7 @@ def parser():
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     _add_golden(commands)
     _add_check(commands)
+    _add_compare(commands)
     presets = _add(commands, "presets", run_presets, "list the layers of real models, or where one's fields were read")
     presets.add_argument("preset", nargs="?", help="one of them: each field with its source")
     fields = _add(commands, "fields", run_fields, "list the fields of the configuration")
@@ -110,6 +111,14 @@ def _add_check(commands):
     check = _add(commands, "check", run_check, "recompute a golden bundle and compare every bit")
     check.add_argument("directory", metavar="DIR")
     _add_engine(check)
+
+
+def _add_compare(commands):
+    from refmoe.compare.command import add_arguments
+
+    compare = _add(commands, "compare", run_compare, "judge your own tensors against a golden bundle")
+    add_arguments(compare)
+    _add_engine(compare)
 
 
 def _add_engine(command):
@@ -201,6 +210,14 @@ def run_check(args):
         return error.code
     print(report.check_report(checked, args.directory), file=sys.stderr if checked.differences else sys.stdout)
     return 1 if checked.differences else 0
+
+
+def run_compare(args):
+    """Somebody's tensors against a bundle."""
+    import refmoe
+    from refmoe.compare.command import run
+
+    return run(args, refmoe.SPEC_VERSION, _say)
 
 
 def _add_params(commands):

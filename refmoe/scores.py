@@ -4,7 +4,6 @@ Each gradient is one stage that evaluates the derivative at the logit, never fro
 """
 
 
-
 def softmax(logits, num):
     """scores_j = exp(logits_j) / sum_i exp(logits_i).   Spec 1.2
 

@@ -41,10 +41,13 @@ def passage(config, inputs, num, accumulator, topk_indices=None, submitted=None)
     return Run(record, grads, tensors, tracking.ledger.made, tracking.ledger.lost)
 
 
-def submission(run, mine):
-    """The submitted tensors by the origin of their elements. A copy of a submitted tensor is judged, and not read."""
+def submission(run, mine, first=()):
+    """The submitted tensors by the origin of their elements. A copy of a submitted tensor is judged, and not read.
+
+    first: names whose elements count before those they are copies of.
+    """
     given, values = np.zeros(run.made + 1, bool), np.zeros(run.made + 1)
-    for name, array in run.tensors.items():
+    for name, array in sorted(run.tensors.items(), key=lambda row: row[0] not in first):
         if name in mine and is_made(array) and mine[name].values.shape == array.shape:
             origin = array.part("origin")
             new = ~given[origin]
