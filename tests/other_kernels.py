@@ -14,6 +14,7 @@ from refmoe.golden.inputs import make_inputs, prepare
 from refmoe.golden.run import flattened
 from refmoe.golden.weights import maker_pool
 from refmoe.inputs import Given
+from refmoe.numerics import Gathered
 
 
 class Other(refmoe.Numerics):
@@ -39,8 +40,13 @@ class Other(refmoe.Numerics):
     def sum(self, name, terms):
         out = np.float32(0)
         for term in reversed(terms):
-            out = out + (term[0] * term[1] if isinstance(term, tuple) else term)
+            factors = [made(one) for one in (term if isinstance(term, tuple) else (term,))]
+            out = out + (factors[0] * factors[1] if len(factors) > 1 else factors[0])
         return self.stored(name, out)
+
+    def sum_rows(self, name, rows, offsets=None, start=None):
+        sums = [sum(reversed(rows[r]), np.zeros(rows.shape[1], np.float32)) for _, r in segments(offsets, rows)]
+        return self.stored(name, sums[0] if offsets is None else np.stack(sums))
 
     def stored(self, name, value):
         return round_to(np.asarray(value, np.float64), self.format_of(name))
@@ -51,6 +57,13 @@ def product(a, b, bias=None):
     for k in reversed(range(a.shape[1])):
         out = out + a[:, k : k + 1] * b[k : k + 1]
     return out
+
+
+def made(factor):
+    """Gathered rows as an array, 0 where there is none."""
+    if not isinstance(factor, Gathered):
+        return factor
+    return np.where(factor.index[:, None] >= 0, factor.rows[factor.index], np.float32(0))
 
 
 def segments(offsets, rows):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..formats import FORMATS
-from ..numerics import Numerics
+from ..numerics import Gathered, Numerics
 from ..numerics.arithmetic import Binary64
 from .rough import RoughArithmetic
 from .tracked import Tracked, is_lost, track
@@ -104,8 +104,18 @@ class Tracking(Numerics):
 
     def sum(self, name, terms):
         stored = self.num.sum(name, [tuple(map(_plain, t)) if isinstance(t, tuple) else _plain(t) for t in terms])
-        pairs = [tuple(self._term(name, a) for a in (t if isinstance(t, tuple) else (t,))) for t in terms]
+        pairs = [tuple(self._term(name, a) for a in _factors(t)) for t in terms]
         return self._stored(name, stored, self._sum(pairs, stored.shape, len(pairs), inner=False))
+
+    def sum_rows(self, name, rows, offsets=None, start=None):
+        stored = self.num.sum_rows(name, _plain(rows), offsets, _plain(start))
+        ones = [np.ones((1, r.stop - r.start)) for _, r in _segments(offsets, len(rows))]
+        parts = [self._product(self._term(name, one), self._term(name, rows[r]))
+                 for one, (_, r) in zip(ones, _segments(offsets, len(rows)), strict=True)]  # fmt: skip
+        return self._stored(name, stored, Reach(*(part.reshape(stored.shape) for part in _joined(parts, stored.shape))))
+
+    def evaluate_all(self, names, formulas, *stored):
+        return tuple(self.evaluate(name, one, *stored) for name, one in zip(names, formulas.formula, strict=True))
 
     def evaluate(self, name, formula, *stored, core=0, **constants):
         made = self.num.evaluate(name, formula, *map(_plain, stored), core=core, **constants)
@@ -208,7 +218,26 @@ def _gamma(K, unit):
 
 
 def _plain(array):
+    if isinstance(array, Gathered):
+        return Gathered(np.asarray(array.rows), array.index)
     return array if array is None else np.asarray(array)
+
+
+def _factors(term):
+    """The arrays of a term; gathered rows are made, and where one is missing so is what it is multiplied by."""
+    factors = term if isinstance(term, tuple) else (term,)
+    there = [f.index >= 0 for f in factors if isinstance(f, Gathered)]
+    arrays = [_made(f) if isinstance(f, Gathered) else f for f in factors]
+    return [_where(there[0], a) for a in arrays] if there else arrays
+
+
+def _made(gathered):
+    rows, index = gathered.rows, gathered.index
+    return rows[index] if len(rows) else np.zeros_like(rows, shape=(len(index), *rows.shape[1:]))
+
+
+def _where(there, array):
+    return np.where(there.reshape(-1, *[1] * (array.ndim - 1)), array, array.dtype.type(0))
 
 
 def _segments(offsets, rows):
