@@ -5,21 +5,17 @@
 /* Half a unit a rounding, and a little for the roundings of this bound itself. */
 #define HALF_UNIT 0x1.03p-53
 
-/* Beside the lanes' own terms: four partial sums, then the lanes, are added up. */
-enum { ADDITIONS = 8 };
-
 static int64_t whole_blocks(const struct few *few, int64_t length) { return whole_tiles(length, few->cols); }
 
 /* Products this file may compute, and how many rows an expert of them may have. */
 int64_t refmoe_few_rows(const struct product *p)
 {
-    int wide = p->pair[0].a_format == REFMOE_FLOAT32 && p->pair[0].b_format == REFMOE_FLOAT32;
-    return p->across == REFMOE_LANES_ALONG && wide && p->kernel->few ? p->kernel->few->rows : 0;
+    return p->across == REFMOE_LANES_ALONG && p->kernel->few ? p->kernel->few->rows[p->profile] : 0;
 }
 
 int64_t refmoe_few_room(const struct product *p, int64_t length)
 {
-    return p->kernel->few ? p->kernel->few->rows * whole_blocks(p->kernel->few, length) * packed_item(p) : 0;
+    return p->kernel->few ? MAX_FEW_ROWS * whole_blocks(p->kernel->few, length) * packed_item(p) : 0;
 }
 
 /* ---- rows of x ---- */
@@ -29,28 +25,47 @@ static void turn_chain(const struct unit *u, float *to)
     const struct operand *o = &u->pair[0];
     for (int64_t i = 0; i < u->rows; i++)
         for (int64_t k = 0; k < o->length; k++)
-            to[k * u->rows + i] = ((const float *)o->a)[i * o->a_row + k];
+            to[k * u->rows + i] = number_at(o->a, o->a_format, i * o->a_row + k);
+}
+
+/* Where a block has its k-th number: pairs of bf16 come apart in registers, the even ones first. */
+static int place(const struct few *few, int format, int k)
+{
+    return format == REFMOE_BF16 ? k / 2 + k % 2 * (few->cols / 2) : k;
 }
 
 /* Returns an upper bound of the sum of magnitudes of row i. */
 static double turn_exact(const struct few *few, const struct unit *u, int64_t i, double *to)
 {
     const struct operand *o = &u->pair[0];
-    const float *x = (const float *)o->a + i * o->a_row;
     double sum = 0.0;
-    for (int64_t k = 0; k < whole_blocks(few, o->length); k++) {
-        double value = k < o->length ? x[k] : 0.0;
-        to[(k / few->cols * u->rows + i) * few->cols + k % few->cols] = value;
-        sum += magnitude(value);
+    to += i * few->cols;
+    for (int64_t k = 0; k < o->length; k += few->cols, to += u->rows * few->cols) {
+        int count = (int)lower(few->cols, o->length - k);
+        double part = 0.0;
+        memset(to, 0, (size_t)few->cols * sizeof *to);
+        for (int j = 0; j < count; j++) {
+            double value = number_at(o->a, o->a_format, i * o->a_row + k + j);
+            to[place(few, o->b_format, j)] = value;
+            part += magnitude(value);
+        }
+        sum += part;
     }
     return sum * (1 + 0x1p-20);
+}
+
+/* A sum of doubles takes every second number of a block or every one, so a term meets at most twice as many additions as
+   there are blocks. Then the last block, two sums, at most eight lanes, acc and bias. */
+static double error_factor(const struct product *p, const struct unit *u)
+{
+    return HALF_UNIT * (double)(2 * (u->pair[0].length / p->kernel->few->cols) + 8);
 }
 
 /* A thread that stays with an expert finds its rows turned already. (lanes.c turns them otherwise, but not these: the
    number of rows tells whose they are.) */
 static void hold_rows(const struct product *p, const struct unit *u, struct scratch *s)
 {
-    double factor = HALF_UNIT * (double)(u->pair[0].length / p->kernel->few->cols + ADDITIONS);
+    double factor = error_factor(p, u);
     for (int64_t i = 0; i < u->rows; i++)
         s->row_grid[i].known = 0;
     if (s->held == u->pair[0].a && s->held_rows == u->rows)
@@ -97,7 +112,7 @@ static void finish_chain(const struct product *p, const struct unit *u, struct p
 /* acc and bias are two more terms. A sum that started from +0 is never -0, nor is +0 plus a zero of any sign. */
 static void add_terms(const struct product *p, const struct unit *u, struct part *t)
 {
-    double factor = HALF_UNIT * (double)(u->pair[0].length / p->kernel->few->cols + ADDITIONS);
+    double factor = error_factor(p, u);
     for (int i = 0; i < t->rows; i++)
         for (int j = 0; j < t->cols; j++) {
             double acc = u->acc ? acc_at(u, t, i, j) : 0.0;
@@ -135,16 +150,16 @@ static void store(const struct unit *u, const struct part *t)
 static void compute_part(const struct product *p, const struct unit *u, struct scratch *s, struct part *t)
 {
     const struct operand *o = &u->pair[0];
-    int64_t step = o->b_col * (int64_t)sizeof(float);
+    int64_t step = o->b_col * item_of(o->b_format);
     struct few_block block = {.cols = t->cols, .length = o->length, .step = step, .w = o->b + t->col * step,
                               .ahead = o->b + (t->col + t->pitch) * step, .x = s->right, .value = t->value,
                               .largest = t->largest};
     if (p->profile == REFMOE_CHAIN) {
         start_chain(u, t);
-        p->kernel->few->chain[t->rows](&block);
+        p->kernel->few->run[REFMOE_CHAIN][o->b_format][t->rows](&block);
         finish_chain(p, u, t);
     } else {
-        p->kernel->few->exact[t->rows](&block);
+        p->kernel->few->run[REFMOE_EXACT][o->b_format][t->rows](&block);
         finish_exact(p, u, s, t);
     }
     store(u, t);

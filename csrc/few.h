@@ -13,7 +13,7 @@ enum { MAX_FEW_ROWS = 8, MAX_FEW_COLS = 16 };
 /* One block: `cols` outputs of each row of x, 1 <= cols <= the kernel's.
      w        `cols` rows of the matrix, `step` bytes apart, each of `length` weights
      x        chain: x[k * rows + i] as float. exact: blocks of as many k as the kernel has columns, zeros at the end;
-              in a block row after row, as double; 16-bit weights of a block meet its even k first, then the odd ones
+              in a block row after row, as double; where weights are bf16, its even k before the odd ones
      value    (rows, kernel's cols). chain: float, what the sums start from, then the sums. exact: double, the sums
      largest  exact: the greatest magnitude among the weights of each output
      ahead    chain: weights to be fetched meanwhile, from here on */
@@ -28,10 +28,11 @@ struct few_block {
 
 typedef void few_function(const struct few_block *block);
 
-/* Functions by the number of rows, from 1 on. */
+/* By profile (exact, chain): the most rows; functions by the format of the weights (float32, bf16, fp16) and the number
+   of rows, from 1 on. */
 struct few {
-    int rows, cols;
-    few_function *chain[MAX_FEW_ROWS + 1], *exact[MAX_FEW_ROWS + 1];
+    int cols, rows[2];
+    few_function *run[2][3][MAX_FEW_ROWS + 1];
 };
 
 #endif

@@ -4,14 +4,17 @@
 
 #include <immintrin.h>
 
-#define TARGET __attribute__((target("avx2,fma")))
+#define TARGET __attribute__((target("avx2,fma,f16c")))
 #define LANES 8
+#define CHAIN_ROWS 4
 #define SUMS 8
 #define FMA64(a, b, c) ((vd)_mm256_fmadd_pd((__m256d)(a), (__m256d)(b), (__m256d)(c)))
 #define FMA32(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define SPREAD32(x) ((vf)_mm256_set1_ps(x))
-#define WIDEN(p) ((vd)_mm256_cvtps_pd(_mm_loadu_ps(p)))
+#define FLOATS_FP16(p) ((vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p))))
+#define HALF_FP16(p) _mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(const void *)(p)))
 #define MAX32(a, b) ((vu)_mm256_max_epu32((__m256i)(a), (__m256i)(b)))
+#define MAX16(a, b) ((half_int)_mm_max_epu16((__m128i)(a), (__m128i)(b)))
 #define ADD_ALL(v) add_all((__m256d)(v))
 #define MAX_ALL(v) max_all((__m256i)(v))
 #define TURN(v) turn((__m256 *)(v))
@@ -51,7 +54,7 @@ HERE void turn(__m256 *v)
 
 #include "few_template.h"
 
-const struct few refmoe_few_avx2 = {.rows = 4, .cols = LANES, FEW_FUNCTIONS};
+const struct few refmoe_few_avx2 = {FEW_FUNCTIONS};
 
 #else
 typedef int refmoe_no_few_avx2; /* a translation unit may not be empty */

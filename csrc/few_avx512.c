@@ -4,14 +4,17 @@
 
 #include <immintrin.h>
 
-#define TARGET __attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw")))
+#define TARGET __attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw,f16c")))
 #define LANES 16
+#define CHAIN_ROWS 8
 #define SUMS 16
 #define FMA64(a, b, c) ((vd)_mm512_fmadd_pd((__m512d)(a), (__m512d)(b), (__m512d)(c)))
 #define FMA32(a, b, c) ((vf)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define SPREAD32(x) ((vf)_mm512_set1_ps(x))
-#define WIDEN(p) ((vd)_mm512_cvtps_pd(_mm256_loadu_ps(p)))
+#define FLOATS_FP16(p) ((vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p))))
+#define HALF_FP16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
 #define MAX32(a, b) ((vu)_mm512_max_epu32((__m512i)(a), (__m512i)(b)))
+#define MAX16(a, b) ((half_int)_mm256_max_epu16((__m256i)(a), (__m256i)(b)))
 #define ADD_ALL(v) _mm512_reduce_add_pd((__m512d)(v))
 #define MAX_ALL(v) _mm512_reduce_max_epu32((__m512i)(v))
 #define TURN(v) turn((__m512 *)(v))
@@ -42,7 +45,7 @@ static inline __attribute__((always_inline)) TARGET void turn(__m512 *v)
 
 #include "few_template.h"
 
-const struct few refmoe_few_avx512 = {.rows = MAX_FEW_ROWS, .cols = LANES, FEW_FUNCTIONS};
+const struct few refmoe_few_avx512 = {FEW_FUNCTIONS};
 
 #else
 typedef int refmoe_no_few_avx512; /* a translation unit may not be empty */

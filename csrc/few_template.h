@@ -1,22 +1,28 @@
 /* few_template.h: the functions of few.h, written once. A stub defines the instruction set and includes this file:
 
      TARGET       attribute that turns the instructions on for one function
+     CHAIN_ROWS   most rows of x in a chain, 4 or 8
      LANES        floats of a vector; half as many doubles
-     FMA64(a,b,c), FMA32(a,b,c), SPREAD32(x), WIDEN(p)   as in tile_template.h
      SUMS         accumulators that the registers hold beside weights and x
-     TURN(v)      statement: transposes the LANES vectors v[0] .. of floats
-     MAX32(a,b)   the greater, lane by lane, of unsigned 32-bit integers
+     FMA64(a,b,c), FMA32(a,b,c), SPREAD32(x)   as in tile_template.h
+     FLOATS_FP16(p), HALF_FP16(p)   LANES codes of fp16 at p, half as many, as floats
+     MAX32(a,b), MAX16(a,b)   the greater, lane by lane, of unsigned integers: vectors of 32 bits, half vectors of 16
      ADD_ALL(v)   the sum of a vector of doubles, in any order
-     MAX_ALL(v)   the greatest of a vector of unsigned 32-bit integers                                               */
+     MAX_ALL(v)   the greatest of a vector of unsigned 32-bit integers
+     TURN(v)      statement: transposes the LANES vectors v[0] .. of floats                                          */
 
 #include "tile.h"
 
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef double vd __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
+typedef float half __attribute__((vector_size(2 * LANES)));
+typedef uint32_t half_int __attribute__((vector_size(2 * LANES)));
 typedef float vf_memory __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef double vd_memory __attribute__((vector_size(4 * LANES), aligned(8), may_alias));
-typedef uint32_t vu_memory __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t vu_memory __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
+typedef float half_memory __attribute__((vector_size(2 * LANES), aligned(4), may_alias));
+typedef uint32_t half_int_memory __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 #define INLINE static inline __attribute__((always_inline)) TARGET
 #define LINE 64
@@ -25,54 +31,67 @@ enum { MOST_TOGETHER = 4 };
 
 /* ---- chain: lanes are outputs, k ascends ---- */
 
-/* `count` k of every output: their weights are turned in registers, and every row of x meets them there. */
-INLINE void chain_step(const int rows, const int count, const char *const *w, int64_t at, const float *x, vf *sum)
+/* k that a turned block holds: two codes of bf16 travel as one float. */
+#define DEPTH(format) ((format) == REFMOE_BF16 ? 2 * LANES : LANES)
+#define BLOCK_BYTES(format) (DEPTH(format) * LANES * ((format) == REFMOE_FLOAT32 ? 4 : 2))
+
+INLINE vf stored_weights(const int format, const char *w)
 {
-    vf turned[LANES];
-    for (int j = 0; j < LANES; j++)
-        turned[j] = (vf) * (const vf_memory *)(w[j] + at);
-    TURN(turned);
-    for (int k = 0; k < count; k++, x += rows)
-        for (int i = 0; i < rows; i++)
-            sum[i] = FMA32(turned[k], SPREAD32(x[i]), sum[i]);
+    return format == REFMOE_FP16 ? FLOATS_FP16(w) : (vf) * (const vu_memory *)w;
 }
 
-/* The last k: fewer than a vector has. No sum may meet the padding. */
-INLINE void chain_rest(const int rows, const int count, const char *const *w, int64_t at, const float *x, vf *sum)
+INLINE void meet(const int rows, vf weights, const float *x, vf *sum)
 {
-    float rest[LANES][LANES] = {{0}};
-    const char *row[LANES];
-    for (int j = 0; j < LANES; j++) {
-        memcpy(rest[j], w[j] + at, (size_t)count * sizeof(float));
-        row[j] = (const char *)rest[j];
-    }
+    for (int i = 0; i < rows; i++)
+        sum[i] = FMA32(weights, SPREAD32(x[i]), sum[i]);
+}
+
+/* Some k of every output: their weights are turned in registers, and every row of x meets them there. */
+INLINE void chain_step(const int rows, const int format, const char *const *w, int64_t at, const float *x, vf *sum)
+{
     vf turned[LANES];
     for (int j = 0; j < LANES; j++)
-        turned[j] = (vf) * (const vf_memory *)row[j];
+        turned[j] = stored_weights(format, w[j] + at);
     TURN(turned);
     for (int k = 0; k < LANES; k++)
-        for (int i = 0; i < rows && k < count; i++)
-            sum[i] = FMA32(turned[k], SPREAD32(x[k * rows + i]), sum[i]);
+        if (format == REFMOE_BF16) {
+            meet(rows, (vf)((vu)turned[k] << 16), x + 2 * k * rows, sum);
+            meet(rows, (vf)((vu)turned[k] & 0xFFFF0000), x + (2 * k + 1) * rows, sum);
+        } else {
+            meet(rows, turned[k], x + k * rows, sum);
+        }
 }
 
-INLINE void chain_rows(const int rows, const struct few_block *b)
+/* The last k. No sum may meet padding, not even zeros. */
+INLINE void chain_rest(const int rows, const int format, int64_t count, const char *const *w, int64_t at,
+                       const float *x, vf *sum)
 {
+    for (int64_t k = 0; k < count; k++, x += rows) {
+        vf weights;
+        for (int j = 0; j < LANES; j++)
+            weights[j] = number_at(w[j] + at, format, k);
+        meet(rows, weights, x, sum);
+    }
+}
+
+INLINE void chain_rows(const int rows, const int format, const struct few_block *b)
+{
+    const int64_t depth = DEPTH(format), run = BLOCK_BYTES(format) / LANES;
     const char *w[LANES], *ahead = b->ahead;
     const float *x = b->x;
     float *value = b->value;
     vf sum[MAX_FEW_ROWS];
-    int64_t k = 0;
+    int64_t k = 0, at = 0;
     for (int j = 0; j < LANES; j++)
         w[j] = b->w + (j < b->cols ? j : b->cols - 1) * b->step;
     for (int i = 0; i < rows; i++)
         sum[i] = *(const vf_memory *)(value + i * LANES);
-    for (; k + LANES <= b->length; k += LANES, x += LANES * rows, ahead += LANES * LANES * 4) {
-        for (int j = 0; j < LANES * LANES * 4 / LINE; j++)
+    for (; k + depth <= b->length; k += depth, at += run, x += depth * rows, ahead += BLOCK_BYTES(format)) {
+        for (int j = 0; j < BLOCK_BYTES(format) / LINE; j++)
             __builtin_prefetch(ahead + j * LINE, 0, 2);
-        chain_step(rows, LANES, w, 4 * k, x, sum);
+        chain_step(rows, format, w, at, x, sum);
     }
-    if (k < b->length)
-        chain_rest(rows, (int)(b->length - k), w, 4 * k, x, sum);
+    chain_rest(rows, format, b->length - k, w, at, x, sum);
     for (int i = 0; i < rows; i++)
         *(vf_memory *)(value + i * LANES) = sum[i];
 }
@@ -85,16 +104,50 @@ INLINE void chain_rows(const int rows, const struct few_block *b)
 /* Sums of one output and row: of both halves of a vector where registers allow it, else of both together. */
 #define SECOND(rows, many) ((rows) * (many) <= SUMS / 2)
 
-/* One vector of weights of each of `many` outputs, `step` bytes apart, and the rows of x. */
-INLINE void exact_step(const int rows, const int many, const char *w, int64_t step, const double *x,
-                       vd (*sum)[MOST_TOGETHER][2], vu *top)
+/* The greatest codes so far of an output, without their signs: 32 bits a lane, or 16. */
+struct top {
+    vu wide;
+    half_int narrow;
+};
+
+/* LANES weights as doubles, in two vectors: of bf16 those of even and of odd k, else one half after the other. */
+INLINE void read_weights(const int format, const char *w, vd *first, vd *second, struct top *top)
+{
+    if (format == REFMOE_FLOAT32) {
+        top->wide = MAX32(top->wide, *(const vu_memory *)w & 0x7FFFFFFF);
+        *first = __builtin_convertvector((half) * (const half_memory *)w, vd);
+        *second = __builtin_convertvector((half) * (const half_memory *)(w + 2 * LANES), vd);
+        return;
+    }
+    half_int codes = *(const half_int_memory *)w;
+    top->narrow = MAX16(top->narrow, codes & 0x7FFF7FFF);
+    if (format == REFMOE_BF16) {
+        *first = __builtin_convertvector((half)(codes << 16), vd);
+        *second = __builtin_convertvector((half)(codes & 0xFFFF0000), vd);
+    } else {
+        *first = __builtin_convertvector((half)HALF_FP16(w), vd);
+        *second = __builtin_convertvector((half)HALF_FP16(w + LANES), vd);
+    }
+}
+
+INLINE double largest(const int format, const struct top *top)
+{
+    if (format == REFMOE_FLOAT32)
+        return float_of_bits(MAX_ALL(top->wide));
+    half_int parts[2] = {top->narrow >> 16, top->narrow & 0xFFFF};
+    vu all;
+    memcpy(&all, parts, sizeof all);
+    uint16_t code = (uint16_t)MAX_ALL(all);
+    return format == REFMOE_BF16 ? float_of_bf16(code) : float_of_fp16(code);
+}
+
+/* LANES weights of each of `many` outputs, `step` bytes apart, and the rows of x. */
+INLINE void exact_step(const int rows, const int many, const int format, const char *w, int64_t step, const double *x,
+                       vd (*sum)[MOST_TOGETHER][2], struct top *top)
 {
     vd left[MOST_TOGETHER], right[MOST_TOGETHER];
-    for (int j = 0; j < many; j++) {
-        vu bits = *(const vu_memory *)(w + j * step) & 0x7FFFFFFF;
-        top[j] = MAX32(top[j], bits);
-        left[j] = WIDEN((const float *)(w + j * step)), right[j] = WIDEN((const float *)(w + j * step) + LANES / 2);
-    }
+    for (int j = 0; j < many; j++)
+        read_weights(format, w + j * step, &left[j], &right[j], &top[j]);
     for (int i = 0; i < rows; i++, x += LANES) {
         vd first = *(const vd_memory *)x, second = *(const vd_memory *)(x + LANES / 2);
         for (int j = 0; j < many; j++)
@@ -104,43 +157,68 @@ INLINE void exact_step(const int rows, const int many, const char *w, int64_t st
     }
 }
 
-INLINE void exact_outputs(const int rows, const int many, const struct few_block *b, int first)
+INLINE void exact_rest(const int rows, const int many, const int format, int count, const char *w, int64_t step,
+                       const double *x, vd (*sum)[MOST_TOGETHER][2], struct top *top)
 {
-    const char *w = b->w + first * b->step;
+    const size_t item = format == REFMOE_FLOAT32 ? 4 : 2;
+    char rest[MOST_TOGETHER][4 * LANES] = {{0}};
+    for (int j = 0; j < many; j++)
+        memcpy(rest[j], w + j * step, (size_t)count * item);
+    exact_step(rows, many, format, rest[0], sizeof rest[0], x, sum, top);
+}
+
+INLINE void exact_outputs(const int rows, const int many, const int format, const struct few_block *b, int first,
+                          int64_t step)
+{
+    const int64_t run = LANES * (format == REFMOE_FLOAT32 ? 4 : 2);
+    const char *w = b->w + first * b->step, *ahead = w + many * step;
     const double *x = b->x;
     vd sum[MAX_FEW_ROWS][MOST_TOGETHER][2] = {{{{0}}}};
-    vu top[MOST_TOGETHER] = {{0}};
+    struct top top[MOST_TOGETHER] = {{{0}, {0}}};
     int64_t k = 0;
-    for (; k + LANES <= b->length; k += LANES, w += 4 * LANES, x += LANES * rows)
-        exact_step(rows, many, w, b->step, x, sum, top);
-    if (k < b->length) {
-        float rest[MOST_TOGETHER][LANES] = {{0}};
-        for (int j = 0; j < many; j++)
-            memcpy(rest[j], w + j * b->step, (size_t)(b->length - k) * sizeof(float));
-        exact_step(rows, many, (const char *)rest, sizeof rest[0], x, sum, top);
+    for (; k + LANES <= b->length; k += LANES, w += run, x += LANES * rows, ahead += many * run) {
+        for (int j = 0; j < many && many > 1; j++)
+            __builtin_prefetch(ahead + j * run, 0, 2);
+        exact_step(rows, many, format, w, step, x, sum, top);
     }
+    if (k < b->length)
+        exact_rest(rows, many, format, (int)(b->length - k), w, step, x, sum, top);
     for (int j = 0; j < many; j++) {
         for (int i = 0; i < rows; i++)
             ((double *)b->value)[i * LANES + first + j] = ADD_ALL(sum[i][j][0] + sum[i][j][1]);
-        b->largest[first + j] = float_of_bits(MAX_ALL(top[j]));
+        b->largest[first + j] = largest(format, &top[j]);
     }
 }
 
-INLINE void exact_rows(const int rows, const struct few_block *b)
+/* The last outputs overlap those before them. Where there are too few, one at a time is computed several times over. */
+INLINE void exact_rows(const int rows, const int format, const struct few_block *b)
 {
-    int j = 0;
-    for (; j + TOGETHER(rows) <= b->cols; j += TOGETHER(rows))
-        exact_outputs(rows, TOGETHER(rows), b, j);
-    for (; j < b->cols; j++)
-        exact_outputs(rows, 1, b, j);
+    const int many = TOGETHER(rows), enough = b->cols >= many;
+    for (int j = 0; j < b->cols; j += enough ? many : 1)
+        exact_outputs(rows, many, format, b, enough && j > b->cols - many ? b->cols - many : j, enough ? b->step : 0);
 }
 
-#define EACH_ROWS(use) use(1) use(2) use(3) use(4) use(5) use(6) use(7) use(8)
-#define FUNCTIONS(count)                                                                                              \
-    static TARGET void chain_##count(const struct few_block *b) { chain_rows(count, b); }                             \
-    static TARGET void exact_##count(const struct few_block *b) { exact_rows(count, b); }
-EACH_ROWS(FUNCTIONS)
+/* ---- one function for each number of rows and format ---- */
+
+#define FUNCTION(profile, rows, format, code)                                                                         \
+    static TARGET void profile##_##format##_##rows(const struct few_block *b) { profile##_rows(rows, code, b); }
+#define EACH_FORMAT(profile, rows)                                                                                    \
+    FUNCTION(profile, rows, float32, REFMOE_FLOAT32)                                                                  \
+    FUNCTION(profile, rows, bf16, REFMOE_BF16)                                                                        \
+    FUNCTION(profile, rows, fp16, REFMOE_FP16)
+#define UP_TO_4(name) NULL, name##_1, name##_2, name##_3, name##_4
+#define UP_TO_8(name) UP_TO_4(name), name##_5, name##_6, name##_7, name##_8
+
+EACH_FORMAT(chain, 1) EACH_FORMAT(chain, 2) EACH_FORMAT(chain, 3) EACH_FORMAT(chain, 4)
+EACH_FORMAT(exact, 1) EACH_FORMAT(exact, 2) EACH_FORMAT(exact, 3) EACH_FORMAT(exact, 4)
+#if CHAIN_ROWS == 8
+EACH_FORMAT(chain, 5) EACH_FORMAT(chain, 6) EACH_FORMAT(chain, 7) EACH_FORMAT(chain, 8)
+#define UP_TO_MOST UP_TO_8
+#else
+#define UP_TO_MOST UP_TO_4
+#endif
 
 #define FEW_FUNCTIONS                                                                                                 \
-    .chain = {NULL, chain_1, chain_2, chain_3, chain_4, chain_5, chain_6, chain_7, chain_8},                          \
-    .exact = {NULL, exact_1, exact_2, exact_3, exact_4, exact_5, exact_6, exact_7, exact_8}
+    .cols = LANES, .rows = {[REFMOE_CHAIN] = CHAIN_ROWS, [REFMOE_EXACT] = 4},                                         \
+    .run = {[REFMOE_CHAIN] = {{UP_TO_MOST(chain_float32)}, {UP_TO_MOST(chain_bf16)}, {UP_TO_MOST(chain_fp16)}},       \
+            [REFMOE_EXACT] = {{UP_TO_4(exact_float32)}, {UP_TO_4(exact_bf16)}, {UP_TO_4(exact_fp16)}}}
