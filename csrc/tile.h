@@ -37,9 +37,23 @@ enum { RUN_UNIT = 32 };
    1 <= rows <= tile.rows; always tile.cols columns. A tile never pads, skips or splits along k. */
 typedef void tile_function(int rows, int64_t length, const void *a, const void *b, int64_t ldb, void *acc);
 
+/* A whole tile from start to end, without what lies between in memory: the product from +0, rounded to float32 and
+   canonical, stored to out[i * out_row + j]; with `past` stores pass by the caches where they can. In the exact profile
+   the rounding test decides as test_function says, and `value` receives the sums if any output is undecided. */
+struct whole {
+    const void *a, *b;
+    int64_t length, ldb, out_row;
+    const double *row_bound, *col_norm;
+    float *out;
+    double *value;
+    int past;
+};
+typedef void whole_function(int rows, const struct whole *whole, uint32_t *undecided);
+
 struct tile {
     int rows, cols;
     tile_function *multiply;
+    whole_function *whole; /* or NULL */
 };
 
 /* A tile with rows of x across the lanes (lanes.c) adds the same kind of sum from a left factor that was copied:
@@ -104,6 +118,7 @@ struct kernel {
     squares_function *squares;
     test_function *test;
     settle_function *settle;
+    void (*pass_by)(void); /* orders what whole tiles stored past the caches before all later stores; or NULL */
     const struct few *few; /* NULL: lanes.c computes these too */
     const struct sums *sums; /* of sums.c */
 };

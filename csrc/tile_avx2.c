@@ -13,6 +13,7 @@
 #define SPREAD32(x) ((vf)_mm256_set1_ps(x))
 #define WIDEN(p) ((vd)_mm256_cvtps_pd(_mm_loadu_ps(p)))
 #define NARROW(v) ((half)_mm256_cvtpd_ps((__m256d)(v)))
+#define PASS(p, v) _mm256_stream_ps((p), (__m256)(v))
 #define SIGNS(v) _mm_movemask_ps((__m128)(v))
 #define FLOATS_FP16(p) ((vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p))))
 #define DOUBLES_FP16(p) ((vd)_mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(const void *)(p)))))
@@ -28,6 +29,8 @@
 
 static int runs_here(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
+static void pass_by(void) { _mm_sfence(); }
+
 const struct kernel refmoe_avx2 = {
     .name = "avx2",
     .needs = "an x86-64 processor with AVX2, FMA and F16C",
@@ -41,6 +44,7 @@ const struct kernel refmoe_avx2 = {
     .squares = squares,
     .test = test,
     .settle = settle,
+    .pass_by = pass_by,
     .few = &refmoe_few_avx2,
     .sums = &refmoe_sums_avx2,
 };

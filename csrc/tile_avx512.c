@@ -13,6 +13,7 @@
 #define SPREAD32(x) ((vf)_mm512_set1_ps(x))
 #define WIDEN(p) ((vd)_mm512_cvtps_pd(_mm256_loadu_ps(p)))
 #define NARROW(v) ((half)_mm512_cvtpd_ps((__m512d)(v)))
+#define PASS(p, v) _mm512_stream_ps((p), (__m512)(v))
 #define SIGNS(v) _mm256_movemask_ps((__m256)(v))
 #define FLOATS_FP16(p) ((vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p))))
 #define DOUBLES_FP16(p) ((vd)_mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))))
@@ -35,6 +36,8 @@ static int runs_here(void)
            && __builtin_cpu_supports("avx512bw");
 }
 
+static void pass_by(void) { _mm_sfence(); }
+
 const struct kernel refmoe_avx512 = {
     .name = "avx512",
     .needs = "an x86-64 processor with AVX-512 F, VL, DQ and BW",
@@ -49,6 +52,7 @@ const struct kernel refmoe_avx512 = {
     .squares = squares,
     .test = test,
     .settle = settle,
+    .pass_by = pass_by,
     .few = &refmoe_few_avx512,
     .sums = &refmoe_sums_avx512,
 };

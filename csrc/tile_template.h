@@ -8,6 +8,7 @@
      LANE_ROWS    rows of a tile of lanes.c, at most MAX_TILE_ROWS; their accumulators are two vectors a row
      LANE_SHAPES  the tiles of lanes.c, made by LANE_TILE
      FLOATS_FP16(p), DOUBLES_FP16(p)   2 * LANES codes of fp16 at p as floats, LANES of them as doubles
+     PASS(p, v)   optional: stores 2 * LANES floats past the caches, p a multiple of their size
      WIDEN(p)     LANES floats at p as doubles;  NARROW(v)  doubles to floats;  SIGNS(v)  sign bits of LANES floats
 
    A tile is two vectors wide. Every loop over rows has a constant bound, so that the accumulators stay in registers;
@@ -233,9 +234,8 @@ INLINE half round_lanes(vd x, const int narrow, const struct format *f)
     return narrow ? round_narrow(x, f) : NARROW(x);
 }
 
-INLINE uint32_t test_lanes(const double *value, vd bound, const int narrow, const struct format *f, float *out)
+INLINE uint32_t test_lanes(vd x, vd bound, const int narrow, const struct format *f, float *out)
 {
-    vd x = LOAD_D(value);
     half below = round_lanes(x - bound, narrow, f), above = round_lanes(x + bound, narrow, f);
     half_int open = ((half_int)below != (half_int)above) | (below != below);
     *(half_memory *)out = below;
@@ -250,8 +250,8 @@ INLINE void test_block(int rows, const double *value, const double *row_bound, c
         vd left = SPREAD64(row_bound[i]) * LOAD_D(col_norm), right = SPREAD64(row_bound[i]) * LOAD_D(col_norm + LANES);
         if (extra)
             left += LOAD_D(extra + at), right += LOAD_D(extra + at + LANES);
-        undecided[i] = test_lanes(value + at, left, narrow, f, out + at)
-                       | test_lanes(value + at + LANES, right, narrow, f, out + at + LANES) << LANES;
+        undecided[i] = test_lanes(LOAD_D(value + at), left, narrow, f, out + at)
+                       | test_lanes(LOAD_D(value + at + LANES), right, narrow, f, out + at + LANES) << LANES;
     }
 }
 
@@ -299,8 +299,11 @@ static TARGET void settle(int rows, int pitch, const float *value, const float *
         settle_block(rows, pitch, value, row_bias, col_bias, 1, f, result);
 }
 
+#include "tile_whole.h"
+
 #define VECTOR_TILES                                                                                                  \
     {                                                                                                                 \
-        [REFMOE_EXACT] = {ROWS, 2 * LANES, multiply_exact}, [REFMOE_CHAIN] = {ROWS, 4 * LANES, multiply_chain},       \
-        [REFMOE_UNFUSED] = {ROWS, 2 * LANES, multiply_unfused}                                                        \
+        [REFMOE_EXACT] = {ROWS, 2 * LANES, multiply_exact, whole_exact},                                              \
+        [REFMOE_CHAIN] = {ROWS, 4 * LANES, multiply_chain, whole_chain},                                              \
+        [REFMOE_UNFUSED] = {ROWS, 2 * LANES, multiply_unfused, NULL}                                                  \
     }

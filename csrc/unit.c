@@ -168,12 +168,51 @@ static void store(const struct product *p, const struct unit *u, const struct bl
     }
 }
 
+/* What whole_function takes: plain float32 outputs of a full width, the sum of one pair. */
+static int is_whole(const struct product *p, const struct unit *u, const struct panel *panel)
+{
+    return p->tile->whole && p->format == REFMOE_FLOAT32 && p->force == REFMOE_FORCE_NOTHING && p->pairs == 1
+           && !u->acc && !u->bias && panel->cols == p->tile->cols;
+}
+
+/* Outputs beyond this many bytes would be pushed out of the last cache anyway, and what they push out is read again. */
+enum { PAST_BYTES = 1 << 24 };
+
+static int is_past_caches(const struct product *p)
+{
+    return p->experts * p->rows * p->cols > PAST_BYTES / (int64_t)sizeof(float);
+}
+
+static void compute_whole(const struct product *p, const struct unit *u, struct scratch *s, const struct panel *panel,
+                          const void *a, int slot, struct block *t)
+{
+    uint32_t open[MAX_TILE_ROWS] = {0};
+    struct whole whole = {.a = a, .b = panel->b[0], .length = u->pair[0].length, .ldb = panel->ldb[0],
+                          .out = (float *)u->out + t->row * u->out_row + t->col, .out_row = u->out_row,
+                          .row_bound = s->row_bound + t->row, .col_norm = s->col_norm + slot, .value = t->value,
+                          .past = is_past_caches(p)};
+    p->tile->whole(t->rows, &whole, open);
+    if (p->profile != REFMOE_EXACT)
+        return;
+    s->report.rounding_test += t->rows * t->width;
+    for (int i = 0; i < t->rows; i++)
+        for (; open[i]; open[i] &= open[i] - 1, s->report.rounding_test--) {
+            int j = __builtin_ctz(open[i]);
+            whole.out[i * u->out_row + j] = refmoe_resolve_output(p, u, s, t->row + i, t->col + j,
+                                                                  t->value[i * t->width + j], slot + j);
+        }
+}
+
 static void compute_tile(const struct product *p, const struct unit *u, struct scratch *s, const struct panel *panel,
                          int64_t row, int slot, struct block *t)
 {
     const char *a = (const char *)s->packed_rows + row * total_length(p, u) * packed_item(p);
     t->row = row, t->col = panel->first;
     t->rows = (int)lower(p->tile->rows, u->rows - row), t->cols = panel->cols, t->width = p->tile->cols;
+    if (is_whole(p, u, panel)) {
+        compute_whole(p, u, s, panel, a, slot, t);
+        return;
+    }
     start(p, u, t);
     for (int q = 0; q < p->pairs; q++) {
         p->tile->multiply(t->rows, u->pair[q].length, a, panel->b[q], panel->ldb[q], t->value);
@@ -209,4 +248,6 @@ void refmoe_compute_unit(const struct product *p, const struct unit *u, struct s
             for (int c = 0; c < count; c++)
                 compute_tile(p, u, s, &panel[c], row, c * width, &tile);
     }
+    if (p->kernel->pass_by)
+        p->kernel->pass_by();
 }

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-from .arguments import array_of, dtype_of, offsets_of, operand_of, pairs_of
+from .arguments import array_of, dtype_of, new_array, offsets_of, operand_of, pairs_of
 from .compiled import load_module, text
 from .formulas import Formulas
 from .sums import Sums
@@ -50,7 +50,7 @@ class CEngine(Formulas, Sums):
         N = len(x_rows)
         offsets = offsets_of(offsets, E, N)
         bias, acc = array_of("bias", bias, dtype, (E, M), True), array_of("acc", acc, dtype, (N, M), True)
-        out = np.empty((N, M), dtype)
+        out = new_array((N, M), dtype)
         sizes, arrays = (E, N, M, K, self._pointer(offsets)), map(self._pointer, (x_rows, w, bias, acc, out))
         self._call("grouped_matmul", rule, (left, right), N * M * K, *sizes, *arrays)
         return out
@@ -65,7 +65,7 @@ class CEngine(Formulas, Sums):
         pairs, left, right = pairs_of(pairs, rule)
         (N, _), (E, _, K) = pairs[0][0].shape, pairs[0][1].shape
         offsets, acc = offsets_of(offsets, E, N), array_of("acc", acc, dtype, (N, K), True)
-        out = np.empty((N, K), dtype)
+        out = new_array((N, K), dtype)
         rows = [(self._pointer(d), self._pointer(w), d.shape[1]) for d, w in pairs]
         table = self._ffi.new(f"refmoe_pair_f{8 * dtype.itemsize}[]", rows)
         work = N * K * sum(d.shape[1] for d, _ in pairs)
@@ -84,7 +84,7 @@ class CEngine(Formulas, Sums):
         x_rows, right = operand_of("x_rows", x_rows, rule, (N, None))
         E, K = max(len(offsets) - 1, 0), x_rows.shape[1]
         offsets, acc = offsets_of(offsets, E, N), array_of("acc", acc, dtype, (E, M, K), True)
-        out = np.empty((E, M, K), dtype)
+        out = new_array((E, M, K), dtype)
         sizes, arrays = (E, N, M, K, self._pointer(offsets)), map(self._pointer, (d_rows, x_rows, acc, out))
         self._call("grouped_matmul_backward_w", rule, (left, right), N * M * K, *sizes, *arrays)
         return out

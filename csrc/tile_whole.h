@@ -1,0 +1,97 @@
+/* tile_whole.h: the second half of tile_template.h: tiles that start at +0 and end in stored float32.
+
+   A gradient of weights sums over the rows of one expert, often few: most of such a tile's time would go into carrying
+   its sums through memory between start, product, rounding and store. Here they never leave the registers. */
+
+INLINE vf canonical_lanes(vf x)
+{
+    typedef int32_t bits __attribute__((vector_size(8 * LANES)));
+    bits none = x != x;
+    return (vf)((none & 0x7FC00000) | (~none & (bits)x));
+}
+
+INLINE void put_lanes(float *out, vf x, int past)
+{
+#if defined(PASS)
+    if (past && (uintptr_t)out % sizeof x == 0) {
+        PASS(out, x);
+        return;
+    }
+#endif
+    (void)past;
+    *(vf_memory *)out = x;
+}
+
+INLINE void whole_rows_chain(const int rows, const struct whole *w)
+{
+    const float *a = w->a, *b = w->b;
+    vf sum[ROWS][2];
+    for (int i = 0; i < rows; i++)
+        sum[i][0] = sum[i][1] = (vf){0};
+    for (int64_t k = 0; k < w->length; k++, a += rows, b += w->ldb) {
+        vf left = LOAD_F(b), right = LOAD_F(b + 2 * LANES);
+        for (int i = 0; i < rows; i++) {
+            vf x = SPREAD32(a[i]);
+            sum[i][0] = FMA32(x, left, sum[i][0]);
+            sum[i][1] = FMA32(x, right, sum[i][1]);
+        }
+    }
+    for (int i = 0; i < rows; i++) {
+        put_lanes(w->out + i * w->out_row, canonical_lanes(sum[i][0]), w->past);
+        put_lanes(w->out + i * w->out_row + 2 * LANES, canonical_lanes(sum[i][1]), w->past);
+    }
+}
+
+INLINE void whole_rows_exact(const int rows, const struct whole *w, uint32_t *undecided)
+{
+    const struct format *f = &refmoe_formats[REFMOE_FLOAT32];
+    const double *a = w->a;
+    const float *b = w->b;
+    vd sum[ROWS][2];
+    for (int i = 0; i < rows; i++)
+        sum[i][0] = sum[i][1] = (vd){0};
+    for (int64_t k = 0; k < w->length; k++, a += rows, b += w->ldb) {
+        vd left = WIDEN(b), right = WIDEN(b + LANES);
+        for (int i = 0; i < rows; i++) {
+            vd x = SPREAD64(a[i]);
+            sum[i][0] = FMA64(x, left, sum[i][0]);
+            sum[i][1] = FMA64(x, right, sum[i][1]);
+        }
+    }
+    vd left = LOAD_D(w->col_norm), right = LOAD_D(w->col_norm + LANES);
+    uint32_t any = 0;
+    for (int i = 0; i < rows; i++) {
+        vd bound = SPREAD64(w->row_bound[i]);
+        float *out = w->out + i * w->out_row;
+        undecided[i] = test_lanes(sum[i][0], bound * left, 0, f, out)
+                       | test_lanes(sum[i][1], bound * right, 0, f, out + LANES) << LANES;
+        any |= undecided[i];
+    }
+    for (int i = 0; i < rows && any; i++) {
+        *(vd_memory *)(w->value + 2 * LANES * i) = sum[i][0];
+        *(vd_memory *)(w->value + 2 * LANES * i + LANES) = sum[i][1];
+    }
+}
+
+#define WHOLE_CASE(count, ...)                                                                                        \
+    case count: {                                                                                                     \
+        const int r = count <= ROWS ? count : ROWS;                                                                   \
+        __VA_ARGS__;                                                                                                  \
+        return;                                                                                                       \
+    }
+#define WHOLE_ROWS(...)                                                                                               \
+    switch (rows) {                                                                                                   \
+        WHOLE_CASE(1, __VA_ARGS__) WHOLE_CASE(2, __VA_ARGS__) WHOLE_CASE(3, __VA_ARGS__) WHOLE_CASE(4, __VA_ARGS__)   \
+        WHOLE_CASE(5, __VA_ARGS__) WHOLE_CASE(6, __VA_ARGS__) WHOLE_CASE(7, __VA_ARGS__) WHOLE_CASE(8, __VA_ARGS__)   \
+    }
+
+static TARGET void whole_chain(int rows, const struct whole *w, uint32_t *undecided)
+{
+    (void)undecided;
+    WHOLE_ROWS(whole_rows_chain(r, w))
+}
+
+static TARGET void whole_exact(int rows, const struct whole *w, uint32_t *undecided)
+{
+    WHOLE_ROWS(whole_rows_exact(r, w, undecided))
+}
