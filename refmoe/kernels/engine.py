@@ -3,8 +3,6 @@
 import threading
 from collections import Counter
 
-import numpy as np
-
 from .arguments import array_of, dtype_of, new_array, offsets_of, operand_of, pairs_of
 from .compiled import load_module, text
 from .formulas import Formulas
