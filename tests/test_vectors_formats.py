@@ -50,7 +50,7 @@ MUTANTS = [
     (
         "Reciprocal",
         "formats.scaling",
-        "values / (spread(scales.astype(np.float64), block, values.shape) * float(tensor))",
+        "values / (spread(scales.astype(np.float64), block, values.shape) * tensor)",
         "values * (np.float32(1) / (spread(scales, block, values.shape) * tensor))",
     ),
     ("ZeroBlock", "formats.scaling", 'row.scale, "saturate"), least)', 'row.scale, "saturate"), 0)'),
@@ -74,7 +74,7 @@ MUTANTS = [
         "codes[..., 0::2] | codes[..., 1::2] << 4",
         "codes[..., 1::2] | codes[..., 0::2] << 4",
     ),
-    ("TensorScale", "formats.scaling", "block, values.shape) * float(tensor))", "block, values.shape))"),
+    ("TensorScale", "formats.scaling", "block, values.shape) * tensor)", "block, values.shape))"),
     ("TensorScale", "formats.packed", "1.0 if self.tensor_scales is None else float(self.tensor_scales[e])", "1.0"),
     (
         "RoundedWeight",

@@ -49,14 +49,25 @@ def _encode_small(carrier, row):
         known = is_representable(carrier, row.name)
         require(known, ValueError, "carrier", f"values of {row.name}", "others", "round them with round_to")
         return (carrier.astype(np.int64) & (len(values) - 1)).astype(np.uint8)
-    rising = values[: len(values) if row.scale else len(values) // 2]  # the codes of positive numbers are in order
-    rising = rising[~np.isnan(rising)]
-    code = np.searchsorted(rising, np.abs(carrier))
-    known = rising[np.minimum(code, len(rising) - 1)] == (carrier if row.scale else np.abs(carrier))
+    half = len(values) if row.scale else len(values) // 2
+    code = np.minimum(_magnitude_code(np.abs(carrier), row), half - 1)
+    code += np.signbit(carrier) * np.int32(0 if row.scale else half)
     none = np.isnan(carrier) & ("nan" in row.specials)
-    require((known | none).all(), ValueError, "carrier", f"values of {row.name}", "others", "round them with round_to")
-    code = np.where(np.signbit(carrier) & (not row.scale), code + len(values) // 2, code)
-    return np.where(none, len(rising) + ("infinity" in row.specials), code).astype(np.uint8)
+    known = (values[np.minimum(code, len(values) - 1)] == carrier) | none
+    require(known.all(), ValueError, "carrier", f"values of {row.name}", "others", "round them with round_to")
+    quiet = np.count_nonzero(~np.isnan(values[:half])) + ("infinity" in row.specials)
+    return np.where(none, quiet, code).astype(np.uint8)
+
+
+def _magnitude_code(magnitude, row):
+    """The code of each value of the format, from the fields of its float32; of what is no value, some number >= 0."""
+    magnitude = np.where(np.isinf(magnitude), np.float32(2.0 ** min(row.emax + 1, 127)), magnitude)
+    fields = (magnitude.view(np.uint32) >> np.uint32(24 - row.precision)).astype(np.int32)
+    if row.scale:
+        return fields
+    small = magnitude < 2.0**row.emin
+    steps = np.where(small, magnitude, np.float32(0)) * np.float32(2.0**-row.quantum)
+    return np.where(small, steps.astype(np.int32), fields - ((row.emin + 126) << (row.precision - 1)))
 
 
 @cache

@@ -26,6 +26,7 @@ class Scheme(NamedTuple):
     tensor_scale: bool = False  # a float32 scale more for the whole tensor (of an expert)
 
 
+_BAND = 1 << 16  # elements brought to codes together: the temporaries stay in cache
 POWERS = ("floor", "up", "even")
 SCHEMES = {
     row.name: row
@@ -110,15 +111,19 @@ def _expert(values, row, rule, block):
     if row.tensor_scale:
         tensor = _amax(amax.max(initial=0), row._replace(scale="float32"), FORMATS[row.scale].largest)[()]
     scales = SCALE_RULES[rule](amax, row, float(tensor)).astype(np.float32)
-    # Both operands have few bits, so a float64 quotient is never mistaken for a midpoint of the codes' format.
+    step = block[0] * max(1, _BAND // (block[0] * max(1, values.shape[1])))
+    bands = [(values[at : at + step], scales[at // block[0] :]) for at in range(0, max(1, len(values)), step)]
+    codes = np.concatenate([_codes(part, own, float(tensor), row, block) for part, own in bands])
+    return codes, scales if row.scale == "float32" else encode(scales, row.scale), tensor
+
+
+def _codes(values, scales, tensor, row, block):
+    """The codes of some rows of blocks. Both operands have few bits: no float64 quotient falls on a tie by rounding."""
     with np.errstate(under="ignore"):
-        quotients = values / (spread(scales.astype(np.float64), block, values.shape) * float(tensor))
+        quotients = values / (spread(scales.astype(np.float64), block, values.shape) * tensor)
     largest = FORMATS[row.format].largest
     codes = encode(round_to(np.clip(quotients, -largest, largest), row.format, "saturate"), row.format)
-    kept = scales if row.scale == "float32" else encode(scales, row.scale)
-    if row.format in NIBBLES:
-        codes = pack_nibbles(np.pad(codes, ((0, 0), (0, codes.shape[1] % 2))))
-    return codes, kept, tensor
+    return pack_nibbles(np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))) if row.format in NIBBLES else codes
 
 
 def _block_amax(values, block):

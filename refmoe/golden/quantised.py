@@ -4,6 +4,7 @@ The row of `inputs` is that of the recipe with the scheme and its rule beside it
 """
 
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from ..formats import SCHEMES, Packed, quantise, scheme_and_rule
 from .packed import Experts
 
 SOURCE = "quantised"
+CACHE_BYTES = 1 << 28  # of codes of one tensor: within it every expert is quantised once, beyond it once a pass
 MATRICES = ("w_gate", "w_up", "w_down")
 
 
@@ -33,7 +35,8 @@ def quantised_rows(rows, scheme, rule):
 
 def quantised(row, weights):
     """The weights of a row as `Packed`, out of (E, M, K) values; an expert is quantised when it is asked for."""
-    made = lru_cache(maxsize=4)(lambda e: _expert(row, weights, e))
+    room = max(4, CACHE_BYTES // max(1, prod(weights.shape[1:])))
+    made = lru_cache(maxsize=room)(lambda e: _expert(row, weights, e))
     first, count = made(0), len(weights)
     shape, scale_shape = first.codes.shape[1:], first.scales.shape[1:]
     codes = Experts((count, *shape), first.codes.dtype, lambda e: made(e).codes[0])
