@@ -30,7 +30,7 @@ FLOORS = {
     "layer": 4,
     "__init__": ROOF, "__main__": ROOF, "check": ROOF, "info": ROOF, "bench": ROOF,
     "safetensors": ROOF,
-    "lab": ROOF, "golden": ROOF, "compare": ROOF, "models": ROOF, "integrations": ROOF,
+    "lab": ROOF, "golden": ROOF, "compare": ROOF, "testing": ROOF, "models": ROOF, "integrations": ROOF,
     "kernels": SIDE,
 }  # fmt: skip
 BOOK = [name for name, floor in FLOORS.items() if GROUND <= floor < ROOF]

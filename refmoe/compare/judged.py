@@ -124,13 +124,13 @@ def _select(config, inputs, num, mine, accumulator, law):
 def _verdict(name, got, law, own, selected, excused, config, num, accumulator):
     array = own.tensors[name]
     if got.values.shape != array.shape:
-        return _flat(name, got, np.ones(1, bool), f"expected shape {array.shape}, got {got.values.shape}")
+        return flat_verdict(name, got, np.ones(1, bool), f"expected shape {array.shape}, got {got.values.shape}")
     if name == SELECTION:
         return _selection(name, got, selected, np.asarray(array))
     if array.dtype.kind != "f":
-        return _flat(name, got, got.values != np.asarray(array))
+        return flat_verdict(name, got, got.values != np.asarray(array))
     if not is_made(array):
-        return _flat(name, got, np.zeros(1, bool), "not judged: no bound is known for it")
+        return flat_verdict(name, got, np.zeros(1, bool), "not judged: no bound is known for it")
     view = grouping(name, array, own, config)
     terms = max(config.hidden_size, config.intermediate_size, len(law.record.y))
     rows = _excused_rows(array, excused, law)
@@ -148,7 +148,7 @@ def _excused_rows(array, excused, law):
     return excused[owners] if len(array) == len(owners) else None
 
 
-def _flat(name, got, differ, note=""):
+def flat_verdict(name, got, differ, note=""):
     """The verdict on integers: equal or not."""
     wrong = differ.any() and not note.startswith("not judged")
     place = tuple(map(int, np.unravel_index(int(differ.argmax()), differ.shape))) if wrong and differ.ndim else ()
@@ -165,4 +165,4 @@ def _selection(name, got, selected, law):
     note = selected.message
     if selected.swapped and not note:
         note = f"{selected.swapped} tokens route otherwise, as their scores are too close to call"
-    return _flat(name, got, differ, note)
+    return flat_verdict(name, got, differ, note)

@@ -59,7 +59,7 @@ def _map(v, comparison):
 
 def _grid(v, comparison):
     """(rows, columns) of the greatest share, and the rows' names."""
-    share = np.minimum(np.nan_to_num(np.abs(v.map), nan=np.inf), 1e6)
+    share = np.minimum(np.nan_to_num(np.abs(v.map), nan=np.inf, posinf=np.inf), 1e6)
     flat = share.reshape(len(share), -1) if share.ndim > 1 else share.reshape(-1, 1)
     owners, word = _owners(v, len(flat), comparison), "expert"
     if owners is None:

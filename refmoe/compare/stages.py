@@ -11,6 +11,7 @@ from ..formats import FORMATS
 from ..golden.run import flattened
 from ..inputs import Given
 from ..layer import moe_backward, moe_forward
+from ..numerics import FORMAT_OF
 from .tracked import Tracked, track
 from .tracking import Submitted, Tracking
 
@@ -64,5 +65,6 @@ def is_made(array):
 
 def format_unit(name, dtype, num):
     """(unit roundoff, half the least number) of the coarser of the stage's format and the submitted type."""
-    rows = [FORMATS[num.format_of(name)], *(row for row in FORMATS.values() if row.safetensors == dtype)]
+    format_name = num.format_of(name) if name.removeprefix("shared.") in FORMAT_OF else num.store
+    rows = [FORMATS[format_name], *(row for row in FORMATS.values() if row.safetensors == dtype)]
     return max(2.0**-row.precision for row in rows), max(2.0 ** (row.quantum - 1) for row in rows)

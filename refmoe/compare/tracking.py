@@ -16,6 +16,7 @@ from ..numerics.arithmetic import Binary64
 from .rough import RoughArithmetic
 from .tracked import Tracked, is_lost, track
 
+LARGEST = 2.0**127  # magnitude from which a float32 sum may overflow on its way
 OWN = 2.0**-53  # the unit of this file's own arithmetic
 OTHERWISE = 4  # a kernel may write a formula in another way: so many times the bound of this one
 PROBES = 24  # directions in which a formula over rows or tables is disturbed
@@ -135,8 +136,10 @@ class Tracking(Numerics):
             for t in more:
                 value, size, square = value + t.v, size + np.abs(t.v), square + t.v**2
             own = (row.kappa(K) if K else 0.0) * (size + inherited) + K * OWN * size
+            own_variance = (row.sigma(K) ** 2 + K * OWN**2) * square
+            own, own_variance = (np.where(size > LARGEST, np.inf, a) for a in (own, own_variance))  # may overflow
             common = _relative(a)[:, None] * value**2 if of_rows else variance
-            return Reach(value, inherited, own, variance, (row.sigma(K) ** 2 + K * OWN**2) * square, common)
+            return Reach(value, inherited, own, variance, own_variance, common)
 
     def _sum(self, terms, shape, K, inner):
         """A sum of products written out; `inner`: by the accumulator, else by the unit of other operations."""
@@ -160,12 +163,12 @@ class Tracking(Numerics):
         value = np.broadcast_to(formula(Binary64(), *plain, **constants), shape)
         m = RoughArithmetic(self._unit() + OWN)
         local = formula(m, *map(m.array, plain), **constants)
-        own = np.broadcast_to(np.nan_to_num(local.e, nan=np.inf), shape) * OTHERWISE
+        own = np.broadcast_to(np.nan_to_num(local.e, nan=np.inf, posinf=np.inf), shape) * OTHERWISE
         bounds = _broadcast([t.bound for t in terms], core)
         inherited, variance, common = np.zeros(shape), np.zeros(shape), np.zeros(shape)
         if any(bound.any() for bound in bounds):
             whole = formula(m, *(m.array(v, e) for v, e in zip(plain, bounds, strict=True)), **constants)
-            inherited = np.maximum(np.nan_to_num(whole.e, nan=np.inf) - local.e, 0.0)
+            inherited = np.maximum(np.nan_to_num(whole.e, nan=np.inf, posinf=np.inf) - local.e, 0.0)
             spreads = [np.sqrt(s) for s in _broadcast([t.variance for t in terms], core)]
             parts = _disturbed(formula, plain, spreads, core, constants, value)
             variance = sum(parts, variance)

@@ -63,16 +63,17 @@ def judge(name, got, law, own, view, num, drift, excused=None):
     with np.errstate(all="ignore"):
         error = _errors(values, value, np.asarray(law, np.float64))
         rounding = unit * np.abs(value) + least
-        rigorous = np.nan_to_num(own.part("allowed") + rounding, nan=np.inf)
+        rigorous = np.nan_to_num(own.part("allowed") + rounding, nan=np.inf, posinf=np.inf)
         likely = DEVIATIONS * np.sqrt(own.part("spread")) + rounding
-        statistical = np.minimum(np.nan_to_num(likely, nan=np.inf), rigorous)
+        statistical = np.minimum(np.nan_to_num(likely, nan=np.inf, posinf=np.inf), rigorous)
         if excused is not None:
             error[excused] = 0.0
         inherited = np.abs(value - law.part("value"))
         share, most = _share(error, statistical), _share(error, rigorous)
     whole, by_expert = trends(error, value, np.sqrt(own.part("coherent")), view, unit, drift)
     systematic = whole.excess > 1 or any(t.excess > 1 for t in by_expert)
-    verdict = WRONG if (most > 1).any() else SUSPICIOUS if (share > 1).any() or systematic else PASSED
+    lost = (share > 1) & ~np.isfinite(values)  # no rounding makes it, whatever the accumulator
+    verdict = WRONG if (most > 1).any() or lost.any() else SUSPICIOUS if (share > 1).any() or systematic else PASSED
     place = np.unravel_index(int(share.argmax()), share.shape) if share.size and share.ndim else ()
     return Verdict(
         name, verdict, values.size, float((values == np.asarray(law)).mean()) if values.size else 1.0,
@@ -100,8 +101,9 @@ def _errors(values, value, law):
 
 
 def _share(error, limit):
-    """|error| / limit, 0 where both are 0."""
-    return np.where(error == 0, 0.0, np.abs(error) / np.where(limit > 0, limit, 0.0))
+    """|error| / limit; 0 where both are 0, and where nothing is beyond the limit."""
+    share = np.abs(error) / np.where(limit > 0, limit, 0.0)
+    return np.where((error == 0) | np.isposinf(limit), 0.0, share)
 
 
 def _spacing(value, unit):

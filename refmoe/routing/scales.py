@@ -44,7 +44,7 @@ def scale_weights_backward(
         others = [array[used] for array in (*products, *_factors(expert_scale, None, topk_indices))]
         if also:
             more = [*also, np.ones_like(also[0])]
-            others = [np.append(array, of_shared) for array, of_shared in zip(others, more)]
+            others = [_in_line(array, of_shared) for array, of_shared in zip(others, more)]
         start = np.zeros_like(global_scale) if into_global is None else into_global
         d_global = _sums("d_global_scale", others, [...], start, num)
     return d_unscaled, d_expert, d_global
@@ -81,9 +81,14 @@ def _product(m, first, *others):
 
 def _sums(name, factors, masks, start, num):
     """start[i] + the sum over masks[i] of the factors' product, for each i: one stage an entry."""
-    made = np.empty(len(masks), num.dtype)
+    made = np.zeros_like(start)
     for i, mask in enumerate(masks):
         first, *others = [array[mask] for array in factors]
-        terms = np.append(start[i], first), *(np.append(1, other) for other in others)
+        terms = _in_line(start[i : i + 1], first), *(_in_line(np.ones(1, num.dtype), other) for other in others)
         made[i] = num.evaluate(name, lambda m, *f: m.sum(_product(m, *f)), *terms, core=1)
     return made
+
+
+def _in_line(first, second):
+    """All elements of one array, then all of the other."""
+    return np.concatenate([first.reshape(-1), second.reshape(-1)])

@@ -1,0 +1,98 @@
+"""The committed vectors as cases: what a kernel is given, and the judgement of what it made.   Spec 7.13"""
+
+from copy import deepcopy
+from typing import NamedTuple
+
+import numpy as np
+
+from ..compare import find_accumulator
+from ..compare.groups import Grouping
+from ..compare.judged import flat_verdict
+from ..compare.stages import is_made
+from ..compare.tracked import track
+from ..compare.tracking import Tracking
+from ..compare.verdicts import judge
+from ..config import MoEConfig
+from ..golden.cases import CALLS, CHAPTERS
+from ..golden.vectors import arrays_of
+from ..numerics import Numerics
+
+
+class Case(NamedTuple):
+    """One vector. `str(case)` is its id, such as "experts/7"."""
+
+    id: str
+    call: str  # what is computed: section 7.9
+    config: dict  # fields other than their defaults
+    profile: str
+    store: str
+    inputs: dict  # name -> array
+    options: dict
+    flags: tuple  # the bugs it is there for
+    comment: str
+    refused: str  # for input that must be refused: what the refusal must name
+
+    def __str__(self):
+        return self.id
+
+
+def cases(chapter=None, call=None, invalid=False):
+    """The cases of a chapter and of a call, or all; `invalid`: those that must be refused, instead of the rest."""
+    found = [case for name in CHAPTERS if chapter in (None, name) for case in _of_chapter(name)]
+    kept = [c for c in found if bool(c.refused) == invalid and call in (None, c.call)]
+    if not kept:
+        calls = ", ".join(sorted(CALLS))
+        raise ValueError(f"cases: expected a chapter of {', '.join(CHAPTERS)} with a call of {calls}; found none")
+    return kept
+
+
+def find_case(case_id):
+    """The case of that id. Raises ValueError if there is none."""
+    chapter = str(case_id).partition("/")[0]
+    found = [c for c in (_of_chapter(chapter) if chapter in CHAPTERS else []) if c.id == str(case_id)]
+    if not found:
+        raise ValueError(f"case: expected CHAPTER/NUMBER of a vector or the directory of a bundle, got {case_id!r}")
+    return found[0]
+
+
+def _of_chapter(chapter):
+    for number, case in enumerate(CHAPTERS[chapter].cases(), start=1):
+        num = Numerics(profile=case.profile, store=case.store, backend="numpy")
+        yield Case(f"{chapter}/{number}", case.call, deepcopy(case.config or {}), case.profile, case.store,
+                   arrays_of(case, num), dict(case.options or {}), tuple(case.flags), case.comment,
+                   case.refused or "")  # fmt: skip
+
+
+def judge_vector(case, mine, accumulator=None):
+    """name -> Verdict of what was submitted. Raises ValueError for a name that the case does not make, or a shape."""
+    num = Numerics(profile=case.profile, store=case.store)
+    row = find_accumulator(accumulator or ("f64" if case.profile == "float64" else "f32"))
+    law = _made(case, Tracking(num, row))
+    unknown = sorted(mine.keys() - law.keys())
+    if unknown or not mine:
+        raise ValueError(f"{case.id}: expected any of {', '.join(law)}, got {unknown[0] if unknown else 'nothing'}")
+    return [_verdict(case, name, got, law[name], num, row) for name, got in mine.items()]
+
+
+def results(case, kind=Numerics):
+    """name -> array of what the case makes, by the law, or under another policy of its class."""
+    return _made(case, kind(profile=case.profile, store=case.store))
+
+
+def _made(case, num):
+    config = MoEConfig.from_dict(case.config) if case.config else None
+    tracked = {n: track(a) if isinstance(num, Tracking) and a.dtype.kind == "f" else a for n, a in case.inputs.items()}
+    made = CALLS[case.call](config, num, tracked, **case.options)
+    return {name: array if isinstance(array, np.ndarray) else np.asarray(array)
+            for name, array in made.items() if array is not None}  # fmt: skip
+
+
+def _verdict(case, name, got, law, num, row):
+    if got.values.shape != law.shape:
+        raise ValueError(f"{case.id}: {name}: expected shape {law.shape}, got {got.values.shape}")
+    if law.dtype.kind != "f" or not is_made(law):
+        wanted = np.asarray(law, got.values.dtype)
+        differ = (got.values != wanted) & ~((got.values != got.values) & (wanted != wanted))
+        return flat_verdict(name, got, differ)
+    longest = max([1, *(size for array in case.inputs.values() for size in array.shape)])
+    return judge(name, got, law, law, Grouping(), num, row.drift(longest))
