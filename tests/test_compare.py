@@ -181,6 +181,13 @@ def test_shapes_and_types_are_refused_by_name():
         case.compare({"plan.row_slot": np.zeros(16, np.float32)})
 
 
+def test_the_way_back_is_computed_only_where_it_is_judged():
+    case = Case(plain_config(), 8)
+    arrays = case.of()
+    assert case.compare(arrays, ["y"]).own.grads is None
+    assert case.compare(arrays, ["grads.d_x"]).own.grads is not None
+
+
 def test_unknown_and_missing_tensors_are_listed():
     case = Case(plain_config(), 8)
     comparison = case.compare({"y": case.of()["y"], "z": np.zeros(3, np.float32)})

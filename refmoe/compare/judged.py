@@ -52,6 +52,8 @@ def compare_tensors(config, inputs, num, mine, accumulator, rows=None, say=str):
     Raises ValueError for a tensor that cannot be judged as it is, BundleError where the case is not the bundle's.
     """
     say("the law's values")
+    if not any(name.startswith("grads.") for name in mine):
+        inputs = inputs._replace(d_y=None)  # nothing of the way back is asked for
     law = passage(config, inputs, num, accumulator)
     _check_digests(law, num, rows)
     unknown = sorted(mine.keys() - law.tensors.keys())
