@@ -2,11 +2,12 @@
 
      TARGET   attribute that turns the instructions on for one function
      LANES    float64 lanes of a vector
+     SIGNS(v) the sign bits of the lanes of a vi
      SUMS     the name of the table row made here
 
    Products of two float32 are exact in float64. Sums with a product are first added plainly with a bound of the error;
-   where both ends of the interval round alike, that number is stored. Elements left open, and sums without products,
-   which are midpoints of float32 too often, are added with the error of each addition kept (TwoSum); where the errors
+   where both ends of the interval round alike, that number is stored. Elements left open, and sums of numbers
+   alone, which are midpoints of float32 too often, are added with the error of each addition kept (TwoSum); where the errors
    add up exactly too, the sum is rounded to odd and then to the format, which rounds as the exact value does. What is
    left goes to rounding.c, one element at a time. */
 
@@ -54,15 +55,6 @@ INLINE half round_lanes(vd x, const int format)
     vd rounded = (vd)((vi)((x + shift) - shift) & ~sign);
     rounded = choose(rounded >= SPREAD(f->overflow), (vd)exponent, rounded);
     return __builtin_convertvector((vd)((vi)rounded | ((vi)x & sign)), half);
-}
-
-/* Whether a lane of the mask is set. */
-INLINE int any(vi mask)
-{
-    int64_t set = 0;
-    for (int lane = 0; lane < LANES; lane++)
-        set |= mask[lane];
-    return set != 0;
 }
 
 INLINE vi is_open(half below, half above)
@@ -116,37 +108,36 @@ INLINE vi kept_sum(const struct sum_row *row, int64_t j, const int lanes, const 
     return (inexact != 0) | ~(size_of(sum) < SPREAD(0x1p1023));
 }
 
-/* What stays open is summed alone into out, and read back from there. */
-INLINE void sum_vector(const struct sum_row *row, int64_t j, const int lanes, const int has_product, const int format)
+/* What stays open is summed alone. */
+INLINE void sum_vector(const struct sum_row *row, int64_t j, const int lanes, const int plainly, const int format)
 {
     half made;
-    vi open = {0};
-    if (has_product)
-        open = plain_sum(row, j, lanes, format, &made);
-    if (!has_product || any(open))
-        open = kept_sum(row, j, lanes, format, &made);
+    unsigned open = 1;
+    if (plainly)
+        open = SIGNS(plain_sum(row, j, lanes, format, &made));
+    if (open)
+        open = SIGNS(kept_sum(row, j, lanes, format, &made));
     memcpy(row->out + j, &made, (size_t)lanes * sizeof(float));
-    if (any(open))
-        for (int lane = 0; lane < lanes; lane++)
-            if (open[lane])
-                refmoe_sum_alone(row, j + lane, format);
+    for (int lane = 0; open && lane < lanes; lane++, open >>= 1)
+        if (open & 1)
+            refmoe_sum_alone(row, j + lane, format);
 }
 
-INLINE void sum_row(const struct sum_row *row, const int has_product, const int format)
+INLINE void sum_row(const struct sum_row *row, const int plainly, const int format)
 {
     int64_t j = 0;
     for (; j + LANES <= row->m; j += LANES)
-        sum_vector(row, j, LANES, has_product, format);
+        sum_vector(row, j, LANES, plainly, format);
     if (j < row->m)
-        sum_vector(row, j, (int)(row->m - j), has_product, format);
+        sum_vector(row, j, (int)(row->m - j), plainly, format);
 }
 
 INLINE void sum_in(const struct sum_row *row, const int format)
 {
-    int has_product = 0;
+    int plainly = row->count == 1;
     for (int64_t q = 0; q < row->count; q++)
-        has_product |= row->part[q].b.at != NULL;
-    if (has_product)
+        plainly |= row->part[q].b.at != NULL;
+    if (plainly)
         sum_row(row, 1, format);
     else
         sum_row(row, 0, format);
