@@ -11,6 +11,7 @@ import kernel_cases as made
 import numpy as np
 import pytest
 import replay
+import sums
 from kernel_oracle import Rule
 
 import refmoe
@@ -63,6 +64,14 @@ def test_one_bit_off_is_found_and_named(drivers, one_case, tmp_path):
 def test_a_cut_file_is_no_pass(drivers, one_case, tmp_path, end, reason):
     code, _, error = run_driver(drivers[0], tmp_path / "f", one_case[:end])
     assert code == 2 and reason in error
+
+
+def test_sums_are_replayed_and_one_bit_off_is_found(drivers, tmp_path):
+    content = b"".join(sums.encode("fp16", *case) for case in sums.cases("fp16"))
+    assert run_driver(drivers[2], tmp_path / "f", content)[:2] == (0, "ok   sums: 21 cases")
+    wrong = content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
+    code, said, _ = run_driver(drivers[2], tmp_path / "f", wrong)
+    assert code == 1 and said.startswith("FAIL sums / midpoints: kernel portable, 1 thread(s), forced tier 0, call 2")
 
 
 def test_bad_calls_from_c_and_a_forked_child(drivers):
