@@ -94,6 +94,7 @@ INLINE vd to_odd(vd sum, vd error)
     return (vd)(bits + (move & (2 * step - 1)));
 }
 
+/* An infinite or NaN term leaves NaN in what was lost, so such sums stay open too. */
 INLINE vi kept_sum(const struct sum_row *row, int64_t j, const int lanes, const int format, half *out)
 {
     vd sum = {0}, carry = {0}, lost, lost_again, tail;
@@ -105,7 +106,7 @@ INLINE vi kept_sum(const struct sum_row *row, int64_t j, const int lanes, const 
     }
     sum = add(sum, carry, &tail);
     *out = round_lanes(to_odd(sum, tail), format);
-    return (inexact != 0) | ~(size_of(sum) < SPREAD(0x1p1023));
+    return inexact != 0;
 }
 
 /* What stays open is summed alone. */
