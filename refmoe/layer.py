@@ -204,7 +204,8 @@ def moe_backward(d_y, x, params, record, config, num, given=None, d_losses=None,
 
     d_y (T, D), x (T, D), record from moe_forward with keep "all" or "backward" -> MoEGrads
     d_losses: Losses of upstream scalars, 1 each by default. d_logits (T, E): one more source of the logits' gradient.
-    into: MoEParams of arrays that the gradients are added to (one rounding), or of sinks with take(e, d_w).
+    into: MoEParams of arrays that the gradients are added to (one rounding), or of sinks with take(e, d_w):
+    a sink that keeps its memory from step to step spares fresh pages, which may cost more than the products.
     """
     given = Given() if given is None else given
     check_inputs(x, params, config, num, given, "all")
