@@ -105,7 +105,7 @@ def shapes_of_terms(make, rng, n, m):
     yield [*((weights[:, k, None], part) for k, part in enumerate(parts[:2])), make(rng, (m,)), make(rng, (n, m))]
     yield [make(rng, (n, m)), make(rng, (n, m))]
     yield [make(rng, (n, 2 * m))[:, ::2], make(rng, (m, n)).T, make(rng, (n, 1)), make(rng, (2 * n, m))[::-2]]
-    yield [make(rng, (n, m)), np.ndarray((n, m), np.float32, b" " + make(rng, (n, m)).tobytes(), offset=1)]
+    yield [make(rng, (n, m)), np.ndarray((n, m), np.float32, rng.bytes(n * (4 * m + 2)), 0, (4 * m + 2, 4))]
     yield [make(rng, (m,)), (make(rng, (m,)), make(rng, (m,)))]
     yield [make(rng, (2, n, m)), (make(rng, (2, n, m)), make(rng, (2, n, m)))]
 
