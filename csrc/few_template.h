@@ -62,36 +62,75 @@ INLINE void chain_step(const int rows, const int format, const char *const *w, i
         }
 }
 
-/* The last k. No sum may meet padding, not even zeros. */
-INLINE void chain_rest(const int rows, const int format, int64_t count, const char *const *w, int64_t at,
+/* The k of a step from `from` to `to` alone: a sum meets each of its terms once, and no padding. */
+INLINE void chain_part(const int rows, const int format, int from, int to, const char *const *w, int64_t at,
                        const float *x, vf *sum)
 {
-    for (int64_t k = 0; k < count; k++, x += rows) {
+    vf turned[LANES], weights[2 * LANES];
+    for (int j = 0; j < LANES; j++)
+        turned[j] = stored_weights(format, w[j] + at);
+    TURN(turned);
+    for (int k = 0; k < LANES; k++)
+        if (format == REFMOE_BF16)
+            weights[2 * k] = (vf)((vu)turned[k] << 16), weights[2 * k + 1] = (vf)((vu)turned[k] & 0xFFFF0000);
+        else
+            weights[k] = turned[k];
+    for (int k = from; k < to; k++)
+        meet(rows, weights[k], x + k * rows, sum);
+}
+
+/* A sum too short for a step. */
+INLINE void chain_short(const int rows, const int format, const struct few_block *b, const char *const *w, vf *sum)
+{
+    const float *x = b->x;
+    for (int64_t k = 0; k < b->length; k++, x += rows) {
         vf weights;
         for (int j = 0; j < LANES; j++)
-            weights[j] = number_at(w[j] + at, format, k);
+            weights[j] = number_at(w[j], format, k);
         meet(rows, weights, x, sum);
     }
 }
 
+/* k before the first whole lines of the cache: rows that a power of two keeps apart share few places in the cache, which
+   then had to hold each line for two steps. */
+INLINE int unaligned(const int format, const struct few_block *b)
+{
+    int run = BLOCK_BYTES(format) / LANES, beyond = (int)((uintptr_t)b->w % run), item = format == REFMOE_FLOAT32 ? 4 : 2;
+    return b->step % run || !beyond || beyond % item ? 0 : (run - beyond) / item;
+}
+
+/* Steps overlap at the ends, where the k in common count once. */
+INLINE void chain_steps(const int rows, const int format, const struct few_block *b, const char *const *w, vf *sum)
+{
+    const int64_t depth = DEPTH(format), item = format == REFMOE_FLOAT32 ? 4 : 2;
+    const char *ahead = b->ahead;
+    const float *x = b->x;
+    int64_t k = unaligned(format, b);
+    if (k)
+        chain_part(rows, format, 0, (int)k, w, 0, x, sum);
+    for (; k + depth <= b->length; k += depth, ahead += BLOCK_BYTES(format)) {
+        for (int j = 0; j < BLOCK_BYTES(format) / LINE; j++)
+            __builtin_prefetch(ahead + j * LINE, 0, 2);
+        chain_step(rows, format, w, k * item, x + k * rows, sum);
+    }
+    int64_t last = b->length - depth;
+    if (k < b->length)
+        chain_part(rows, format, (int)(k - last), (int)depth, w, last * item, x + last * rows, sum);
+}
+
 INLINE void chain_rows(const int rows, const int format, const struct few_block *b)
 {
-    const int64_t depth = DEPTH(format), run = BLOCK_BYTES(format) / LANES;
-    const char *w[LANES], *ahead = b->ahead;
-    const float *x = b->x;
+    const char *w[LANES];
     float *value = b->value;
     vf sum[MAX_FEW_ROWS];
-    int64_t k = 0, at = 0;
     for (int j = 0; j < LANES; j++)
         w[j] = b->w + (j < b->cols ? j : b->cols - 1) * b->step;
     for (int i = 0; i < rows; i++)
         sum[i] = *(const vf_memory *)(value + i * LANES);
-    for (; k + depth <= b->length; k += depth, at += run, x += depth * rows, ahead += BLOCK_BYTES(format)) {
-        for (int j = 0; j < BLOCK_BYTES(format) / LINE; j++)
-            __builtin_prefetch(ahead + j * LINE, 0, 2);
-        chain_step(rows, format, w, at, x, sum);
-    }
-    chain_rest(rows, format, b->length - k, w, at, x, sum);
+    if (b->length < DEPTH(format))
+        chain_short(rows, format, b, w, sum);
+    else
+        chain_steps(rows, format, b, w, sum);
     for (int i = 0; i < rows; i++)
         *(vf_memory *)(value + i * LANES) = sum[i];
 }
@@ -99,7 +138,7 @@ INLINE void chain_rows(const int rows, const int format, const struct few_block 
 /* ---- exact: lanes are k, some outputs at a time ---- */
 
 /* More outputs at a time meet a number of x that was loaded once, but read the weights less in order. */
-#define TOGETHER(rows) ((rows) == 1 ? 1 : (rows) <= SUMS / 4 ? 4 : 2)
+#define TOGETHER(rows) ((rows) <= SUMS / 4 ? 4 : 2)
 
 /* Sums of one output and row: of both halves of a vector where registers allow it, else of both together. */
 #define SECOND(rows, many) ((rows) * (many) <= SUMS / 2)
@@ -177,7 +216,7 @@ INLINE void exact_outputs(const int rows, const int many, const int format, cons
     struct top top[MOST_TOGETHER] = {{{0}, {0}}};
     int64_t k = 0;
     for (; k + LANES <= b->length; k += LANES, w += run, x += LANES * rows, ahead += many * run) {
-        for (int j = 0; j < many && many > 1; j++)
+        for (int j = 0; j < many; j++)
             __builtin_prefetch(ahead + j * run, 0, 2);
         exact_step(rows, many, format, w, step, x, sum, top);
     }

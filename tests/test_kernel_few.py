@@ -9,7 +9,7 @@ if kernels.build_error() is not None:
     pytest.skip(f"no compiled module: {kernels.build_error()}", allow_module_level=True)
 
 from kernel_calls import Guarded, differing_bits
-from kernel_cases import MAKERS, RULES, coarse, special, wide
+from kernel_cases import CODE_MAKERS, MAKERS, RULES, CodeCase, coarse, special, value_of, wide
 from kernel_oracle import Rule
 
 from refmoe.numerics.contract import NumpyEngine
@@ -119,3 +119,34 @@ def test_one_weight_beyond_all_numbers_spoils_its_own_output_alone(kernel, rule)
             given, addends = operands(coarse, (1, 2, 5), 18, K, seed=at)
             given[1][:, 7, at] = value
             assert_as_numpy(kernel, rule, given, addends[:1])
+
+
+@pytest.mark.parametrize("rule", [Rule("chain", "float32"), Rule("exact", "float32")], ids=lambda rule: rule.profile)
+@each_kernel
+def test_weights_may_begin_at_any_place_of_a_line(kernel, rule):
+    """Rows a whole number of lines apart, from each of the 16 places: a chain begins and ends within a step."""
+    for K in (16, 32, 48, 80):
+        (x, w, offsets), addends = operands(wide, (1, 4), 18, K, seed=K)
+        want = NumpyEngine().grouped_matmul(rule, x, w, offsets, **addends[2])
+        room = np.zeros(w.size + 32, np.float32)
+        for first in range(16):
+            begin = first - room.ctypes.data % 64 // 4 + 16
+            room[begin : begin + w.size] = w.ravel()
+            placed = room[begin : begin + w.size].reshape(w.shape)
+            got = kernels.load(kernel, 1).grouped_matmul(rule, x, placed, offsets, **addends[2])
+            assert placed.ctypes.data % 64 == 4 * first and differing_bits(got, want) == 0
+
+
+@pytest.mark.parametrize("right", ("bf16", "fp16"))
+@pytest.mark.parametrize("profile", ("exact", "chain"))
+@each_kernel
+def test_weights_of_16_bits_for_every_number_of_rows(kernel, profile, right):
+    rule = Rule(profile, "float32")
+    for K, left in ((1, "float32"), (17, right), (31, "bf16"), (32, "float32"), (33, right), (64, "fp16"), (96, right)):
+        for make in CODE_MAKERS[K % 2 :]:
+            case = CodeCase(make, range(10), (33, 16, 7)[K % 3], K, left, right, seed=K)
+            x, w = value_of(case.x, left), value_of(case.w, right)
+            for more in ({}, {"bias": case.bias, "acc": case.acc_rows}):
+                want = NumpyEngine().grouped_matmul(rule, x, w, case.offsets, **more)
+                got = Guarded(kernel, 1, left, right).grouped_matmul(rule, case.x, case.w, case.offsets, **more)
+                assert differing_bits(got, want) == 0
