@@ -38,7 +38,7 @@ static int place(const struct few *few, int format, int k)
 static double turn_exact(const struct few *few, const struct unit *u, int64_t i, double *to)
 {
     const struct operand *o = &u->pair[0];
-    double sum = 0.0;
+    double sum = 0.0, scale = power_of_two(o->b_format == REFMOE_BF16 ? few->bf16_exponent : 0);
     to += i * few->cols;
     for (int64_t k = 0; k < o->length; k += few->cols, to += u->rows * few->cols) {
         int count = (int)lower(few->cols, o->length - k);
@@ -46,7 +46,7 @@ static double turn_exact(const struct few *few, const struct unit *u, int64_t i,
         memset(to, 0, (size_t)few->cols * sizeof *to);
         for (int j = 0; j < count; j++) {
             double value = number_at(o->a, o->a_format, i * o->a_row + k + j);
-            to[place(few, o->b_format, j)] = value;
+            to[place(few, o->b_format, j)] = value * scale;
             part += magnitude(value);
         }
         sum += part;
@@ -122,10 +122,26 @@ static void add_terms(const struct product *p, const struct unit *u, struct part
         }
 }
 
+/* Infinite and NaN weights decide the sums of their output: any way to add them up will do. */
+static void repair(const struct unit *u, struct part *t, int j)
+{
+    const struct operand *o = &u->pair[0];
+    for (int i = 0; i < t->rows; i++) {
+        double sum = 0.0;
+        for (int64_t k = 0; k < o->length; k++)
+            sum += (double)number_at(o->a, o->a_format, i * o->a_row + k)
+                   * (double)number_at(o->b, o->b_format, (t->col + j) * o->b_col + k);
+        t->value[i * t->pitch + j] = sum;
+    }
+}
+
 static void finish_exact(const struct product *p, const struct unit *u, struct scratch *s, struct part *t)
 {
     uint32_t open[MAX_FEW_ROWS], real = (UINT32_C(1) << t->cols) - 1;
     int more = u->acc || u->bias;
+    for (int j = 0; j < t->cols; j++)
+        if (!is_finite(t->largest[j]))
+            repair(u, t, j);
     if (more)
         add_terms(p, u, t);
     p->kernel->test(t->rows, t->value, s->row_bound, t->largest, more ? t->extra : NULL, p->format, t->result, open);

@@ -29,9 +29,10 @@ struct few_block {
 typedef void few_function(const struct few_block *block);
 
 /* By profile (exact, chain): the most rows; functions by the format of the weights (float32, bf16, fp16) and the number
-   of rows, from 1 on. */
+   of rows, from 1 on. In the exact profile x is to be given times 2^bf16_exponent where weights are bf16, and the sums of
+   an output with an infinite or NaN weight are then no use. */
 struct few {
-    int cols, rows[2];
+    int cols, rows[2], bf16_exponent;
     few_function *run[2][3][MAX_FEW_ROWS + 1];
 };
 

@@ -13,6 +13,9 @@
 #define SPREAD32(x) ((vf)_mm256_set1_ps(x))
 #define FLOATS_FP16(p) ((vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p))))
 #define HALF_FP16(p) _mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(const void *)(p)))
+#define BF16_EXPONENT 0
+#define EVEN_BF16(v) __builtin_convertvector((half)((v) << 16), vd)
+#define ODD_BF16(v) __builtin_convertvector((half)((v) & 0xFFFF0000), vd)
 #define MAX32(a, b) ((vu)_mm256_max_epu32((__m256i)(a), (__m256i)(b)))
 #define MAX16(a, b) ((half_int)_mm_max_epu16((__m128i)(a), (__m128i)(b)))
 #define ADD_ALL(v) add_all((__m256d)(v))

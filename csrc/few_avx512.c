@@ -3,6 +3,7 @@
 #if defined(__x86_64__)
 
 #include <immintrin.h>
+#include <stdint.h>
 
 #define TARGET __attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw,f16c")))
 #define LANES 16
@@ -13,6 +14,9 @@
 #define SPREAD32(x) ((vf)_mm512_set1_ps(x))
 #define FLOATS_FP16(p) ((vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p))))
 #define HALF_FP16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
+#define BF16_EXPONENT 896
+#define EVEN_BF16(v) place_bf16((__m256i)(v), 48)
+#define ODD_BF16(v) place_bf16((__m256i)(v), 32)
 #define MAX32(a, b) ((vu)_mm512_max_epu32((__m512i)(a), (__m512i)(b)))
 #define MAX16(a, b) ((half_int)_mm256_max_epu16((__m256i)(a), (__m256i)(b)))
 #define ADD_ALL(v) _mm512_reduce_add_pd((__m512d)(v))
@@ -41,6 +45,16 @@ static inline __attribute__((always_inline)) TARGET void turn(__m512 *v)
         v[to + odd] = _mm512_shuffle_f32x4(a[i], a[i + 8], 0x88);
         v[to + odd + 8] = _mm512_shuffle_f32x4(a[i], a[i + 8], 0xDD);
     }
+}
+
+/* Conversions to double take longer than what they are needed for. But a code shifted to where a double has its sign and
+   the end of its exponent is a double, subnormal or not: the number times 2^(127 - 1023). Infinity and NaN become
+   numbers; few.c knows them by the largest code. */
+static inline __attribute__((always_inline)) TARGET __m512d place_bf16(__m256i pairs, int up)
+{
+    const __m512i kept = _mm512_set1_epi64((int64_t)0x8FFFE00000000000);
+    __m512i top = _mm512_slli_epi64(_mm512_cvtepu32_epi64(pairs), (unsigned)up);
+    return _mm512_castsi512_pd(_mm512_and_si512(_mm512_srai_epi64(top, 3), kept));
 }
 
 #include "few_template.h"

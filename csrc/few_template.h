@@ -6,6 +6,7 @@
      SUMS         accumulators that the registers hold beside weights and x
      FMA64(a,b,c), FMA32(a,b,c), SPREAD32(x)   as in tile_template.h
      FLOATS_FP16(p), HALF_FP16(p)   LANES codes of fp16 at p, half as many, as floats
+     EVEN_BF16(v), ODD_BF16(v)   codes of even and odd places in a half vector, as doubles: numbers times 2^-BF16_EXPONENT
      MAX32(a,b), MAX16(a,b)   the greater, lane by lane, of unsigned integers: vectors of 32 bits, half vectors of 16
      ADD_ALL(v)   the sum of a vector of doubles, in any order
      MAX_ALL(v)   the greatest of a vector of unsigned 32-bit integers
@@ -161,8 +162,7 @@ INLINE void read_weights(const int format, const char *w, vd *first, vd *second,
     half_int codes = *(const half_int_memory *)w;
     top->narrow = MAX16(top->narrow, codes & 0x7FFF7FFF);
     if (format == REFMOE_BF16) {
-        *first = __builtin_convertvector((half)(codes << 16), vd);
-        *second = __builtin_convertvector((half)(codes & 0xFFFF0000), vd);
+        *first = (vd)EVEN_BF16(codes), *second = (vd)ODD_BF16(codes);
     } else {
         *first = __builtin_convertvector((half)HALF_FP16(w), vd);
         *second = __builtin_convertvector((half)HALF_FP16(w + LANES), vd);
@@ -258,6 +258,6 @@ EACH_FORMAT(chain, 5) EACH_FORMAT(chain, 6) EACH_FORMAT(chain, 7) EACH_FORMAT(ch
 #endif
 
 #define FEW_FUNCTIONS                                                                                                 \
-    .cols = LANES, .rows = {[REFMOE_CHAIN] = CHAIN_ROWS, [REFMOE_EXACT] = 4},                                         \
+    .cols = LANES, .bf16_exponent = BF16_EXPONENT, .rows = {[REFMOE_CHAIN] = CHAIN_ROWS, [REFMOE_EXACT] = 4},         \
     .run = {[REFMOE_CHAIN] = {{UP_TO_MOST(chain_float32)}, {UP_TO_MOST(chain_bf16)}, {UP_TO_MOST(chain_fp16)}},       \
             [REFMOE_EXACT] = {{UP_TO_4(exact_float32)}, {UP_TO_4(exact_bf16)}, {UP_TO_4(exact_fp16)}}}

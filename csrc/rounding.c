@@ -47,6 +47,28 @@ static int lowest_bit(float x, int none)
     return significand ? __builtin_ctz(significand) + (int)(field ? field : 1) - 150 : none;
 }
 
+enum { GRID_RUN = 64 };
+
+/* lowest_bit of `count` numbers and their greatest magnitude, without a branch: the bit alone, as a float, has the
+   exponent that is wanted. */
+static void widen_run(struct grid *grid, int count, const float *x)
+{
+    int32_t quantum = grid->quantum;
+    uint32_t largest = 0;
+    for (int i = 0; i < count; i++) {
+        uint32_t bits = bits_of_float(x[i]) & INT32_MAX, field = bits >> 23, fraction = bits & 0x7FFFFF;
+        uint32_t significand = fraction | (field ? 0x800000 : 0);
+        int32_t low = (int32_t)(significand & -significand);
+        int32_t at = (int32_t)(bits_of_float((float)low) >> 23) - 127 + (int32_t)(field ? field : 1) - 150;
+        at = low ? at : INT32_MAX / 4;
+        quantum = at < quantum ? at : quantum;
+        largest = bits > largest ? bits : largest;
+    }
+    double size = float_of_bits(largest);
+    grid->quantum = quantum;
+    grid->largest = size > grid->largest || size != size ? size : grid->largest;
+}
+
 static void widen(struct grid *grid, float x)
 {
     int quantum = lowest_bit(x, grid->quantum);
@@ -65,8 +87,13 @@ struct grid refmoe_grid(int count, const struct vector_pair *pair, int second)
         const void *v = second ? pair[p].b : pair[p].a;
         int format = second ? pair[p].b_format : pair[p].a_format;
         int64_t step = second ? pair[p].b_step : pair[p].a_step;
-        for (int64_t k = 0; k < pair[p].length; k++)
-            widen(&grid, number_at(v, format, k * step));
+        for (int64_t k = 0; k < pair[p].length; k += GRID_RUN) {
+            int run = (int)(pair[p].length - k < GRID_RUN ? pair[p].length - k : GRID_RUN);
+            float x[GRID_RUN];
+            for (int i = 0; i < run; i++)
+                x[i] = number_at(v, format, (k + i) * step);
+            widen_run(&grid, run, x);
+        }
     }
     return grid;
 }
