@@ -150,3 +150,17 @@ def test_weights_of_16_bits_for_every_number_of_rows(kernel, profile, right):
                 want = NumpyEngine().grouped_matmul(rule, x, w, case.offsets, **more)
                 got = Guarded(kernel, 1, left, right).grouped_matmul(rule, case.x, case.w, case.offsets, **more)
                 assert differing_bits(got, want) == 0
+
+
+@pytest.mark.parametrize("right", ("float32", "bf16", "fp16"))
+@each_kernel
+def test_zeros_times_an_infinite_weight_are_no_number(kernel, right):
+    """All that is left of the sum says +0, were the weight not looked at."""
+    weights = np.full((1, 18, 19), np.float32(0.5))
+    weights[0, 7, 11] = np.inf
+    codes = {"float32": weights, "bf16": (weights.view(np.uint32) >> 16).astype(np.uint16)}
+    codes["fp16"] = weights.astype(np.float16).view(np.uint16)
+    for rows in (1, 3, 9):
+        x, engine = np.zeros((rows, 19), np.float32), Guarded(kernel, 1, right=right)
+        got = engine.grouped_matmul(Rule("exact", "float32"), x, codes[right], np.array([0, rows]))
+        assert np.isnan(got[:, 7]).all() and not np.delete(got, 7, axis=1).any()
