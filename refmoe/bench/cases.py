@@ -7,6 +7,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from ..config import ExpertsConfig, MoEConfig, RoutingConfig
+from ..formats import Packed, encode
 from ..models.presets import load_preset
 from ..recipes import fan_in_exponent, generate, words
 from ..refusals import require
@@ -157,6 +158,15 @@ class Inputs:
         for e in range(len(made)):
             made[e] = self.expert(name, e)
         return made
+
+    def stored(self, name):
+        """(E, ...) of all experts as the store has them: weights of a store of 16 bits are codes."""
+        if self.case.store == "float32" or not name.startswith("w_"):
+            return self.stack(name)
+        made = np.empty((self.case.config.num_experts, *self.shapes()[name]), np.uint16)
+        for e in range(len(made)):
+            made[e] = encode(self.expert(name, e), self.case.store)
+        return Packed(made, self.case.store)
 
     def joined(self, kind="w"):
         """(E, 2 F, ...): gate above up."""

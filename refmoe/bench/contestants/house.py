@@ -36,8 +36,6 @@ def prepare(inputs, options):
     engine = next(iter(policies.values())).engine
     facts = {"kernel": engine.kernel, "compiler": dict(kernels.build_report()).get("compiler"), "proofs": proofs,
              "workspace_bytes": getattr(engine, "workspace_bytes", None), "numpy": np.__version__}  # fmt: skip
-    if inputs.case.store != "float32":
-        facts["note"] = f"{inputs.case.store} values in float32 arrays: the kernels read carriers today, not 16 bits"
     checks = inputs.case.phase == "forward" and not inputs.case.config.experts.activation.startswith("gelu")
     return Loaded(calls, facts, checks, more)
 
@@ -81,7 +79,7 @@ class Layer:
 
     def __init__(self, inputs):
         self.inputs, self.case = inputs, inputs.case
-        arrays = {name: inputs.stack(name) for name in inputs.shapes()}
+        arrays = {name: inputs.stored(name) for name in inputs.shapes()}
         router = np.zeros((self.case.config.num_experts, self.case.config.hidden_size), np.float32)
         self.params = MoEParams(w_router=router, **arrays)
         self.given = Given(logits=inputs.logits, topk_indices=inputs.topk_indices.astype(np.int64))
