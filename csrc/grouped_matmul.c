@@ -82,11 +82,24 @@ static int check(const refmoe_how *how, size_t item, int64_t e, int64_t n, int64
 
 /* ---- sharing out the output ---- */
 
+/* What pairs may not compute is left to the tiles that take one k a step. */
+static void compute_pairs(const struct product *p, const struct unit *unit, struct scratch *scratch)
+{
+    int64_t done = refmoe_compute_pairs(p, unit, scratch);
+    struct unit rest = *unit;
+    rest.cols -= done, rest.out += done * (int64_t)p->item;
+    rest.bias = rest.bias ? rest.bias + done * (int64_t)p->item : NULL;
+    rest.pair[0].b += done * rest.pair[0].b_col * item_of(rest.pair[0].b_format);
+    if (rest.cols > 0)
+        refmoe_compute_lanes(p, &rest, scratch);
+}
+
 /* Units are numbered through all experts; a thread takes the next free number until none is left. */
 static void work(const struct product *p, const struct cut *cut, atomic_llong *next, struct scratch *scratch)
 {
     environment found = enter_environment();
     int64_t e = 0, begin = 0, few = refmoe_few_rows(p);
+    int paired = refmoe_is_paired(p);
     for (;;) {
         int64_t number = atomic_fetch_add(next, 1);
         while (e < p->experts && number >= begin + refmoe_units(p, cut, e))
@@ -96,6 +109,8 @@ static void work(const struct product *p, const struct cut *cut, atomic_llong *n
         struct unit unit = refmoe_make_unit(p, cut, e, number - begin);
         if (unit.rows <= few)
             refmoe_compute_few(p, &unit, scratch);
+        else if (paired)
+            compute_pairs(p, &unit, scratch);
         else if (p->across)
             refmoe_compute_lanes(p, &unit, scratch);
         else

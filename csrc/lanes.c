@@ -127,7 +127,7 @@ static void hold_rows(struct plan *n)
     struct scratch *s = n->s;
     for (int64_t i = 0; i < n->u->rows; i++)
         s->row_grid[i].known = 0;
-    if (s->held == n->u->pair[0].a && s->held_rows == n->u->rows)
+    if (s->held == n->u->pair[0].a && s->held_rows == n->u->rows && !s->held_pairs)
         return;
     for (int g = 0; g < n->groups; g++) {
         char *right = n->group[g].right;
@@ -137,7 +137,7 @@ static void hold_rows(struct plan *n)
             right += n->u->pair[q].length * n->group[g].width * n->item;
         }
     }
-    s->held = n->u->pair[0].a, s->held_rows = n->u->rows;
+    s->held = n->u->pair[0].a, s->held_rows = n->u->rows, s->held_pairs = 0;
 }
 
 /* ---- sums ---- */

@@ -65,6 +65,8 @@ struct scratch {
     double *error, *norm;       /* what the sums err by, and the norms of the rows, block by block of k */
     const char *held;           /* the rows of x that `right` holds (few.c: likewise), and how many */
     int64_t held_rows;
+    int held_pairs;             /* they are held as pairs (pairs.c) */
+    const char *unsafe;         /* rows of x that may not be, for what they are or for weights that they met */
     refmoe_report report;
 };
 
@@ -99,6 +101,10 @@ void refmoe_compute_lanes(const struct product *product, const struct unit *unit
 int64_t refmoe_lane_rows(const struct product *product, int64_t length);
 int64_t refmoe_lane_cols(const struct product *product);
 struct lane_room refmoe_lane_room(const struct product *product, int64_t length);
+
+/* Products of pairs.c: whether this is one, and how many columns of a unit are done; lanes.c does the others. */
+int refmoe_is_paired(const struct product *product);
+int64_t refmoe_compute_pairs(const struct product *product, const struct unit *unit, struct scratch *scratch);
 
 /* Products of few.c: the most rows of an expert (0: none), and the bytes
    that its rows of x take. */

@@ -26,8 +26,9 @@
    Every NaN is stored as 0x7FC00000 (float32 carrier) or 0x7FF8000000000000 (float64).
 
    Promise. The bits depend on the operands, the profile and the format; not on the kernel, the number of threads, the
-   processor, the caller's floating-point mode, or the rows and columns around an output. Threads share out the output
-   and never a sum. Each thread computes under round-to-nearest without flush-to-zero and puts back the mode it found.
+   processor, the caller's floating-point mode, or the rows and columns around an output. (bf16 dot instructions are used
+   only where all factors of an output allow it, and after a sum of known answer.) Threads share out the output and never
+   a sum. Each thread computes under round-to-nearest without flush-to-zero and puts back the mode it found.
 
    Ownership. The caller owns every array. `out` may be uninitialised; each of its elements is written exactly once and
    nothing else is written. `acc` may be `out` itself; no other array may overlap `out`. Arrays need the alignment of

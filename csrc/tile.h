@@ -19,6 +19,7 @@
 #endif
 
 #include "few.h"
+#include "pairs.h"
 #include "refmoe_kernels.h"
 
 enum { MAX_TILE_ROWS = 12, MAX_TILE_COLS = 32, MAX_SHAPES = 4, NUM_PROFILES = 3, NUM_STORES = 3, MAX_PAIRS = 2 };
@@ -120,6 +121,7 @@ struct kernel {
     settle_function *settle;
     void (*pass_by)(void); /* orders what whole tiles stored past the caches before all later stores; or NULL */
     const struct few *few; /* NULL: lanes.c computes these too */
+    const struct pairs *pairs; /* NULL: likewise */
     const struct sums *sums; /* of sums.c */
 };
 
@@ -134,6 +136,7 @@ extern const struct kernel refmoe_portable;
 #if defined(__x86_64__)
 extern const struct kernel refmoe_avx2, refmoe_avx512;
 extern const struct few refmoe_few_avx2, refmoe_few_avx512;
+extern const struct pairs refmoe_pairs_avx512;
 #endif
 #if defined(__aarch64__)
 extern const struct kernel refmoe_neon;

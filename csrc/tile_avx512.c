@@ -54,6 +54,7 @@ const struct kernel refmoe_avx512 = {
     .settle = settle,
     .pass_by = pass_by,
     .few = &refmoe_few_avx512,
+    .pairs = &refmoe_pairs_avx512,
     .sums = &refmoe_sums_avx512,
 };
 

@@ -10,7 +10,7 @@ if kernels.build_error() is not None:
 
 import kernel_oracle as oracle
 from kernel_calls import CODES, Guarded, differing_bits, lib
-from kernel_cases import CODE_MAKERS, CodeCase, grid_of_codes, sizes_round_a_tile, value_of
+from kernel_cases import CODE_MAKERS, CodeCase, grid_of_codes, middle_codes, sizes_round_a_tile, value_of
 from kernel_oracle import Rule
 
 KERNELS = [name for name, can_run, _ in kernels.available() if can_run]
@@ -98,3 +98,66 @@ def test_sums_of_codes_on_midpoints(kernel, form, force):
     assert differing_bits(engine.grouped_matmul_backward_x(rule, [(x, turned)], offsets), want) == 0
     got = engine.grouped_matmul_backward_w(rule, np.ascontiguousarray(x.T), turned[0], np.array([0, x.shape[1]]))
     assert differing_bits(got[0], want) == 0
+
+
+# ---- two k a step (csrc/pairs.c), where the processor can and the operands allow it ----
+
+
+def forward_equals_carriers(kernel, x, w, offsets, left="bf16", form="float32", **more):
+    """The chain of bf16 weights gives the bits of float32 operands; returns them."""
+    rule, numbers = Rule("chain", form), [value_of(x, left), value_of(w, "bf16")]
+    want = Guarded(kernel, 1).grouped_matmul(rule, *numbers, offsets, **more)
+    for threads in (1, 2):
+        got = Guarded(kernel, threads, left, "bf16").grouped_matmul(rule, x, w, offsets, **more)
+        assert differing_bits(got, want) == 0
+    return want
+
+
+@pytest.mark.parametrize("rows", (9, 16, 17, 40, 71, 130))
+@each_kernel
+def test_pairs_keep_the_order_of_the_sum(kernel, rows):
+    rng = np.random.default_rng(rows)
+    for length in (1, 2, 33, 511, 513, 1027):
+        x, w = (middle_codes(rng, shape, "bf16") for shape in ((rows, length), (1, 29, length)))
+        bias = value_of(middle_codes(rng, (1, 29), "bf16"), "bf16")
+        forward_equals_carriers(kernel, x, w, np.array([0, rows]))
+        forward_equals_carriers(kernel, x, w, np.array([0, rows]), form="bf16", bias=bias)
+        numbers, acc = value_of(x, "bf16"), np.tile(bias[0], (rows, 1))
+        forward_equals_carriers(kernel, numbers, w, np.array([0, rows]), "float32")
+        forward_equals_carriers(kernel, numbers, w, np.array([0, rows]), "float32", acc=acc)
+
+
+@each_kernel
+def test_numbers_that_are_not_bf16_are_not_cut_to_it(kernel):
+    rng, offsets = np.random.default_rng(0), np.array([0, 40])
+    w, x = middle_codes(rng, (1, 13, 70), "bf16"), value_of(middle_codes(rng, (40, 70), "bf16"), "bf16")
+    for row, k in ((0, 0), (33, 69), (39, 1)):
+        other = x.copy()
+        other[row, k] = np.nextafter(other[row, k], np.float32(9))
+        forward_equals_carriers(kernel, other, w, offsets, "float32")
+
+
+@pytest.mark.parametrize("last", range(-80, -55))
+@each_kernel
+def test_sums_next_to_the_subnormals_are_kept(kernel, last):
+    """255 * 255 - 254 * 256 = 1, in units of 2^last each: the instruction would flush it from 2^-127 on."""
+    x, w = (np.array(row) * 2.0**last for row in ((255, -254, 0), (255, 256, 2.0**90)))
+    x, w = (np.tile(row.astype(np.float32).view(np.uint32) >> 16, (9, 1)).astype(np.uint16) for row in (x, w))
+    got = forward_equals_carriers(kernel, x, w[None], np.array([0, 9]))
+    assert (got == np.float32(2.0 ** (2 * last))).all()
+
+
+@pytest.mark.parametrize("code", (0x2400, 0x23FF, 0xA3FF, 0x0001, 0x8001, 0x8000, 0x7F80, 0xFF80, 0x7FC0, 0x7F7F))
+@each_kernel
+def test_one_unsafe_number_anywhere_changes_no_bit(kernel, code):
+    """At 2^-55 and beside it, subnormal, infinite, NaN: among the rows of x or in any band and run of the weights."""
+    rng, offsets = np.random.default_rng(code), np.array([0, 37, 75])
+    x, w = (middle_codes(rng, shape, "bf16") for shape in ((75, 530), (2, 27, 530)))
+    x[:, 100:120] = rng.integers(0x2400, 0x2500, (75, 20))  # small, and still safe
+    for at in (None, (0, 0, 0), (0, 13, 529), (1, 26, 110), (0, 12, 515)):
+        rows, weights = x.copy(), w.copy()
+        if at is None:
+            rows[36, 110] = code
+        else:
+            weights[at] = code
+        forward_equals_carriers(kernel, rows, weights, offsets)
