@@ -3,8 +3,9 @@
 #ifndef SUMS_H
 #define SUMS_H
 
+#include "tile.h" /* first: it refuses processors before any system header can */
+
 #include "refmoe_sums.h"
-#include "tile.h"
 
 /* A factor of one row of output: element j is at[j * col]. */
 struct factor {
