@@ -161,3 +161,5 @@ def test_one_unsafe_number_anywhere_changes_no_bit(kernel, code):
         else:
             weights[at] = code
         forward_equals_carriers(kernel, rows, weights, offsets)
+        if at is not None:  # alone: what would be flushed is the whole sum
+            forward_equals_carriers(kernel, rows, np.where(weights == code, weights, 0).astype(np.uint16), offsets)
