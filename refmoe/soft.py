@@ -230,9 +230,8 @@ def mix_slots_backward(d_routed, y_rows, combine_weights, scopes, config, num):
 
 def _over_scopes(name, rows, tables, scopes, num):
     """Each token's row times the table of its scope; rows (T, K), tables (G, M, K) -> (T, M)."""
-    out = np.zeros_like(rows, shape=(len(rows), tables.shape[1]), order="C")
-    out[scopes.tokens] = num.contract(name, rows[scopes.tokens], tables, scopes.offsets)
-    return out
+    made = num.contract(name, rows[scopes.tokens], tables, scopes.offsets)
+    return made[np.argsort(scopes.tokens, kind="stable")]
 
 
 def _turned(tables):
