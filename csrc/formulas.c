@@ -48,13 +48,13 @@ static int is_proven(const refmoe_activation *act)
 {
     double offset = magnitude(act->offset);
     int limited = is_finite(act->limit);
-    if (act->name < REFMOE_SILU || act->name > REFMOE_RELU2 || !is_between(0, magnitude(act->alpha), 0x1p100))
+    if (act->name < REFMOE_SILU || act->name > REFMOE_SIGMOID || !is_between(0, magnitude(act->alpha), 0x1p100))
         return 0;
     if (!is_between(0x1p-40, act->limit, limited ? 0x1p100 : act->limit))
         return 0;
     if (offset != 0 && !is_between(0x1p-60, offset, 0x1p100))
         return 0;
-    if (act->name == REFMOE_SILU || act->name == REFMOE_GELU_TANH)
+    if (act->name != REFMOE_RELU && act->name != REFMOE_RELU2)
         return act->name == REFMOE_SILU || act->alpha == 1;
     return act->alpha == 1 && offset == 0 && (!limited || (double)(float)act->limit == act->limit);
 }
@@ -84,11 +84,12 @@ static void run_serial(formula_function *function, const struct formula_call *ca
     leave_environment(found);
 }
 
-static int run(formula_function *function, const struct formula_call *call, int64_t size, int threads)
+/* `at_once`: elements, or rows, that a thread takes at a time. */
+static int run(formula_function *function, const struct formula_call *call, int64_t size, int64_t at_once, int threads)
 {
     for (int i = 0; i < MAX_RESULTS && call->open[i]; i++)
         call->open[i]->count = 0;
-    int64_t runs = size / RUN + 1;
+    int64_t runs = size / at_once + 1;
     threads = refmoe_is_forked_child() ? 1 : threads < runs ? threads : (int)runs;
 #if defined(_OPENMP)
     if (threads > 1) {
@@ -97,7 +98,7 @@ static int run(formula_function *function, const struct formula_call *call, int6
             environment found = enter_environment();
 #pragma omp for schedule(dynamic)
             for (int64_t i = 0; i < runs; i++)
-                function(call, i * RUN, i + 1 < runs ? (i + 1) * RUN : size);
+                function(call, i * at_once, i + 1 < runs ? (i + 1) * at_once : size);
             leave_environment(found);
         }
         return REFMOE_OK;
@@ -129,7 +130,7 @@ int refmoe_gated(const refmoe_how *how, const refmoe_activation *act, int64_t n,
     struct formula_call call = describe(how);
     call.act = *act;
     call.in[0] = gate, call.in[1] = up, call.out[0] = out, call.open[0] = open;
-    return run(formulas_of(how->kernel)->gated[act->name][is_general(act)], &call, n, how->threads);
+    return run(formulas_of(how->kernel)->gated[act->name][is_general(act)], &call, n, RUN, how->threads);
 }
 
 int refmoe_gated_backward(const refmoe_how *how, const refmoe_activation *act, int64_t n, const float *d_hidden,
@@ -150,7 +151,7 @@ int refmoe_gated_backward(const refmoe_how *how, const refmoe_activation *act, i
     call.act = *act;
     call.in[0] = d_hidden, call.in[1] = gate, call.in[2] = up;
     call.out[0] = d_gate, call.out[1] = d_up, call.open[0] = open_gate, call.open[1] = up ? open_up : NULL;
-    return run(formulas_of(how->kernel)->gated_backward[act->name][is_general(act)], &call, n, how->threads);
+    return run(formulas_of(how->kernel)->gated_backward[act->name][is_general(act)], &call, n, RUN, how->threads);
 }
 
 int refmoe_scaled_rows(const refmoe_how *how, int64_t n, int64_t m, const float *w, const float *x, float *out,
@@ -167,5 +168,63 @@ int refmoe_scaled_rows(const refmoe_how *how, int64_t n, int64_t m, const float 
     struct formula_call call = describe(how);
     call.length = m;
     call.in[0] = w, call.in[1] = x, call.out[0] = out, call.open[0] = open;
-    return run(formulas_of(how->kernel)->scaled_rows, &call, size, how->threads);
+    return run(formulas_of(how->kernel)->scaled_rows, &call, size, RUN, how->threads);
+}
+
+/* ---- rows ---- */
+
+static int check_rows(const refmoe_how *how, double c, int64_t n, int64_t m, const float *z, const float *out,
+                      const refmoe_open *open)
+{
+    int status = check_how(how);
+    if (status)
+        return status;
+    if (is_bad_size(n) || is_bad_size(m) || n > INT64_C(1) << 48)
+        return REFMOE_BAD_SIZE;
+    if (!is_between(0x1p-100, c, 0x1p100) || m < 1 || m > REFMOE_LONGEST_ROW)
+        return REFMOE_BAD_PROFILE;
+    return is_missing(z, n) || is_missing(out, n) || is_bad_list(open) ? REFMOE_BAD_POINTER : REFMOE_OK;
+}
+
+static struct formula_call describe_rows(const refmoe_how *how, double c, int64_t m, float *out, refmoe_open *open)
+{
+    struct formula_call call = describe(how);
+    call.length = m, call.factor = c, call.out[0] = out, call.open[0] = open;
+    return call;
+}
+
+static int64_t rows_at_once(int64_t m) { return m < RUN ? RUN / m : 1; }
+
+int refmoe_softmax(const refmoe_how *how, double c, int64_t n, int64_t m, const float *z, const uint8_t *used,
+                   float *out, refmoe_open *open)
+{
+    int status = check_rows(how, c, n, m, z, out, open);
+    if (status)
+        return status;
+    struct formula_call call = describe_rows(how, c, m, out, open);
+    call.in[0] = z, call.used = used;
+    return run(formulas_of(how->kernel)->softmax, &call, n, rows_at_once(m), how->threads);
+}
+
+int refmoe_softmax_backward(const refmoe_how *how, double c, int64_t n, int64_t m, const float *d, const float *z,
+                            const uint8_t *used, float *out, refmoe_open *open)
+{
+    int status = check_rows(how, c, n, m, z, out, open);
+    if (status)
+        return status;
+    if (is_missing(d, n))
+        return REFMOE_BAD_POINTER;
+    struct formula_call call = describe_rows(how, c, m, out, open);
+    call.in[0] = d, call.in[1] = z, call.used = used;
+    return run(formulas_of(how->kernel)->softmax_backward, &call, n, rows_at_once(m), how->threads);
+}
+
+int refmoe_log_sum_exp(const refmoe_how *how, int64_t n, int64_t m, const float *z, float *out, refmoe_open *open)
+{
+    int status = check_rows(how, 1, n, m, z, out, open);
+    if (status)
+        return status;
+    struct formula_call call = describe_rows(how, 1, m, out, open);
+    call.in[0] = z;
+    return run(formulas_of(how->kernel)->log_sum_exp, &call, n, rows_at_once(m), how->threads);
 }

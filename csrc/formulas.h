@@ -14,6 +14,8 @@ struct formula_call {
     const struct format *format;
     int narrow;     /* not float32 */
     int64_t length; /* of a row, for formulas with rows */
+    double factor;
+    const uint8_t *used;
     const float *in[MAX_OPERANDS];
     float *out[MAX_RESULTS];
     refmoe_open *open[MAX_RESULTS];
@@ -22,12 +24,12 @@ struct formula_call {
 /* Elements (or rows) begin .. end of the call's results. */
 typedef void formula_function(const struct formula_call *call, int64_t begin, int64_t end);
 
-/* One instruction set. `plain`: alpha 1, no limit, no offset. */
+/* One instruction set. */
 struct formulas {
     const char *kernel;
-    formula_function *gated[4][2];          /* [activation][1: with alpha, limit, offset] */
-    formula_function *gated_backward[4][2];
-    formula_function *scaled_rows;
+    formula_function *gated[5][2];          /* [activation][1: with alpha, limit, offset] */
+    formula_function *gated_backward[5][2];
+    formula_function *scaled_rows, *softmax, *softmax_backward, *log_sum_exp;
 };
 
 extern const struct formulas refmoe_formulas_portable;

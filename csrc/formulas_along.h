@@ -111,6 +111,7 @@ DEFINE_BOTH(silu, SILU)
 DEFINE_BOTH(gelu_tanh, GELU_TANH)
 DEFINE_BOTH(relu, RELU)
 DEFINE_BOTH(relu2, RELU2)
+DEFINE_BOTH(sigmoid, SIGMOID)
 
 /* ---- rows times a weight ---- */
 
@@ -154,7 +155,8 @@ static TARGET void scaled_rows(const struct formula_call *c, int64_t begin, int6
         [REFMOE_SILU] = {silu##suffix##_plain, silu##suffix##_general},                                               \
         [REFMOE_GELU_TANH] = {gelu_tanh##suffix##_plain, gelu_tanh##suffix##_general},                                \
         [REFMOE_RELU] = {relu##suffix##_plain, relu##suffix##_general},                                               \
-        [REFMOE_RELU2] = {relu2##suffix##_plain, relu2##suffix##_general}                                             \
+        [REFMOE_RELU2] = {relu2##suffix##_plain, relu2##suffix##_general},                                            \
+        [REFMOE_SIGMOID] = {sigmoid##suffix##_plain, sigmoid##suffix##_general}                                       \
     }
 
 const struct formulas FORMULAS = {
@@ -162,4 +164,7 @@ const struct formulas FORMULAS = {
     .gated = ACTIVATIONS_OF(),
     .gated_backward = ACTIVATIONS_OF(_backward),
     .scaled_rows = scaled_rows,
+    .softmax = softmax_rows,
+    .softmax_backward = softmax_backward_rows,
+    .log_sum_exp = log_sum_exp_rows,
 };

@@ -64,7 +64,8 @@ INLINE vd exp_minus(vd x)
 
 /* ---- activations of the kind x / (1 + exp(-z)) ---- */
 
-enum { SILU = REFMOE_SILU, GELU_TANH = REFMOE_GELU_TANH, RELU = REFMOE_RELU, RELU2 = REFMOE_RELU2 };
+enum { SILU = REFMOE_SILU, GELU_TANH = REFMOE_GELU_TANH, RELU = REFMOE_RELU, RELU2 = REFMOE_RELU2,
+       SIGMOID = REFMOE_SIGMOID };
 
 /* act(x) = x s, act'(x) = s (1 + slope (1 - s)), s = 1 / (1 + t), t = exp(-z), slope = x dz/dx.
    z is held within +-400. Beyond, s is 1 to within 2^-577, which is in the bounds, or so small (2^-577, slope and all
@@ -148,8 +149,8 @@ INLINE struct bounded forward(const int function, const int general, struct oper
     if (function == RELU2)
         return is_gated ? rounded(positive * positive * o.u, o.poison) : exactly(positive * positive, o.poison);
     struct sigmoid s = sigmoid_of(function, general, o.x, alpha);
-    struct bounded y = through(function, general, o.x * o.u, s, spread(1.0) + s.t);
-    if (general)
+    struct bounded y = through(function, general, function == SIGMOID ? o.u : o.x * o.u, s, spread(1.0) + s.t);
+    if (general || function == SIGMOID)
         y.e += o.poison; /* otherwise the product is not finite either */
     return y;
 }
@@ -161,6 +162,10 @@ INLINE struct bounded slope_through(const int function, const int general, vd p,
     vd part = p * r, one = spread(1.0);
     struct bounded y = {.v = part * (FMA(s.t, one + s.slope, one) * r)};
     vd size = size_of(part) * (FMA(s.t, one + size_of(s.slope), one) * r);
+    if (function == SIGMOID) { /* s (1 - s) */
+        y.v = part * (s.t * r);
+        size = size_of(y.v);
+    }
     y.e = size * declared(function, general, s, 40 * 0x1p-53);
     return y;
 }
@@ -199,7 +204,7 @@ INLINE struct gradients gradients(const int function, const int general, vd d, s
         g = gradients_of_relu(function, d, o, is_gated);
     else {
         struct sigmoid s = sigmoid_of(function, general, o.x, alpha);
-        vd r = spread(1.0) / (spread(1.0) + s.t), v = d * o.x * r;
+        vd r = spread(1.0) / (spread(1.0) + s.t), v = (function == SIGMOID ? d : d * o.x) * r;
         g.gate = slope_through(function, general, d * o.u, s, r);
         g.up = (struct bounded){v, size_of(v) * declared(function, general, s, 20 * 0x1p-53)};
     }
@@ -208,11 +213,13 @@ INLINE struct gradients gradients(const int function, const int general, vd d, s
         keep_inside(&g.up, o.u_inside);
     }
     g.gate.e += o.poison;
-    if (general || function == RELU || function == RELU2) {
+    if (general || function == RELU || function == RELU2 || function == SIGMOID) {
         g.gate.e += poison(d);
         g.up.e += o.poison + poison(d);
     }
     return g;
 }
+
+#include "formulas_rows.h"
 
 #include "formulas_along.h"

@@ -15,6 +15,13 @@
      REFMOE_GELU_TANH   x sigmoid(sqrt(8/pi) (x + 0.044715 x^3))
      REFMOE_RELU        max(x, 0), slope 0 at 0
      REFMOE_RELU2       max(x, 0)^2
+     REFMOE_SIGMOID     sigmoid(x)
+
+   Row by row, over the elements that are used; others get +0, and so does a row of which none is:
+     refmoe_softmax             out_j  = c p_j                         p = exp(z) / sum_i exp(z_i)
+     refmoe_softmax_backward    out_j  = c p_j (d_j - sum_i d_i p_i)
+     refmoe_log_sum_exp         out    = log(sum_i exp(z_i)), every element used
+   A row is left open as a whole.
 
    Promise. What is decided depends on the operands and the format alone. Which elements are left open may differ from
    kernel to kernel.
@@ -36,10 +43,11 @@ extern "C" {
 
 /* cffi: begin */
 
-enum refmoe_activation_name { REFMOE_SILU = 0, REFMOE_GELU_TANH = 1, REFMOE_RELU = 2, REFMOE_RELU2 = 3 };
+enum refmoe_activation_name { REFMOE_SILU = 0, REFMOE_GELU_TANH = 1, REFMOE_RELU = 2, REFMOE_RELU2 = 3,
+                              REFMOE_SIGMOID = 4 };
 
-/* alpha finite; limit +inf for none, else 2^-40 <= limit; offset 0, or 2^-60 <= |offset|; both at most 2^100. relu and
-   relu2: alpha 1, offset 0, limit infinite or a float32. Others are refused with REFMOE_BAD_PROFILE. */
+/* alpha finite; limit +inf for none, else 2^-40 <= limit; offset 0, or 2^-60 <= |offset|; both at most 2^100. gelu_tanh and sigmoid: alpha 1.
+   relu and relu2: alpha 1, offset 0, limit infinite or a float32. Others are refused with REFMOE_BAD_PROFILE. */
 typedef struct {
     int32_t name;
     double alpha;
@@ -66,6 +74,17 @@ int refmoe_gated_backward(const refmoe_how *how, const refmoe_activation *act, i
 /* w (n), x (n, m) -> out (n, m). */
 int refmoe_scaled_rows(const refmoe_how *how, int64_t n, int64_t m, const float *w, const float *x, float *out,
                        refmoe_open *open);
+
+/* 2^-100 <= c <= 2^100, 1 <= m <= REFMOE_LONGEST_ROW, or REFMOE_BAD_PROFILE. d, z, used (n, m) -> out (n, m); used: 0 or
+   1, or NULL for all. */
+enum { REFMOE_LONGEST_ROW = 1024 };
+int refmoe_softmax(const refmoe_how *how, double c, int64_t n, int64_t m, const float *z, const uint8_t *used,
+                   float *out, refmoe_open *open);
+int refmoe_softmax_backward(const refmoe_how *how, double c, int64_t n, int64_t m, const float *d, const float *z,
+                            const uint8_t *used, float *out, refmoe_open *open);
+
+/* z (n, m) -> out (n). */
+int refmoe_log_sum_exp(const refmoe_how *how, int64_t n, int64_t m, const float *z, float *out, refmoe_open *open);
 
 /* cffi: end */
 

@@ -3,13 +3,15 @@
 Each gradient is one stage that evaluates the derivative at the logit, never from a stored, rounded score.
 """
 
+from .numerics import Named
+
 
 def softmax(logits, num):
     """scores_j = exp(logits_j) / sum_i exp(logits_i).   Spec 1.2
 
     logits (T, E) -> scores (T, E)
     """
-    return num.evaluate("scores", lambda m, z: m.softmax(z), logits, core=1)
+    return num.evaluate("scores", SOFTMAX, logits, core=1)
 
 
 def softmax_backward(d_scores, logits, num):
@@ -17,12 +19,17 @@ def softmax_backward(d_scores, logits, num):
 
     d_scores (T, E), logits (T, E) -> d_logits (T, E)
     """
-    return num.evaluate("d_logits_task", _softmax_backward, d_scores, logits, core=1)
+    return num.evaluate("d_logits_task", SOFTMAX_BACKWARD, d_scores, logits, core=1)
 
 
 def _softmax_backward(m, d_scores, z):
     p = m.softmax(z)
     return p * m.centre(d_scores, p, z)
+
+
+SOFTMAX = Named("softmax", lambda m, z: m.softmax(z), 1.0)
+SOFTMAX_BACKWARD = Named("softmax_backward", _softmax_backward, 1.0)
+_SIGMOID = "sigmoid", 1.0, None, 0.0  # alpha 1, no limit, no offset
 
 
 def softmax_tokens(logits, num):
@@ -46,7 +53,7 @@ def sigmoid(logits, num):
 
     logits (T, E) -> scores (T, E)
     """
-    return num.evaluate("scores", lambda m, z: m.sigmoid(z), logits)
+    return num.evaluate("scores", Named("gated", lambda m, z: m.sigmoid(z), _SIGMOID), logits)
 
 
 def sigmoid_backward(d_scores, logits, num):
@@ -54,7 +61,8 @@ def sigmoid_backward(d_scores, logits, num):
 
     d_scores (T, E), logits (T, E) -> d_logits (T, E)
     """
-    return num.evaluate("d_logits_task", lambda m, d, z: d * m.sigmoid_derivative(z), d_scores, logits)
+    formula = Named("gated_backward", lambda m, d, z: d * m.sigmoid_derivative(z), _SIGMOID)
+    return num.evaluate("d_logits_task", formula, d_scores, logits)
 
 
 def sqrt_softplus(logits, num):

@@ -3,32 +3,33 @@
 import numpy as np
 
 WORK_OF_AN_ELEMENT = 16  # multiplications and their like, for the choice of threads
+_READ = (np.dtype(np.float32), np.dtype(bool))
 _ROOM = 1024  # places in a list of what is left open; if they do not suffice the formula is evaluated again
-_ACTIVATIONS = {"silu": "REFMOE_SILU", "gelu_tanh": "REFMOE_GELU_TANH", "relu": "REFMOE_RELU", "relu2": "REFMOE_RELU2"}
+_ACTIVATIONS = {"silu": "REFMOE_SILU", "gelu_tanh": "REFMOE_GELU_TANH", "relu": "REFMOE_RELU", "relu2": "REFMOE_RELU2",
+                "sigmoid": "REFMOE_SIGMOID"}  # fmt: skip
 
 
 class Formulas:
     """What `CEngine` evaluates by a formula's name."""
 
     def formula(self, rule, name, parameters, stored):
-        """The named formula of float32 arrays, rounded once to rule.format.
+        """The named formula of float32 arrays, and of a mask where it has one, rounded once.
 
-        -> [(new array, numbers of the elements left open)] for each result, or None where C has no such formula.
+        -> [(new array, numbers of the elements or rows left open)] for each result; None where C has no such formula
         """
         compiled = COMPILED.get(name)
-        if compiled is None or not all(array.dtype == np.float32 and array.dtype.isnative for array in stored):
+        if compiled is None or not all(array.dtype in _READ and array.dtype.isnative for array in stored):
             return None
         return compiled(self, rule, parameters, stored)
 
-    def _evaluate(self, name, rule, sizes, operands, results, act=None):
-        """refmoe_`name`(how, act, sizes, operands, results, lists); an array that is None is NULL there."""
+    def _evaluate(self, name, rule, size, parameters, operands, results):
+        """refmoe_`name`(how, parameters, operands, results, lists); `size` elements of work, None is NULL there."""
         operands = [None if array is None else np.require(array, requirements=("C", "A")) for array in operands]
-        room, size = _ROOM, results[0].size
+        room = _ROOM
         while True:
             index = [None if array is None else np.empty(room, np.int64) for array in results]
             lists = [self._list(array) for array in index]
-            before = sizes if act is None else [act, *sizes]
-            if not self._ask(name, rule, size, before, [*operands, *results], lists):
+            if not self._ask(name, rule, size, parameters, [*operands, *results], lists):
                 return None
             found = [(array, i, made.count) for array, i, made in zip(results, index, lists, strict=True) if made]
             room = max(count for _, _, count in found)
@@ -40,11 +41,16 @@ class Formulas:
             return self._ffi.NULL
         return self._ffi.new("refmoe_open *", (0, len(index), self._pointer(index)))
 
+    def _place(self, array):
+        if array is None or array.dtype != bool:
+            return self._pointer(array)
+        return self._ffi.cast("uint8_t *", array.ctypes.data)
+
     def _ask(self, name, rule, size, before, arrays, lists):
         """One call of C; False where it does not offer these parameters."""
         threads = self._threads_for(size * WORK_OF_AN_ELEMENT)
         how = self._ffi.new("refmoe_how *", self._how(rule._replace(force_tier=None), threads))
-        status = getattr(self._lib, f"refmoe_{name}")(how, *before, *map(self._pointer, arrays), *lists)
+        status = getattr(self._lib, f"refmoe_{name}")(how, *before, *map(self._place, arrays), *lists)
         if status == self._lib.REFMOE_BAD_PROFILE:
             return False
         if status != self._lib.REFMOE_OK:
@@ -58,7 +64,7 @@ def _gated(engine, rule, activation, stored):
     """act(gate) up, or act(gate) alone."""
     act = _activation(engine, activation, stored)
     gate, up = (*stored, None)[:2]
-    return act and engine._evaluate("gated", rule, [gate.size], [gate, up], [_like(gate)], act)
+    return act and engine._evaluate("gated", rule, gate.size, [act, gate.size], [gate, up], [_like(gate)])
 
 
 def _gated_backward(engine, rule, activation, stored):
@@ -66,7 +72,7 @@ def _gated_backward(engine, rule, activation, stored):
     act = _activation(engine, activation, stored)
     d, gate, up = (*stored, None)[:3]
     results = [_like(d), None if up is None else _like(d)]
-    return act and engine._evaluate("gated_backward", rule, [d.size], [d, gate, up], results, act)
+    return act and engine._evaluate("gated_backward", rule, d.size, [act, d.size], [d, gate, up], results)
 
 
 def _activation(engine, activation, stored):
@@ -83,7 +89,38 @@ def _scaled_rows(engine, rule, _, stored):
     w, x = stored
     if x.ndim != 2 or w.shape != (len(x), 1):
         return None
-    return engine._evaluate("scaled_rows", rule, x.shape, [w, x], [_like(x)])
+    return engine._evaluate("scaled_rows", rule, x.size, x.shape, [w, x], [_like(x)])
+
+
+def _softmax(engine, rule, c, stored):
+    """c softmax(z) along the last axis, over those of a mask if there is one."""
+    z, used = (*stored, None)[:2]
+    return _rows("softmax", engine, rule, c, [z], used)
+
+
+def _softmax_backward(engine, rule, c, stored):
+    """c p_j (d_j - sum_i d_i p_i), p the softmax of z, over those of a mask if there is one."""
+    d, z, used = (*stored, None)[:3]
+    return _rows("softmax_backward", engine, rule, c, [d, z], used)
+
+
+def _rows(name, engine, rule, c, arrays, used):
+    n, m = _table(arrays[0])
+    if any(array.shape != arrays[0].shape for array in arrays) or not (used is None or used.shape == arrays[0].shape):
+        return None
+    return engine._evaluate(name, rule, n * m, [c, n, m], [*arrays, used], [_like(arrays[0])])
+
+
+def _log_sum_exp(engine, rule, _, stored):
+    """log(sum exp(z)) along the last axis."""
+    (z,) = stored
+    n, m = _table(z)
+    return engine._evaluate("log_sum_exp", rule, n * m, [n, m], [z], [np.empty(z.shape[:-1], np.float32)])
+
+
+def _table(array):
+    """Rows and columns of an array of any number of axes."""
+    return int(np.prod(array.shape[:-1])), array.shape[-1]
 
 
 def _like(array):
@@ -91,4 +128,11 @@ def _like(array):
 
 
 # name of a formula -> how C is asked: (engine, rule, parameters, stored) -> what `Formulas.formula` returns
-COMPILED = {"gated": _gated, "gated_backward": _gated_backward, "scaled_rows": _scaled_rows}
+COMPILED = {
+    "gated": _gated,
+    "gated_backward": _gated_backward,
+    "scaled_rows": _scaled_rows,
+    "softmax": _softmax,
+    "softmax_backward": _softmax_backward,
+    "log_sum_exp": _log_sum_exp,
+}

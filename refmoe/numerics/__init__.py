@@ -235,10 +235,10 @@ class Numerics:
 
     def _completed(self, out, left, name, formula, stored, core):
         if len(left):
-            loops = out.shape[: out.ndim - core]
+            loops = stored[0].shape[:-core] if core else out.shape
             cores = [array.shape[array.ndim - core :] for array in stored]
             flat = [np.broadcast_to(a, loops + c).reshape(-1, *c)[left] for a, c in zip(stored, cores, strict=True)]
-            out.reshape(-1, *out.shape[out.ndim - core :])[left] = self._interpreted(name, formula, flat, core, {})
+            out.reshape(-1, *out.shape[len(loops) :])[left] = self._interpreted(name, formula, flat, core, {})
         return out
 
     def _interpreted(self, name, formula, stored, core, constants):

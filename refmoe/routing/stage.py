@@ -3,6 +3,7 @@
 import numpy as np
 
 from .. import selection
+from ..numerics import Named
 from ..refusals import require
 from .choice import choice_scores
 from .joint import joint_weights, joint_weights_backward
@@ -28,7 +29,7 @@ def route(x, params, config, num, given):
     for made in (record.raw_logits, record.shared_logits, logits):
         refuse_nonfinite(made)
     scores = make_scores(logits, config, num, given)
-    lse = num.evaluate("lse", lambda m, z: m.logsumexp(z), logits, core=1)
+    lse = num.evaluate("lse", Named("log_sum_exp", lambda m, z: m.logsumexp(z)), logits, core=1)
     if given.topk_indices is not None:
         indices = selection.given(given.topk_indices, config.num_choices)
         if given.assignment_duals is not None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..numerics import Named
 from ..refusals import require
 from ..scores import ELEMENTWISE_SLOPES
 from .scope import make_scores_backward
@@ -34,7 +35,8 @@ def topk_weights(logits, scores, topk_indices, kept, config, num, given=None):
         return np.where(kept, w, np.zeros_like(w))
     if softmax_of_kept(config):
         z = np.take_along_axis(logits, index, axis=-1)
-        return num.evaluate("topk_weights", lambda m, z, u: m.masked_softmax(z, m.real(u) == 1) * c, z, kept, core=1)
+        formula = Named("softmax", lambda m, z, u: m.masked_softmax(z, m.real(u) == 1) * c, c)
+        return num.evaluate("topk_weights", formula, z, kept, core=1)
     _refuse_zero_sums(s, kept, routing)
     return num.evaluate("topk_weights", lambda m, s, u: _normalized(m, s, u, routing) * c, s, kept, core=1)
 
@@ -52,9 +54,9 @@ def topk_weights_backward(d_topk_weights, logits, scores, topk_indices, kept, co
     gathered = [np.take_along_axis(array, index, axis=-1) for array in (logits, scores)]
     if softmax_of_kept(config):
         # w = c softmax(z)
-        d_z = num.evaluate(
-            "d_logits_task", _kept_softmax_backward, d_topk_weights, gathered[0], kept, core=1, c=routing.scaling_factor
-        )
+        c = routing.scaling_factor
+        formula = Named("softmax_backward", lambda m, *stored: _kept_softmax_backward(m, *stored, c), c)
+        d_z = num.evaluate("d_logits_task", formula, d_topk_weights, gathered[0], kept, core=1)
         return _scatter(d_z, topk_indices, used, logits), None
     if routing.score_fn in ELEMENTWISE_SLOPES:
         # w = c s / (sum s + eps),   s = s(z)
