@@ -91,7 +91,7 @@ class CEngine(Formulas, Sums):
         """A C pointer that keeps nothing alive: the arrays live in the caller's frame for the time of the call."""
         if array is None or array.size == 0:
             return self._ffi.NULL
-        return self._ffi.cast(_POINTERS[array.dtype.str[1:]], array.ctypes.data)
+        return self._ffi.cast(_POINTERS[array.dtype.str[1:]], self._ffi.from_buffer(array))
 
     def _threads_for(self, work):
         """One thread where waking another would cost more than it does, unless a count was asked for."""

@@ -265,9 +265,10 @@ class Numerics:
         shape, got = tuple(shape), type(array).__name__
         wanted = f"a NumPy array of shape {shape}"
         require(isinstance(array, np.ndarray), TypeError, name, wanted, got, "convert it with numpy.asarray")
-        kind, fix = np.dtype(self.dtype).name, f"use .astype(numpy.{np.dtype(self.dtype).name})"
-        native = array.dtype == self.dtype and array.dtype.isnative
-        require(native, TypeError, name, f"native {kind} in profile {self.profile!r}", array.dtype.str, fix)
+        if array.dtype != self.dtype or not array.dtype.isnative:  # names of types take longer than the comparison
+            kind = np.dtype(self.dtype).name
+            wanted, fix = f"native {kind} in profile {self.profile!r}", f"use .astype(numpy.{kind})"
+            require(False, TypeError, name, wanted, array.dtype.str, fix)
         require(array.shape == shape, ValueError, name, f"shape {shape}", array.shape, "check its axes")
         store = self.format_of(name.rpartition(".")[2])
         fits = store in ("float32", "float64") or is_representable(array, store)
