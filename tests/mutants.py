@@ -49,12 +49,12 @@ MUTANTS = {
             "_softmax_backward, -d_scores.T, logits.T, core=1).T",
             "softmax_tokens",
         ),
-        ("_softmax_backward, d_scores, logits, core=1)", "_softmax_backward, -d_scores, logits, core=1)", "gelu_tanh"),
+        ("SOFTMAX_BACKWARD, d_scores, logits, core=1)", "SOFTMAX_BACKWARD, -d_scores, logits, core=1)", "gelu_tanh"),
         ("return p * m.centre(d_scores, p, z)", "return p * d_scores", "gelu_tanh"),
         ("return p * m.centre(d_scores, p, z)", "return m.centre(d_scores, p, z)", "gelu_tanh"),
         (
-            "lambda m, d, z: d * m.sigmoid_derivative(z), d_scores",
-            "lambda m, d, z: d * m.sigmoid(z), d_scores",
+            "lambda m, d, z: d * m.sigmoid_derivative(z), _SIGMOID",
+            "lambda m, d, z: d * m.sigmoid(z), _SIGMOID",
             "scores",
         ),
         ("d * m.sqrt_softplus_derivative(z), d_scores", "d / m.sqrt_softplus_derivative(z), d_scores", "scores"),
@@ -125,7 +125,7 @@ MUTANTS = {
     "routing.joint": [
         ("return _d_score(m, G, s, u, routing) * slope(m, z)", "return _d_score(m, G, s, u, routing)", "joint"),
         ("np.concatenate([d_weights, d_shared_weights]", "np.concatenate([d_weights, -d_shared_weights]", "joint"),
-        ("return d_logits, np.ascontiguousarray(d_z[:, K:])", "return d_logits, d_z[:, K:] * 2", "joint"),
+        ("return d_logits, d_z[:, K:].copy()", "return d_logits, d_z[:, K:] * 2", "joint"),
         ("_scatter(d_z[:, :K], topk_indices", "_scatter(d_z[:, -K:], topk_indices", "joint"),
     ],
     "routing.stage": [
@@ -353,8 +353,8 @@ MUTANTS = {
         ),
         ("for other in (x_rows, v)]", "for other in (v, x_rows)]", "weightless"),
         (
-            "second = np.ascontiguousarray(weights[:, 1:])",
-            "second = np.ascontiguousarray(weights[:, :1])",
+            "second = weights[:, 1:].copy()",
+            "second = weights[:, :1].copy()",
             "weightless",
         ),
         ("return p * m.centre(d_weights, p, logits)", "return p * d_weights", "weightless"),
