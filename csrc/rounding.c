@@ -79,21 +79,44 @@ static void widen(struct grid *grid, float x)
         grid->largest = size;
 }
 
+/* What vectors take together, widened or gathered over their steps; and what is too little for them. */
+enum { GRID_RUN = 256, GRID_FEW = 64 };
+
+static void span(const struct kernel *kernel, int64_t count, const float *x, struct grid *grid)
+{
+    int64_t done = kernel->span ? kernel->span(count, x, grid) : 0;
+    for (; done < count; done++)
+        widen(grid, x[done]);
+}
+
+static void span_steps(const struct kernel *kernel, int64_t count, const char *v, int format, int64_t step,
+                       struct grid *grid)
+{
+    float run[GRID_RUN];
+    int64_t item = format == REFMOE_FLOAT32 ? (int64_t)sizeof(float) : (int64_t)sizeof(uint16_t);
+    for (int64_t k = 0, length; k < count; k += length, v += length * step * item) {
+        length = count - k < GRID_RUN ? count - k : GRID_RUN;
+        if (step == 1)
+            kernel->widen[format](length, v, run);
+        for (int64_t i = 0; i < length && step != 1; i++)
+            run[i] = number_at(v, format, i * step);
+        span(kernel, length, run, grid);
+    }
+}
+
 /* The grid of the first (second = 0) or second factors of all pairs together. */
-struct grid refmoe_grid(int count, const struct vector_pair *pair, int second)
+struct grid refmoe_grid(const struct kernel *kernel, int count, const struct vector_pair *pair, int second)
 {
     struct grid grid = {1, INT32_MAX / 4, 0.0};
     for (int p = 0; p < count; p++) {
-        const void *v = second ? pair[p].b : pair[p].a;
-        int format = second ? pair[p].b_format : pair[p].a_format;
-        int64_t step = second ? pair[p].b_step : pair[p].a_step;
-        for (int64_t k = 0; k < pair[p].length; k += GRID_RUN) {
-            int run = (int)(pair[p].length - k < GRID_RUN ? pair[p].length - k : GRID_RUN);
-            float x[GRID_RUN];
-            for (int i = 0; i < run; i++)
-                x[i] = number_at(v, format, (k + i) * step);
-            widen_run(&grid, run, x);
-        }
+        const struct vector_pair *v = &pair[p];
+        const char *x = second ? v->b : v->a;
+        int format = second ? v->b_format : v->a_format;
+        int64_t step = second ? v->b_step : v->a_step;
+        if (v->length > GRID_FEW)
+            span_steps(kernel, v->length, x, format, step, &grid);
+        for (int64_t k = 0; k < v->length && v->length <= GRID_FEW; k++)
+            widen(&grid, number_at(x, format, k * step));
     }
     return grid;
 }

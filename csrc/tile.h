@@ -106,6 +106,16 @@ typedef void test_function(int rows, const double *value, const double *row_boun
 typedef void settle_function(int rows, int pitch, const float *value, const float *row_bias, const float *col_bias,
                              int format, float *result);
 
+/* The grid of a vector: every element is a multiple of 2^quantum and at most `largest` in magnitude. known = 0: not
+   looked at yet. A vector of zeros lies on every grid: quantum INT32_MAX / 4. */
+struct grid {
+    int32_t known, quantum;
+    double largest;
+};
+
+/* Takes the first numbers of x, as many as fill whole vectors, into a grid; returns how many. */
+typedef int64_t span_function(int64_t count, const float *x, struct grid *grid);
+
 struct kernel {
     const char *name;
     const char *needs;
@@ -118,6 +128,7 @@ struct kernel {
     grow_function *grow;
     squares_function *squares;
     test_function *test;
+    span_function *span; /* or NULL */
     settle_function *settle;
     void (*pass_by)(void); /* orders what whole tiles stored past the caches before all later stores; or NULL */
     const struct few *few; /* NULL: lanes.c computes these too */
@@ -166,13 +177,6 @@ struct terms {
     int pairs;
     struct vector_pair pair[MAX_PAIRS];
     const float *bias, *acc;
-};
-
-/* The grid of a vector: every element is a multiple of 2^quantum and at most `largest` in magnitude. known = 0: not
-   looked at yet. A vector of zeros lies on every grid: quantum INT32_MAX / 4. */
-struct grid {
-    int32_t known, quantum;
-    double largest;
 };
 
 static inline uint64_t bits_of_double(double x) { uint64_t b; memcpy(&b, &x, sizeof b); return b; }
@@ -229,7 +233,7 @@ static inline double round_to_odd(double sum, double error)
 float refmoe_round(double x, int format);
 float refmoe_canonical(float x);
 double refmoe_norm_above(double squares);
-struct grid refmoe_grid(int count, const struct vector_pair *pair, int second);
+struct grid refmoe_grid(const struct kernel *kernel, int count, const struct vector_pair *pair, int second);
 float refmoe_resolve(const struct terms *terms, double value, const struct grid *row, const struct grid *col,
                      int format, int force, refmoe_report *report);
 

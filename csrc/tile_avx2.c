@@ -43,6 +43,7 @@ const struct kernel refmoe_avx2 = {
     VECTOR_COPIES,
     .squares = squares,
     .test = test,
+    .span = span,
     .settle = settle,
     .pass_by = pass_by,
     .few = &refmoe_few_avx2,

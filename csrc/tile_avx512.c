@@ -51,6 +51,7 @@ const struct kernel refmoe_avx512 = {
     VECTOR_COPIES,
     .squares = squares,
     .test = test,
+    .span = span,
     .settle = settle,
     .pass_by = pass_by,
     .few = &refmoe_few_avx512,

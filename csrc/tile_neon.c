@@ -39,6 +39,7 @@ const struct kernel refmoe_neon = {
     VECTOR_COPIES,
     .squares = squares,
     .test = test,
+    .span = span,
     .settle = settle,
     .sums = &refmoe_sums_portable,
 };

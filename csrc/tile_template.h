@@ -299,6 +299,7 @@ static TARGET void settle(int rows, int pitch, const float *value, const float *
         settle_block(rows, pitch, value, row_bias, col_bias, 1, f, result);
 }
 
+#include "tile_grid.h"
 #include "tile_whole.h"
 
 #define VECTOR_TILES                                                                                                  \

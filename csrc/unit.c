@@ -112,9 +112,9 @@ float refmoe_resolve_output(const struct product *p, const struct unit *u, struc
 {
     struct terms terms = terms_of(p, u, row, col);
     if (p->force == REFMOE_FORCE_NOTHING && !s->row_grid[row].known)
-        s->row_grid[row] = refmoe_grid(p->pairs, terms.pair, 0);
+        s->row_grid[row] = refmoe_grid(p->kernel, p->pairs, terms.pair, 0);
     if (p->force == REFMOE_FORCE_NOTHING && !s->col_grid[slot].known)
-        s->col_grid[slot] = refmoe_grid(p->pairs, terms.pair, 1);
+        s->col_grid[slot] = refmoe_grid(p->kernel, p->pairs, terms.pair, 1);
     return refmoe_resolve(&terms, value, &s->row_grid[row], &s->col_grid[slot], p->format, p->force, &s->report);
 }
 

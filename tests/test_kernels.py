@@ -185,6 +185,23 @@ def test_every_tier_is_entered_and_counted(kernel):
 
 
 @each_kernel
+def test_the_grid_of_long_sums_is_that_of_the_portable_kernel(kernel):
+    """Rows whose least bits fall across the edge of the test, zeros, a subnormal; along both kinds of columns."""
+    rule, rng = Rule("exact", "float32"), np.random.default_rng(6)
+    x, w = ((rng.integers(-8191, 8192, shape) * 2.0**-10).astype(np.float32) for shape in ((40, 301), (1, 301, 301)))
+    x[:32, 7], w[0, :, 7], w[0, 7] = 2.0 ** -np.arange(18, 50), 0, 0
+    x[32:, 9::2], x[33, :], x[34, 300] = -0.0, 0.0, 2.0**-149
+    for product in ("forward", "back"):
+        got = []
+        for engine in (Guarded(kernel, 1), Guarded("portable", 1)):
+            call = engine.grouped_matmul if product == "forward" else engine.grouped_matmul_backward_x
+            out = call(rule, x, w, [0, 40]) if product == "forward" else call(rule, [(x, w)], [0, 40])
+            got.append((out, engine.tiers))
+        assert differing_bits(got[0][0], got[1][0]) == 0
+        assert got[0][1] == got[1][1] and min(got[0][1][1:3]) > 5
+
+
+@each_kernel
 def test_counters_name_the_function_and_the_kernel(kernel):
     engine, rule = kernels.load(kernel, 1), Rule("chain", "float32")
     case = Case(wide, rule, (2, 1), 3, 4)
