@@ -40,16 +40,7 @@ double refmoe_norm_above(double squares)
 
 /* ---- grid test ---- */
 
-static int lowest_bit(float x, int none)
-{
-    uint32_t bits = bits_of_float(x), field = bits >> 23 & 0xFF, fraction = bits & 0x7FFFFF;
-    uint32_t significand = field ? fraction | 0x800000 : fraction;
-    return significand ? __builtin_ctz(significand) + (int)(field ? field : 1) - 150 : none;
-}
-
-enum { GRID_RUN = 64 };
-
-/* lowest_bit of `count` numbers and their greatest magnitude, without a branch: the bit alone, as a float, has the
+/* The lowest bit of `count` numbers and their greatest magnitude, without a branch: the bit alone, as a float, has the
    exponent that is wanted. */
 static void widen_run(struct grid *grid, int count, const float *x)
 {
@@ -69,24 +60,13 @@ static void widen_run(struct grid *grid, int count, const float *x)
     grid->largest = size > grid->largest || size != size ? size : grid->largest;
 }
 
-static void widen(struct grid *grid, float x)
-{
-    int quantum = lowest_bit(x, grid->quantum);
-    double size = magnitude(x);
-    if (quantum < grid->quantum)
-        grid->quantum = quantum;
-    if (size > grid->largest)
-        grid->largest = size;
-}
-
-/* What vectors take together, widened or gathered over their steps; and what is too little for them. */
-enum { GRID_RUN = 256, GRID_FEW = 64 };
+/* What vectors take together, widened or gathered over their steps. */
+enum { GRID_RUN = 256 };
 
 static void span(const struct kernel *kernel, int64_t count, const float *x, struct grid *grid)
 {
     int64_t done = kernel->span ? kernel->span(count, x, grid) : 0;
-    for (; done < count; done++)
-        widen(grid, x[done]);
+    widen_run(grid, (int)(count - done), x + done);
 }
 
 static void span_steps(const struct kernel *kernel, int64_t count, const char *v, int format, int64_t step,
@@ -113,10 +93,7 @@ struct grid refmoe_grid(const struct kernel *kernel, int count, const struct vec
         const char *x = second ? v->b : v->a;
         int format = second ? v->b_format : v->a_format;
         int64_t step = second ? v->b_step : v->a_step;
-        if (v->length > GRID_FEW)
-            span_steps(kernel, v->length, x, format, step, &grid);
-        for (int64_t k = 0; k < v->length && v->length <= GRID_FEW; k++)
-            widen(&grid, number_at(x, format, k * step));
+        span_steps(kernel, v->length, x, format, step, &grid);
     }
     return grid;
 }
@@ -141,9 +118,9 @@ static int on_grid(const struct terms *terms, const struct grid *row, const stru
     if (row->largest == 0 || col->largest == 0)
         rest.quantum = INT32_MAX / 4;
     if (terms->bias)
-        widen(&rest, *terms->bias), sum += magnitude(*terms->bias);
+        widen_run(&rest, 1, terms->bias), sum += magnitude(*terms->bias);
     if (terms->acc)
-        widen(&rest, *terms->acc), sum += magnitude(*terms->acc);
+        widen_run(&rest, 1, terms->acc), sum += magnitude(*terms->acc);
     return rest.quantum > 512 || sum * (1 + 0x1p-40) < power_of_two(rest.quantum + 53);
 }
 
