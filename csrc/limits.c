@@ -248,7 +248,7 @@ double refmoe_limit_tile(int kernel, int profile, int lanes, int threads, int64_
 
 /* ---- bytes from memory ---- */
 
-enum { LINE = 64, AHEAD = 1024, MAX_STREAMS = 8 };
+enum { LINE = 64, AHEAD = 4096, MAX_STREAMS = 8 };
 
 typedef uint64_t line __attribute__((vector_size(LINE), aligned(8), may_alias));
 
@@ -264,7 +264,7 @@ static void read_streams(const char *from, int64_t lines, const int streams, lin
     for (int64_t i = 0; i < each; i++)
         for (int s = 0; s < streams; s++) {
             const char *at = from + (s * each + i) * LINE;
-            __builtin_prefetch(at + AHEAD, 0, 3);
+            __builtin_prefetch(at + AHEAD, 0, 2); /* into the second cache: the first has too few places to wait in */
             sum[s] ^= *(const line *)at;
         }
     for (int64_t i = streams * each; i < lines; i++)

@@ -8,7 +8,7 @@ from .children import Child, ChildFailed
 # Contestants besides refmoe: whether the peers' Python is needed, and what the environment is varied by.
 PEERS = {"numpy loop": (False, "core types"), "torch dense": (True, None), "transformers": (True, None),
          "jax ragged_dot": (True, None), "ggml": (True, None), "onnxruntime": (True, None)}  # fmt: skip
-PAUSE = 0.02  # seconds between calls: the threads of the last one have stopped spinning
+PAUSE = 0.25  # seconds between calls: OpenBLAS's threads spin for 2^28 ticks, a tenth of a second, after theirs
 FEWEST = 3  # rounds, unless they take this many times what a contestant may take altogether:
 FAR_BEYOND = 4
 
