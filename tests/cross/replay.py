@@ -91,7 +91,7 @@ def hard_triples(rule):
 def cases(rule, whole=True):
     """(name, case) of a rule."""
     yield from ordinary(rule)
-    yield from of_sizes(rule, sorted(TILES[rule.profile])[:: 1 if whole else 2])
+    yield from of_sizes(rule, sorted(TILES[rule.profile])[:: 1 if whole else 3])
     yield from addends(rule)
     if whole and rule.format in ("float32", "float64"):
         yield from long_sums(rule)
@@ -137,7 +137,9 @@ def write(path, whole=True):
             for name, case in cases(rule, whole):
                 file.write(encode(group, name, rule, case))
                 count += 1
-            for name, case in of_codes(rule) if rule.profile != "float64" else ():
+            # In a slice once a profile: what is read and what is stored are two questions.
+            formats = ("float32", "bf16", "fp16") if whole else ("float32",)
+            for name, case in of_codes(rule) if rule.format in formats else ():
                 file.write(encode(f"{group} of 16 bits", name, rule, case))
                 count += 1
     return count
