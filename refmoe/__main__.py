@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 
-STORES = {"f32": "float32", "bf16": "bf16", "f16": "fp16", "f64": "float64"}
+from refmoe.golden.command import count
+
 REFUSALS = (ValueError, TypeError, ImportError, OSError, MemoryError, ArithmeticError, RuntimeError)
 
 
@@ -70,7 +71,7 @@ def parser():
     vectors.add_argument("--check", action="store_true", help="write nothing; fail when the files are stale")
     gradients = _add(commands, "gradients", run_gradients, "check every gradient of a preset by complex step")
     gradients.add_argument("preset")
-    gradients.add_argument("--seed", type=_count, default=0)
+    gradients.add_argument("--seed", type=count, default=0)
     return top
 
 
@@ -81,29 +82,10 @@ def _add(commands, name, run, text):
 
 
 def _add_golden(commands):
+    from refmoe.golden.command import add_arguments
+
     golden = _add(commands, "golden", run_golden, "compute one layer and write a golden bundle of it")
-    golden.add_argument("preset", nargs="?", help="the layer of a real model (see `refmoe presets`)")
-    golden.add_argument("--config", metavar="FILE", help="a configuration in JSON instead of a preset")
-    golden.add_argument("--checkpoint", metavar="DIR", help="a layer of a Hugging Face checkpoint instead of a preset")
-    golden.add_argument("--layer", type=_count, metavar="N", help="which layer of --checkpoint, from 0")
-    golden.add_argument(
-        "--scale", choices=("full", "minimal"), default="full", help="the preset's sizes (default: full)"
-    )
-    golden.add_argument("--tokens", type=_count, help="number of tokens (default: 64, or what --inputs holds)")
-    golden.add_argument("--profile", choices=("exact", "chain", "float64"), default="exact")
-    golden.add_argument("--store", choices=STORES, help="storage format (default: f32, or f64 with profile float64)")
-    golden.add_argument("--no-backward", action="store_true", help="leave out the gradients")
-    golden.add_argument("--seed", type=_count, default=0, help="seed of the recipes (default: 0)")
-    golden.add_argument(
-        "--inputs", metavar="FILE", help="x and any weights by name, as .safetensors or .npz; the rest by recipe"
-    )
-    golden.add_argument("--layout", choices=("out_in", "in_out"), default="out_in", help="axes of your expert weights")
-    golden.add_argument("--gate-up", choices=("separate", "concatenated", "interleaved"), default="separate",
-                        help="how your w_gate_up joins gate and up")  # fmt: skip
-    golden.add_argument("--weights", metavar="SCHEME", help="quantise the expert matrices: fp8-block, mxfp4, nvfp4 ...")
-    golden.add_argument("--scale-rule", metavar="RULE", help="floor, up or even, for scales that are powers of two")
-    golden.add_argument("--force", action="store_true", help="replace an existing bundle")
-    golden.add_argument("--out", metavar="DIR", required=True, help="the bundle; it appears when all is done")
+    add_arguments(golden)
     _add_engine(golden)
 
 
@@ -123,93 +105,25 @@ def _add_compare(commands):
 
 def _add_engine(command):
     command.add_argument("--backend", choices=("auto", "c", "numpy"), default="auto")
-    command.add_argument("--threads", type=_count)
+    command.add_argument("--threads", type=count)
     command.add_argument("--kernel", help="a compiled kernel by name (see `refmoe kernels`)")
-
-
-def _count(text):
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"expected a whole number, not negative, got {text!r}")
-    return int(text)
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
 def run_golden(args):
-    import refmoe
-    from refmoe.golden import report, write_bundle
-    from refmoe.golden.inputs import prepare
-    from refmoe.golden.quantised import quantised_rows
+    """One layer, as a bundle."""
+    from refmoe.golden.command import run
 
-    num = refmoe.Numerics(profile=args.profile, store=STORES.get(args.store), backend=args.backend,
-                          threads=args.threads, kernel=args.kernel)  # fmt: skip
-    config, title, arrays = _case(args, num)
-    tokens, rows, stored = prepare(config, num, args.tokens, not args.no_backward, args.seed, arrays)
-    rows = quantised_rows(rows, args.weights, args.scale_rule)
-    written = write_bundle(args.out, config, num, refmoe.SPEC_VERSION, title, tokens, rows, stored, args.force, _say)
-    print(report.golden_report(written, config, num, args.out))
-    return 0
-
-
-def _case(args, num):
-    """(configuration, title, arrays by name): of a checkpoint's layer, a preset or a file, and of --inputs."""
-    own = _user_arrays(args)
-    if args.checkpoint is None:
-        if args.layer is not None:
-            raise ValueError("--layer: expected beside --checkpoint DIR, got it alone; leave it out")
-        return *_configuration(args), own
-    others = {"a preset": args.preset, "--config": args.config}
-    other = next((name for name, value in others.items() if value), None)
-    if other or args.layer is None:
-        wrong = f"{other} as well" if other else "no layer"
-        raise ValueError(f"--checkpoint: expected it with --layer N and nothing else that names a layer, got {wrong}")
-    from refmoe.models.checkpoint import read_layer
-    from refmoe.recipes import name_params
-
-    layer = read_layer(args.checkpoint, args.layer)
-    _say("")
-    print(*layer.notes, sep="\n", file=sys.stderr)
-    floats = {name: a for name, a in name_params(layer.params).items() if not callable(a) and a.dtype.kind == "f"}
-    named = name_params(layer.params) | {name: a.astype(num.dtype) for name, a in floats.items()}
-    both = sorted(named.keys() & own.keys())
-    if both:
-        raise ValueError(f"--inputs: expected no parameters beside --checkpoint, got {both[0]!r}; leave it out")
-    return layer.config, layer.title, named | own
-
-
-def _configuration(args):
-    """(configuration, title) of a preset or of a file, exactly one of which must be given."""
-    import refmoe
-
-    if (args.preset is None) == (args.config is None):
-        raise ValueError(
-            "golden: expected a preset or --config FILE, got " + ("both" if args.preset else "neither") + "; give one"
-        )
-    if args.config:
-        return refmoe.MoEConfig.from_json(args.config), "own configuration"
-    return refmoe.load_preset(args.preset, scale=args.scale), f"{args.preset} ({args.scale} scale)"
-
-
-def _user_arrays(args):
-    from refmoe.golden.arrays import house_layout, load_arrays
-
-    return house_layout(load_arrays(args.inputs), args.layout, args.gate_up) if args.inputs else {}
+    return run(args, _say)
 
 
 def run_check(args):
-    import refmoe
-    from refmoe.golden import BundleError, check_bundle, report
+    """A bundle, made again."""
+    from refmoe.golden.command import check
 
-    try:
-        checked = check_bundle(args.directory, refmoe.SPEC_VERSION, args.backend, args.threads, args.kernel, _say)
-        _say("")
-    except BundleError as error:
-        _say("")
-        print(f"refmoe: {error}", file=sys.stderr)
-        return error.code
-    print(report.check_report(checked, args.directory), file=sys.stderr if checked.differences else sys.stdout)
-    return 1 if checked.differences else 0
+    return check(args, _say)
 
 
 def run_compare(args):

@@ -68,8 +68,9 @@ class Reader(NamedTuple):
 
     path: Path
     entries: dict  # name -> Entry
-    header: bytes  # the JSON text as it stands in the file, padding included
+    header: bytes  # the JSON text as it stands in the file, padding included; empty for containers without one
     descriptor: int
+    start: int  # where in the file the buffer begins
 
     def blocks(self, name):
         """The bytes of a tensor, a mebibyte at a time: hashing a tensor never needs its size in memory."""
@@ -95,7 +96,7 @@ class Reader(NamedTuple):
         return self.entries[name]
 
     def _read(self, name, begin, end):
-        raw = os.pread(self.descriptor, end - begin, 8 + len(self.header) + begin)
+        raw = os.pread(self.descriptor, end - begin, self.start + begin)
         if len(raw) != end - begin:
             raise FileError(self.path, name, f"truncated: {len(raw)} bytes of {end - begin} could be read")
         return raw
@@ -125,18 +126,30 @@ def write_tensors(path, tensors):
     Instead of an array anything with `shape`, `dtype` and its parts along the first axis: one part is held at a time.
     Raises TypeError when an array is not of its element type: nothing is converted here.
     """
-    for name, (dtype, array) in tensors.items():
-        if array.dtype != DTYPES[dtype]:
-            raise TypeError(
-                f"{name}: expected elements of {DTYPES[dtype]} for {dtype}, got {array.dtype}; encode it first"
-            )
+    require_element_types(tensors)
     header = canonical_header({name: (dtype, array.shape) for name, (dtype, array) in tensors.items()})
-    with open(path, "wb") as file:
+    with written(path) as file:
         file.write(len(header).to_bytes(8, "little"))
         file.write(header)
         for name in sorted(tensors):
             for part in parts(tensors[name][1]):
                 file.write(element_bytes(part))
+
+
+def require_element_types(tensors):
+    """Raises TypeError unless every array (name -> (dtype, array)) has the element type of its dtype."""
+    for name, (dtype, array) in tensors.items():
+        if array.dtype != DTYPES[dtype]:
+            raise TypeError(
+                f"{name}: expected elements of {DTYPES[dtype]} for {dtype}, got {array.dtype}; encode it first"
+            )
+
+
+@contextmanager
+def written(path):
+    """A new file, on the disk when the block ends."""
+    with open(path, "wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
 
@@ -162,14 +175,21 @@ def open_tensors(path, max_header=MAX_HEADER, dtypes=DTYPES):
     Raises FileError: code 2 when the file cannot be opened, 1 when its content is wrong.
     """
     path = Path(path)
+    with opened(path) as (file, size):
+        header = _read_header(path, file, size, max_header)
+        start = 8 + len(header)
+        yield Reader(path, _entries(path, header, size - start, dtypes), header, file.fileno(), start)
+
+
+@contextmanager
+def opened(path):
+    """(file, its size). Raises FileError, code 2, when it cannot be opened."""
     try:
         file = open(path, "rb", buffering=0)
     except OSError as error:
         raise FileError(path, "", f"cannot be read ({error.strerror})", code=2) from None
     with file:
-        size = os.fstat(file.fileno()).st_size
-        header = _read_header(path, file, size, max_header)
-        yield Reader(path, _entries(path, header, size - 8 - len(header), dtypes), header, file.fileno())
+        yield file, os.fstat(file.fileno()).st_size
 
 
 def _read_header(path, file, size, max_header):

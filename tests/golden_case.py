@@ -8,6 +8,7 @@ import pytest
 
 import refmoe
 from refmoe.golden import BundleError, check_bundle, digests, manifest, write_bundle
+from refmoe.golden.bundle import Options
 from refmoe.golden.inputs import prepare
 from refmoe.safetensors import open_tensors, write_tensors
 
@@ -20,14 +21,16 @@ def tiny(**sections):
     )
 
 
-def write(directory, config=None, arrays=None, tokens=5, backward=True, seed=0, force=False, **numerics):
-    """A bundle of a tiny case."""
+def write(directory, config=None, arrays=None, tokens=5, backward=True, seed=0, force=False, **more):
+    """A bundle of a tiny case; more: fields of Options, and of Numerics."""
+    options = Options(**{name: more.pop(name) for name in Options._fields if name in more})
     config = config or tiny()
-    num = refmoe.Numerics(**{"backend": "numpy", **numerics})
+    num = refmoe.Numerics(**{"backend": "numpy", **more})
     if arrays and "x" in arrays:
         tokens = None
     tokens, rows, stored = prepare(config, num, tokens, backward, seed, arrays or {})
-    return write_bundle(directory, config, num, refmoe.SPEC_VERSION, "tiny", tokens, rows, stored, force)
+    case = config, num, refmoe.SPEC_VERSION, "tiny", tokens, rows, stored
+    return write_bundle(directory, *case, force, options=options)
 
 
 def check(directory, **options):

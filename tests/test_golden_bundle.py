@@ -188,7 +188,7 @@ def test_force_replaces_bundles_and_nothing_else(tmp_path):
     assert (tmp_path / "b" / "thesis.tex").exists() and (tmp_path / "c.partial" / "thesis.tex").exists()
 
 
-@pytest.mark.parametrize("step", ["write_tensors", "write_text", "make_manifest", "compute"])
+@pytest.mark.parametrize("step", ["held_tensors", "write_text", "make_manifest", "compute"])
 @pytest.mark.parametrize(
     "error", [OSError("disk full"), KeyboardInterrupt(), MemoryError()], ids=lambda e: type(e).__name__
 )

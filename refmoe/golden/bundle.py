@@ -7,14 +7,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from ..safetensors import write_tensors
+from .containers import CONTAINERS, FILES
 from .digests import SAMPLE_COUNT, sample_stride, tensor_digest
 from .inputs import is_expert_tensor, make_inputs
 from .manifest import SCHEMA, canonical, hexed, sealed, write_text
 from .run import SIZE_LIMIT, compute, stage_of
+from .storage import held_name
 from .weights import maker_pool
 
-MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
+MANIFEST = "manifest.json"
+
+
+class Options(NamedTuple):
+    """How a bundle is written. container: safetensors, npz or raw."""
+
+    container: str = "safetensors"
+
 
 
 class Written(NamedTuple):
@@ -25,14 +33,15 @@ class Written(NamedTuple):
     seconds: dict
 
 
-def write_bundle(directory, config, num, spec_version, title, tokens, rows, stored=None, force=False, say=None):
+def write_bundle(directory, config, num, spec_version, title, tokens, rows, stored=None, force=False, say=None,
+                 options=None):  # fmt: skip
     """Computes a case and writes its bundle to `directory`, which appears by one rename when all is done.
 
     rows: `inputs.recipe_rows(...)`, with {"source": "stored"} for what `stored` (name -> carrier) supplies.
     say: called with the name of each step. Raises ValueError if the directory exists (and not force); whatever fails,
     nothing half done is left.
     """
-    directory = Path(directory)
+    directory, options = Path(directory), options or Options()
     _require_place(directory, force)
     clock = _Clock(say)
     clock.start("inputs")
@@ -41,7 +50,7 @@ def write_bundle(directory, config, num, spec_version, title, tokens, rows, stor
         made = list(compute(config, inputs, num, clock.start))
         clock.start("writing")
         manifest = make_manifest(config, num, spec_version, title, tokens, rows, made)
-        write_tensors(partial / TENSORS, {stored_name(m): (m.dtype, m.codes) for m in made if m.codes is not None})
+        CONTAINERS[options.container].write(partial, held_tensors(made))
         write_text(partial / MANIFEST, canonical(manifest))
     clock.start("")
     load = next(m.codes for m in made if m.name == "plan.assigned_per_expert")
@@ -102,7 +111,7 @@ def _require_place(directory, force):
 def _require_bundle(directory):
     """What is replaced must be a bundle, and nothing else that may lie in the way."""
     odd = (
-        sorted(p.name for p in directory.iterdir() if p.name not in (MANIFEST, TENSORS))
+        sorted(p.name for p in directory.iterdir() if p.name not in {MANIFEST, *FILES})
         if directory.is_dir()
         else ["a file"]
     )
@@ -112,9 +121,9 @@ def _require_bundle(directory):
         )
 
 
-def stored_name(made):
-    """The name in tensors.safetensors."""
-    return made.name + ".sample" if made.kind == "sample" else made.name
+def held_tensors(made):
+    """name in the file -> (dtype, elements) of what is stored of a computed case."""
+    return {held_name(m.name, m.kind): (m.dtype, m.codes) for m in made if m.codes is not None}
 
 
 def make_manifest(config, num, spec_version, title, tokens, rows, made):

@@ -37,15 +37,15 @@ def check_report(checked, directory):
     if not checked.differences:
         agreed = f"{name}: {checked.tensors} tensors recomputed, every bit agrees ({engine_line(checked.num)})"
         return f"{agreed}\ndigest   {checked.manifest['digest']}"
-    shown = [f"{directory}/{place(tensor)}: {message}" for tensor, message in checked.differences[:10]]
+    shown = [f"{directory}/{place(tensor, checked.file)}: {message}" for tensor, message in checked.differences[:10]]
     more = len(checked.differences) - len(shown)
     head = f"{name}: {len(checked.differences)} of {checked.tensors} tensors differ, first in the order of computation:"
     return "\n".join([head, *shown] + ([f"and {more} more"] if more else []))
 
 
-def place(tensor):
+def place(tensor, file):
     """File and tensor, as messages name them."""
-    return f"tensors.safetensors: tensor {tensor!r}" if tensor else "manifest.json"
+    return f"{file}: tensor {tensor!r}" if tensor else "manifest.json"
 
 
 def load_chart(counts):

@@ -8,14 +8,15 @@ import numpy as np
 
 from ..config import MoEConfig
 from ..numerics import STORES, Numerics
-from ..safetensors import DTYPES, canonical_header, open_tensors
-from .bundle import MANIFEST, TENSORS, make_manifest, tensor_row
+from .bundle import MANIFEST, make_manifest, tensor_row
+from .containers import find_container
 from .digests import from_codes, sha256
 from .errors import BundleError
 from .inputs import make_inputs
 from .manifest import read_manifest
 from .packed import SOURCE, read_packed
 from .run import compute
+from .storage import held_layout, held_name
 from .weights import maker_pool
 
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
@@ -28,6 +29,7 @@ class Checked(NamedTuple):
     differences: list
     tensors: int
     num: Numerics
+    file: str  # that holds the tensors
 
 
 def check_bundle(directory, spec_version, backend="auto", threads=None, kernel=None, say=None):
@@ -36,20 +38,15 @@ def check_bundle(directory, spec_version, backend="auto", threads=None, kernel=N
     Raises BundleError (code 1: altered, truncated, incomplete; 2: unreadable, other SPEC_VERSION), ValueError and
     ImportError for a backend that is not to be had.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise BundleError(directory, "", "is not a directory that can be read", code=2)
-    manifest = read_manifest(directory / MANIFEST, spec_version)
-    with open_tensors(directory / TENSORS) as reader:
-        check_payload(reader, manifest, directory / MANIFEST)
-        config, profile, store = _case(manifest, directory / MANIFEST)
+    with open_bundle(directory, spec_version) as (manifest, reader), maker_pool() as pool:
+        path = Path(directory) / MANIFEST
+        config, profile, store = _case(manifest, path)
         num = Numerics(profile=profile, store=store, backend=backend, threads=threads, kernel=kernel)
-        with maker_pool() as pool:
-            made = list(_recomputed(config, num, manifest, reader, pool, directory / MANIFEST, say))
+        made = list(_recomputed(config, num, manifest, reader, pool, path, say))
         found = list(_differences(made, manifest, reader))
         if not found and _remade(config, num, manifest, made) != manifest:
             found = [("", "the manifest is not the one that its case makes")]
-        return Checked(manifest, found, len(made), num)
+        return Checked(manifest, found, len(made), num, reader.path.name)
 
 
 @contextmanager
@@ -58,13 +55,8 @@ def open_case(directory, spec_version, backend="auto", threads=None, kernel=None
 
     Raises BundleError as `check_bundle` does.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise BundleError(directory, "", "is not a directory that can be read", code=2)
-    path = directory / MANIFEST
-    manifest = read_manifest(path, spec_version)
-    with open_tensors(directory / TENSORS) as reader, maker_pool() as pool:
-        check_payload(reader, manifest, path)
+    with open_bundle(directory, spec_version) as (manifest, reader), maker_pool() as pool:
+        path = Path(directory) / MANIFEST
         config, profile, store = _case(manifest, path)
         num = Numerics(profile=profile, store=store, backend=backend, threads=threads, kernel=kernel)
         try:
@@ -74,50 +66,39 @@ def open_case(directory, spec_version, backend="auto", threads=None, kernel=None
         yield manifest, config, num, inputs
 
 
-def check_payload(reader, manifest, manifest_path):
-    """The file holds exactly the tensors of the manifest, in canonical form, with the digests it states."""
+@contextmanager
+def open_bundle(directory, spec_version):
+    """(manifest, reader) of a bundle in any container, once every byte is known to be the manifest's.
+
+    `reader.entries` has the tensors by their names in the file, `reader.codes(name)` their elements.
+    Raises BundleError.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise BundleError(directory, "", "is not a directory that can be read", code=2)
+    manifest = read_manifest(directory / MANIFEST, spec_version)
+    layout = _layout(manifest, directory / MANIFEST)
+    shapes = {name: (dtype, shape) for name, (_, dtype, shape) in layout.items()}
+    with find_container(directory).opened(directory, shapes) as reader:
+        check_payload(reader, layout)
+        yield manifest, reader
+
+
+def _layout(manifest, path):
     try:
-        digests = {row["name"]: row for row in manifest["tensors"]}
-        layout = {
-            _stored_name(row): _stored_layout(row) for row in manifest["tensors"] if row["storage"]["kind"] != "recipe"
-        }
-        header = canonical_header(layout)
+        return held_layout(manifest["tensors"])
     except MALFORMED as error:
-        raise BundleError(
-            manifest_path, "", f"its list of tensors is malformed ({type(error).__name__}: {error})"
-        ) from None
-    for name in sorted(layout.keys() | reader.entries.keys()):
-        _check_entry(reader, name, layout)
-    if reader.header != header:
-        raise BundleError(reader.path, "", "altered: its header is not the canonical one")
+        raise BundleError(path, "", f"its list of tensors is malformed ({type(error).__name__}: {error})") from None
+
+
+def check_payload(reader, layout):
+    """Every tensor of the file has the digest that its row of the manifest states."""
     for name in sorted(layout):
-        row = digests[name.removesuffix(".sample")]
-        found = file_digest(reader, name, row["digest_of"] == "experts" and row["storage"]["kind"] == "stored")
-        wanted = row["storage"]["sha256"] if row["storage"]["kind"] == "sample" else row["sha256"]
-        if found != wanted:
+        row = layout[name][0]
+        whole = row["storage"]["kind"] == "stored"
+        found = file_digest(reader, name, whole and row["digest_of"] == "experts")
+        if found != (row["sha256"] if whole else row["storage"]["sha256"]):
             raise BundleError(reader.path, name, "altered: its bytes do not have the digest of the manifest")
-
-
-def _stored_name(row):
-    return row["name"] + ".sample" if row["storage"]["kind"] == "sample" else row["name"]
-
-
-def _stored_layout(row):
-    dtype, shape = row["dtype"], tuple(row["shape"])
-    if dtype not in DTYPES or not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError(f"{row['name']}: dtype {dtype!r}, shape {row['shape']!r}")
-    return (dtype, (int(row["storage"]["count"]),)) if row["storage"]["kind"] == "sample" else (dtype, shape)
-
-
-def _check_entry(reader, name, layout):
-    if name not in layout:
-        raise BundleError(reader.path, name, "the manifest does not know this tensor")
-    entry = reader.entry(name)
-    if (entry.dtype, entry.shape) != layout[name]:
-        dtype, shape = layout[name]
-        raise BundleError(
-            reader.path, name, f"expected {dtype} {list(shape)} by the manifest, got {entry.dtype} {list(entry.shape)}"
-        )
 
 
 def file_digest(reader, name, by_expert):
@@ -182,7 +163,7 @@ def _remade(config, num, manifest, made):
 def _first_difference(made, reader):
     if not isinstance(made.codes, np.ndarray):
         return "its recomputed digest differs"
-    name = made.name + ".sample" if made.kind == "sample" else made.name
+    name = held_name(made.name, made.kind)
     found = reader.codes(name).reshape(-1)
     wanted = np.ascontiguousarray(made.codes).reshape(-1)
     bits = np.dtype(f"u{wanted.dtype.itemsize}")
