@@ -58,7 +58,7 @@ def test_a_bundle_in_another_container_is_a_case_to_test_against(tmp_path, name)
     with open_bundle(tmp_path / "b", refmoe.SPEC_VERSION) as (_, reader):
         y = reader.codes("y")
     assert_conforms(tmp_path / "b", {"y": y})
-    with pytest.raises(AssertionError, match="y is wrong|wrong"):
+    with pytest.raises(AssertionError, match=r"wrong"):
         assert_conforms(tmp_path / "b", {"y": y * np.float32(1.5)})
 
 

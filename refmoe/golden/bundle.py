@@ -24,7 +24,6 @@ class Options(NamedTuple):
     container: str = "safetensors"
 
 
-
 class Written(NamedTuple):
     """What a run left behind: the manifest, the tokens each expert got, and seconds by step."""
 
