@@ -9,6 +9,7 @@ from ..numerics import Numerics
 from ..recipes import generate
 from ..safetensors import element_bytes
 from .cases import CHAPTERS, Recipe, run
+from .classes import class_of, measure
 from .digests import sha256, stored_dtype
 from .manifest import hex_float, hexed
 
@@ -87,7 +88,24 @@ def _written(number, case):
         "inputs": {name: written_tensor(value) for name, value in case.inputs.items()},
         "expected": expected,
         "result": "invalid" if case.refused else "valid",
-    } | ({"options": case.options} if case.options else {})
+    } | ({"options": case.options} if case.options else {}) | _class(case, expected)
+
+
+def _class(case, expected):
+    """exact, rounded or invalid; the formats of the first, the chains and magnitudes of the second; margins."""
+    if case.refused:
+        return {"class": class_of(case.refused, ())}
+    exact_in, stages, margins = measure(case, arrays_of(case, Numerics(case.profile, case.store, backend="numpy")))
+    said = {"class": class_of("", exact_in)}
+    chains = {} if exact_in else {name: _chain(stage, expected[name]) for name, stage in stages.items()}
+    said |= {"exact_in": list(exact_in)} if exact_in else {"sums": chains} if chains else {}
+    return said | ({} if margins is None else {"margins": written_tensor(margins)})
+
+
+def _chain(stage, expected):
+    """The longest sum of a stage, and the magnitudes beside values that stand in the file."""
+    said = {"terms": stage.terms}
+    return said | ({"magnitude": written_tensor(stage.magnitude)} if "values" in expected else {})
 
 
 def outcome(case, backend="numpy", kernel=None):

@@ -21,7 +21,7 @@ from ..compare.verdicts import PASSED, SUSPICIOUS
 from ..golden.bundle import MANIFEST
 from ..golden.verify import open_case
 from .arrays import read_array
-from .vectors import Case, cases, find_case, judge_vector, results
+from .vectors import Case, bugs, cases, find_case, judge_vector, results
 
 __all__ = ["Case", "assert_conforms", "cases", "find_case"]
 
@@ -31,7 +31,8 @@ def assert_conforms(case, got, accumulator=None, rigorous=False):
 
     case: a Case, its id ("experts/7"), or the directory of a golden bundle. got: name -> array, or one array where the
     case makes one; partial results are judged as far as they go. accumulator: how your sums are rounded (spec 7.12);
-    by default "f32", or "f64" where the case is in binary64. rigorous: accept what is only suspicious.
+    by default "f32", or "f64" where the case is in binary64. An exact case is held to every bit (spec 7.10).
+    rigorous: accept what is only suspicious.
     Raises ValueError or TypeError for names, shapes or types that do not fit.
     """
     if not isinstance(case, Case) and (Path(case) / MANIFEST).is_file():
@@ -42,7 +43,8 @@ def assert_conforms(case, got, accumulator=None, rigorous=False):
     bad = [v for v in verdicts if v.verdict != PASSED and not (rigorous and v.verdict == SUSPICIOUS)]
     if bad:
         said = [f"{v.name} is {v.verdict}: {place(v)}" for v in bad]
-        raise AssertionError("\n".join([f"{case.id}: {case.comment}", *said, f"flags: {', '.join(case.flags)}"]))
+        flags = [f"flag {flag}: {bug}" for flag, bug in bugs(case)]
+        raise AssertionError("\n".join([f"{case.id}, {case.kind}: {case.comment}", *said, *flags]))
 
 
 def _named(got, names):

@@ -1,6 +1,7 @@
 """The committed vectors as cases: what a kernel is given, and the judgement of what it made.   Spec 7.13"""
 
 from copy import deepcopy
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..compare.tracking import Tracking
 from ..compare.verdicts import judge
 from ..config import MoEConfig
 from ..golden.cases import CALLS, CHAPTERS
+from ..golden.classes import class_of, held_to_every_bit, measure
 from ..golden.vectors import arrays_of
 from ..numerics import Numerics
 
@@ -32,8 +34,24 @@ class Case(NamedTuple):
     comment: str
     refused: str  # for input that must be refused: what the refusal must name
 
+    @property
+    def exact_in(self):
+        """The formats in which every correct kernel makes every bit (spec 7.10); () if there is none."""
+        return () if self.refused else _measure(self.id).exact_in
+
+    @property
+    def kind(self):
+        """The class of the case: "exact", "rounded" or "invalid"."""
+        return class_of(self.refused, self.exact_in)
+
     def __str__(self):
         return self.id
+
+
+@lru_cache(maxsize=1024)
+def _measure(case_id):
+    case = find_case(case_id)
+    return measure(case, case.inputs)
 
 
 def cases(chapter=None, call=None, invalid=False):
@@ -55,12 +73,23 @@ def find_case(case_id):
     return found[0]
 
 
+def bugs(case):
+    """(flag, the bug that it names) of each flag of a case."""
+    chapter = case.id.partition("/")[0]
+    return [(flag, CHAPTERS[chapter].NOTES[flag][0]) for flag in case.flags]
+
+
 def _of_chapter(chapter):
-    for number, case in enumerate(CHAPTERS[chapter].cases(), start=1):
+    for number, case in enumerate(_written(chapter), start=1):
         num = Numerics(profile=case.profile, store=case.store, backend="numpy")
         yield Case(f"{chapter}/{number}", case.call, deepcopy(case.config or {}), case.profile, case.store,
-                   arrays_of(case, num), dict(case.options or {}), tuple(case.flags), case.comment,
+                   deepcopy(arrays_of(case, num)), dict(case.options or {}), tuple(case.flags), case.comment,
                    case.refused or "")  # fmt: skip
+
+
+@lru_cache(maxsize=len(CHAPTERS))
+def _written(chapter):
+    return list(CHAPTERS[chapter].cases())
 
 
 def judge_vector(case, mine, accumulator=None):
@@ -90,7 +119,8 @@ def _made(case, num):
 def _verdict(case, name, got, law, num, row):
     if got.values.shape != law.shape:
         raise ValueError(f"{case.id}: {name}: expected shape {law.shape}, got {got.values.shape}")
-    if law.dtype.kind != "f" or not is_made(law):
+    exact = law.dtype.kind == "f" and held_to_every_bit(case.exact_in, got.dtype, row.name, case.store)
+    if exact or law.dtype.kind != "f" or not is_made(law):
         wanted = np.asarray(law, got.values.dtype)
         differ = (got.values != wanted) & ~((got.values != got.values) & (wanted != wanted))
         return flat_verdict(name, got, differ)
