@@ -27,8 +27,8 @@ PYTHON = sys.executable
 CHAPTER = HERE.parents[1] / "spec/7-golden.md"
 BUNDLES = {"f32": ["--seed", "3"], "bf16": ["--store", "bf16"]}
 TOKENS = 64
-# All that a Python consumer is asked, in one process, since its library takes seconds to load: first values, and of each
-# bundle the inputs, as bytes, and its own verdict.
+# All that a Python consumer is asked, in one process, since its library takes seconds to load: first values, and for
+# each bundle the inputs, as bytes, and its own verdict.
 PYTHON_DRIVER = """
 import json, sys, numpy, {module} as consumer
 def floats(made):
