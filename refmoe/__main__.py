@@ -58,6 +58,7 @@ def parser():
     _add_golden(commands)
     _add_check(commands)
     _add_compare(commands)
+    _add_export(commands)
     presets = _add(commands, "presets", run_presets, "list the layers of real models, or where one's fields were read")
     presets.add_argument("preset", nargs="?", help="one of them: each field with its source")
     fields = _add(commands, "fields", run_fields, "list the fields of the configuration")
@@ -103,6 +104,12 @@ def _add_compare(commands):
     _add_engine(compare)
 
 
+def _add_export(commands):
+    from refmoe.golden.exports.command import add_arguments
+
+    add_arguments(_add(commands, "export", run_export, "write a golden bundle in a form that others read"))
+
+
 def _add_engine(command):
     command.add_argument("--backend", choices=("auto", "c", "numpy"), default="auto")
     command.add_argument("--threads", type=count)
@@ -132,6 +139,14 @@ def run_compare(args):
     from refmoe.compare.command import run
 
     return run(args, refmoe.SPEC_VERSION, _say)
+
+
+def run_export(args):
+    """A bundle in another form."""
+    import refmoe
+    from refmoe.golden.exports.command import run
+
+    return run(args, refmoe.SPEC_VERSION)
 
 
 def _add_params(commands):

@@ -172,13 +172,15 @@ def examine_python(consumer, folder, bundles):
     code = PYTHON_DRIVER.format(module=Path(consumer.source).stem)
     asked = [case for *case, _ in first_values()], [(b, str(bundles[b]), a) for b, a in consumer.accumulators.items()]
     done = call([PYTHON, "-c", code, json.dumps(asked)], folder, "run", (0, 1))
+    complaint = done.stderr.decode()
+    if done.returncode and "AssertionError: NOT PASSED" not in complaint:
+        raise Broken(complaint[-2000:])
     said, cases = done.stdout.decode(), len(asked[0])
     check_values("".join(said.splitlines(keepends=True)[:cases]))
+    if done.returncode:
+        raise Refused(complaint[-2000:])
     for label in consumer.accumulators:
         check_inputs(bundles[label], lambda name, label=label: (folder / f"{label}.{name}").read_bytes())
-    if done.returncode:
-        complaint = done.stderr.decode()
-        raise (Refused if "AssertionError: NOT PASSED" in complaint else Broken)(complaint[-2000:])
 
 
 def examine_program(consumer, folder, bundles):
