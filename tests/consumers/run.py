@@ -59,7 +59,7 @@ class Consumer(NamedTuple):
     tool: list  # succeeds where the tool is there
     build: list
     run: list
-    judge: str  # "self" and "refmoe": by its exit status; "compare": `refmoe compare` reads what it wrote
+    judge: str  # "self", by its exit status; "compare", `refmoe compare` reads what it wrote; "refmoe" and "export"
     accumulators: dict  # bundle -> how its sums are rounded
     mistakes: dict  # what is wrong -> (file, a text that stands there once, what stands there instead)
 
@@ -92,6 +92,11 @@ CONSUMERS = {
         "jax_block.py", [PYTHON, "-c", "import jax"], [], [PYTHON, "jax_block.py"], "refmoe", {"f32": "f32"}, {
             CENTRE: ("jax_block.py", "131070", "131069"),
             "silu is left out": ("jax_block.py", "jax.nn.silu(ragged_dot", "(ragged_dot")}),
+    "trace set": Consumer(
+        "trace_set.py", [PYTHON, "-c", "import torch"], [], [PYTHON, "trace_set.py"], "export",
+        {"f32": "f64", "bf16": "f64"}, {
+            "gate and up are swapped": ("trace_set.py", '"reference"]', '"reference"].replace("up, gate", "gate, up")'),
+            "rows of the next expert": ("trace_set.py", '["reference"]', '["reference"].replace("b[e]", "b[e - 1]")')}),
 }  # fmt: skip
 
 # The one list of what may be skipped where its tool is missing, and why; a skip of anything else is an error.
@@ -172,13 +177,10 @@ def examine_python(consumer, folder, bundles):
     code = PYTHON_DRIVER.format(module=Path(consumer.source).stem)
     asked = [case for *case, _ in first_values()], [(b, str(bundles[b]), a) for b, a in consumer.accumulators.items()]
     done = call([PYTHON, "-c", code, json.dumps(asked)], folder, "run", (0, 1))
-    complaint = done.stderr.decode()
-    if done.returncode and "AssertionError: NOT PASSED" not in complaint:
-        raise Broken(complaint[-2000:])
-    said, cases = done.stdout.decode(), len(asked[0])
-    check_values("".join(said.splitlines(keepends=True)[:cases]))
-    if done.returncode:
-        raise Refused(complaint[-2000:])
+    values = done.stdout.decode().splitlines(keepends=True)[: len(asked[0])]
+    if values:
+        check_values("".join(values))
+    require_verdict(done)
     for label in consumer.accumulators:
         check_inputs(bundles[label], lambda name, label=label: (folder / f"{label}.{name}").read_bytes())
 
@@ -203,9 +205,25 @@ def examine_program(consumer, folder, bundles):
             raise Refused(refusal)
 
 
+def examine_export(consumer, folder, bundles):
+    """The definitions of an export compute what the bundle holds."""
+    for label, accumulator in consumer.accumulators.items():
+        export = [PYTHON, "-m", "refmoe", "export", bundles[label], "--to", "flashinfer-bench", label]
+        call(export, folder, "refmoe export")
+        require_verdict(call([*consumer.run, label, bundles[label], accumulator], folder, "run", (0, 1)))
+
+
+def require_verdict(done):
+    """Raises Refused or Broken for a Python program that assert_conforms ended, or something else."""
+    complaint = done.stderr.decode()
+    if done.returncode:
+        raise (Refused if "AssertionError: NOT PASSED" in complaint else Broken)(complaint[-2000:])
+
+
 def examine(consumer, folder, bundles):
     """Raises Refused unless recipes, inputs and verdicts are right; Broken if it does not come to a verdict."""
-    (examine_python if consumer.judge == "refmoe" else examine_program)(consumer, folder, bundles)
+    kinds = {"refmoe": examine_python, "export": examine_export}
+    kinds.get(consumer.judge, examine_program)(consumer, folder, bundles)
 
 
 def prove(name, consumer, folder, bundles):

@@ -2,7 +2,8 @@
 
     definitions/OP_TYPE/NAME.json    what is computed: axes, inputs, outputs, a reference in PyTorch
     workloads/OP_TYPE/NAME.jsonl     one line a workload: sizes, and where each input lies
-    blob/workloads/OP_TYPE/NAME/NAME_UUID.safetensors    the inputs, and the golden output beside them
+    blob/workloads/OP_TYPE/NAME/NAME_UUID.safetensors    the inputs; beside them the golden
+        output, under the bundle's name
 
 Two kinds: "moe", tokens and their given experts to the routed sum, and "grouped_gemm", rows sorted by expert times
 the matrices of the experts. Source: flashinfer-ai/flashinfer-bench, docs/flashinfer_trace and flashinfer_bench/data.
@@ -147,7 +148,8 @@ def _write_stage(root, manifest, stage):
     workloads = root / "workloads" / stage.op_type / f"{stage.name}.jsonl"
     for path in (blob, definition, workloads):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(blob, {name: made for name, _, made in [*stage.inputs, stage.output]})
+    held = {name: made for name, _, made in stage.inputs} | {stage.source: stage.output[2]}
+    write_tensors(blob, held)
     definition.write_text(json.dumps(_definition(stage), indent=2) + "\n", encoding="ascii")
     with open(workloads, "a", encoding="ascii") as file:
         file.write(json.dumps(_workload(stage, blob.relative_to(root).as_posix(), number)) + "\n")
