@@ -26,7 +26,7 @@ export OPENBLAS_NUM_THREADS ?= 2
 WORKERS := -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help build golden test smoke kernels vectors lint interop fuzz exhaustive digests cross lib example bench-peers size clean
+.PHONY: help build golden test smoke kernels vectors lint interop consumers fuzz exhaustive digests cross lib example bench-peers size clean
 
 help:
 	@echo "make golden      build, then write and verify $(GOLDEN): a full-size layer, forward and backward"
@@ -36,6 +36,7 @@ help:
 	@echo "make vectors     write spec/vectors again (they must not change unless SPEC_VERSION does)"
 	@echo "make lint        ruff"
 	@echo "make interop     compare with every block of transformers, in an environment of its own ($(PEERS))"
+	@echo "make consumers   bundles read, recomputed and judged in C, C++, JavaScript, PyTorch and JAX; wrong copies refused"
 	@echo "make fuzz        five minutes of layers drawn at random: every reading must agree"
 	@echo "make exhaustive  every float32 input of the functions of one variable: hours"
 	@echo "make digests     the full-size bundle under every kernel and thread count: one digest, minutes"
@@ -101,6 +102,12 @@ $(INTEROP)/.ready: Makefile pyproject.toml setup.py $(NATIVE)
 
 interop: $(INTEROP)/.ready
 	$(INTEROP)/bin/python -m pytest -q -o python_files='compare_*.py' tests/interop
+
+# JAX is not to be had everywhere; run.py says which consumers may be left out, and fails on any other.
+consumers: $(INTEROP)/.ready
+	$(INTEROP)/bin/python -c 'import jax' 2>/dev/null || \
+	  timeout 60 $(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check jax==0.10.2 || true
+	OMP_WAIT_POLICY=passive $(INTEROP)/bin/python tests/consumers/run.py
 
 bench-peers: $(RIVALS)/.ready
 

@@ -59,7 +59,7 @@ def generate(recipe, name, seed, exponent, shape):
 
 
 def inputs(bundle):
-    """What the manifest's recipes make, by name; and how many experts a token has."""
+    """What the manifest's recipes make: x and weights by name, d_y; and how many experts a token has."""
     manifest = json.loads(Path(bundle, "manifest.json").read_text())
     made = {}
     for tensor in manifest["tensors"]:
@@ -67,7 +67,7 @@ def inputs(bundle):
         if row:
             values = generate(row["recipe"], row["name"], row["seed"], row["exponent"], tensor["shape"])
             made[tensor["name"].removeprefix("params.")] = values
-    return made, manifest["config"]["top_k"]
+    return made, made.pop("d_y"), manifest["config"]["top_k"]
 
 
 def block(given, top_k):
@@ -82,8 +82,7 @@ def block(given, top_k):
 
 
 def verify(bundle, accumulator):
-    given, top_k = inputs(bundle)
-    d_y = given.pop("d_y")
+    given, d_y, top_k = inputs(bundle)
     y, back = jax.vjp(lambda given: block(given, top_k), given)
     (grads,) = back(d_y)
     named = {"grads.d_x" if name == "x" else f"grads.params.{name}": gradient for name, gradient in grads.items()}

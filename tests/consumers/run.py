@@ -38,7 +38,8 @@ for recipe, name, seed, exponent in cases:
     made = floats(consumer.generate(recipe, name, int(seed), int(exponent), (4,)))
     print(*(f"{{word:08x}}" for word in made.view(numpy.uint32)))
 for label, bundle, accumulator in bundles:
-    for name, made in consumer.inputs(bundle)[0].items():
+    given, d_y, _ = consumer.inputs(bundle)
+    for name, made in (given | dict(d_y=d_y)).items():
         floats(made).tofile(f"{{label}}." + ("" if name in ("x", "d_y") else "params.") + name)
     consumer.verify(bundle, accumulator)
 """

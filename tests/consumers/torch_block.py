@@ -56,7 +56,7 @@ def generate(recipe, name, seed, exponent, shape):
 
 
 def inputs(bundle):
-    """What the manifest's recipes make, by name, in the type of the case; and how many experts a token has."""
+    """What the manifest's recipes make: x and weights by name, d_y; and how many experts a token has."""
     manifest = json.loads(Path(bundle, "manifest.json").read_text())
     dtype = {"float32": torch.float32, "bf16": torch.bfloat16}[manifest["run"]["store"]]
     made = {}
@@ -65,7 +65,7 @@ def inputs(bundle):
         if row:
             values = generate(row["recipe"], row["name"], row["seed"], row["exponent"], tensor["shape"])
             made[tensor["name"].removeprefix("params.")] = values.to(dtype).requires_grad_()
-    return made, manifest["config"]["top_k"]
+    return made, made.pop("d_y"), manifest["config"]["top_k"]
 
 
 def block(x, w_router, w_gate, w_up, w_down, top_k):
@@ -81,8 +81,7 @@ def block(x, w_router, w_gate, w_up, w_down, top_k):
 
 def verify(bundle, accumulator):
     # --- five lines ---
-    given, top_k = inputs(bundle)  # x, d_y and the weights: the bundle's bits, by recipe
-    d_y = given.pop("d_y")
+    given, d_y, top_k = inputs(bundle)  # x and the weights, upstream gradient: the bundle's bits, by recipe
     y = block(**given, top_k=top_k)  # your kernel
     y.backward(d_y)
     grads = {"grads.d_x" if name == "x" else f"grads.params.{name}": t.grad for name, t in given.items()}
