@@ -1,0 +1,105 @@
+"""Causal attention with heads as groups of the grouped product, and back."""
+
+from math import sqrt
+from typing import NamedTuple
+
+import numpy as np
+
+from ...numerics import Named
+
+SOFTMAX = Named("softmax", lambda m, z, used: m.masked_softmax(z, m.real(used) == 1), 1.0)
+
+
+class Layout(NamedTuple):
+    """What all blocks of one batch share: B sequences of S tokens, H heads, R = B H S rows of S places each."""
+
+    shape: tuple  # (B, S, H, d)
+    offsets: object  # (B H + 1,), of the rows of a head
+    used: object  # (R, S) bool: a token sees itself and what stands before it
+    bias: object  # (H, S, S), None where positions are learned
+
+
+class AttentionRecord(NamedTuple):
+    q: object  # (R, d), scaled by 1 / sqrt(d)
+    k: object  # (B H, S, d)
+    v: object  # (B H, S, d)
+    logits: object  # (R, S); a place that is not used repeats the first one
+    weights: object  # (R, S)
+    context: object  # (T, D)
+    out: object  # (T, D)
+
+
+def make_layout(tokens, config, dtype):
+    """tokens (B, S) -> Layout"""
+    (B, S), H = tokens.shape, config.num_heads
+    used = np.tile(np.tril(np.ones((S, S), bool)), (B * H, 1))
+    bias = linear_bias(H, S).astype(dtype) if config.positions == "linear" else None
+    return Layout((B, S, H, config.head_size), np.arange(B * H + 1, dtype=np.int64) * S, used, bias)
+
+
+def linear_bias(num_heads, size):
+    """bias[h, i, j] = -2^-ceil(8 (h + 1) / H) (i - j): with 8 / H whole, the slopes of the paper.   Press et al. 2022
+
+    -> (H, S, S) float64, exact
+    """
+    exponents = -((8 * np.arange(1, num_heads + 1) + num_heads - 1) // num_heads)
+    distance = np.arange(size)[:, None] - np.arange(size)
+    return -np.ldexp(distance[None].astype(np.float64), exponents[:, None, None])
+
+
+def attention(x, params, layout, num):
+    """q, k, v = W x;  p = softmax(q k^T / sqrt(d) + bias) over the places up to one's own;  out = W_out (p v).
+
+    x (T, D) -> AttentionRecord
+    """
+    q, k, v = _heads(num.contract("qkv", x, params.w_qkv), layout)
+    q = q.reshape(-1, q.shape[-1]) * (1 / sqrt(q.shape[-1]))
+    logits = _masked(num.contract("attention_logits", q, k, layout.offsets), layout)
+    weights = num.evaluate("attention_weights", SOFTMAX, logits, layout.used, core=1)
+    context = _tokens([num.contract_backward_x("context", [(weights, v)], layout.offsets)], layout)
+    out = num.contract("attention_out", context, params.w_attention_out)
+    return AttentionRecord(q, k, v, logits, weights, context, out)
+
+
+def attention_backward(d_out, x, record, params, layout, num):
+    """d_out (T, D), x (T, D) -> d_x (T, D), dictionary of the parameters' gradients by name."""
+    q, k, v, _, weights, context, _ = record
+    offsets = layout.offsets
+    # out = W_out context
+    d_context = num.contract_backward_x("d_context", [(d_out, params.w_attention_out)])
+    d_w_out = num.contract_backward_w("d_w_attention_out", d_out, context)
+    d_context = _heads(d_context, layout)[0].reshape(q.shape)
+    # context = weights v
+    d_weights = num.contract("d_attention_weights", d_context, v, offsets)
+    d_v = num.contract_backward_w("d_v", weights, d_context, offsets)
+    # weights = softmax(logits)
+    d_logits = (d_weights - num.contract_rows("weights_along", d_weights, weights)[:, None]) * weights
+    # logits = q k^T + bias,   q = q' / sqrt(d)
+    d_q = num.contract_backward_x("d_q", [(d_logits, k)], offsets) * (1 / sqrt(q.shape[-1]))
+    d_k = num.contract_backward_w("d_k", d_logits, q, offsets)
+    # q', k, v = W x
+    d_qkv = _tokens([d_q, d_k, d_v], layout)
+    grads = {"w_qkv": num.contract_backward_w("d_w_qkv", d_qkv, x), "w_attention_out": d_w_out}
+    return num.contract_backward_x("d_attention_x", [(d_qkv, params.w_qkv)]), grads
+
+
+def _masked(logits, layout):
+    """With the bias; a place that is not used repeats the first one, which always is: none exceeds those used."""
+    B, S, H, _ = layout.shape
+    table = logits.reshape(B, H, S, S)
+    table = table if layout.bias is None else table + layout.bias
+    return np.where(layout.used[:S], table, table[..., :1]).reshape(-1, S)
+
+
+def _heads(rows, layout):
+    """(T, n D) -> (n, B H, S, d): token by token to head by head."""
+    B, S, H, d = layout.shape
+    parts = rows.reshape(B, S, -1, H, d).transpose(2, 0, 3, 1, 4)
+    return np.ascontiguousarray(parts).reshape(-1, B * H, S, d)
+
+
+def _tokens(parts, layout):
+    """n parts (R, d) -> (T, n D): head by head to token by token."""
+    B, S, H, d = layout.shape
+    rows = np.stack([part.reshape(B, H, S, d).transpose(0, 2, 1, 3) for part in parts], axis=2)
+    return rows.reshape(B * S, -1)
