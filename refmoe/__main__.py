@@ -66,6 +66,7 @@ def parser():
     fields.add_argument("--write", action="store_true", help="write them into README.md, spec/fields.md and the schema")
     _add_params(commands)
     _add_bench(commands)
+    _add_lab(commands)
     _add(commands, "info", run_info, "versions, backend and why, kernels, threads")
     _add(commands, "kernels", run_kernels, "list the compiled kernels and which of them can run here")
     vectors = _add(commands, "vectors", run_vectors, "write the small committed vectors")
@@ -173,6 +174,19 @@ def run_bench(args):
     from refmoe.bench.command import run
 
     return run(args, _say)
+
+
+def _add_lab(commands):
+    from refmoe.lab.command import add_arguments
+
+    add_arguments(_add(commands, "lab", run_lab, "run experiments on small layers: what a mixture of experts does"))
+
+
+def run_lab(args):
+    """Experiments."""
+    from refmoe.lab.command import run
+
+    return run(args)
 
 
 def run_presets(args):

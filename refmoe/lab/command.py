@@ -1,0 +1,92 @@
+"""`refmoe lab list`, `refmoe lab run`, `refmoe lab report`."""
+
+import argparse
+import os
+import sys
+
+from ..refusals import require
+from .progress import live
+from .runs import Interrupted, run_experiment
+from .settings import as_text, merged_settings, settings_for_all
+
+OUT = "out/lab"  # where runs go unless --out names another place
+
+
+def add_arguments(command):
+    """The arguments of `refmoe lab`."""
+    verbs = command.add_subparsers(metavar="VERB", required=True)
+    listing = verbs.add_parser("list", help="the experiments and their settings")
+    listing.set_defaults(verb=run_list)
+    run = verbs.add_parser("run", help="run an experiment, or all; goes on where it was interrupted")
+    run.add_argument("experiment", metavar="NAME", help="an id or a name of `refmoe lab list`, or all")
+    run.add_argument("--seeds", type=positive, metavar="N", help="seeds 0 to N - 1 (default: 5, with --quick 2)")
+    run.add_argument("--out", metavar="DIR", default=OUT, help=f"where the run's folder goes (default: {OUT})")
+    run.add_argument("--set", dest="words", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
+    run.add_argument("--quick", action="store_true", help="small sizes: does it work, not what comes out")
+    run.add_argument("--jobs", type=positive, metavar="N", help="processes (default: the processors allowed)")
+    run.set_defaults(verb=run_run)
+    report = verbs.add_parser("report", help="one page of all runs in a folder")
+    report.add_argument("--runs", metavar="DIR", default=OUT, help=f"the folder of the runs (default: {OUT})")
+    report.add_argument("--out", metavar="FILE", help="the page (default: report.html in that folder)")
+    report.set_defaults(verb=run_report)
+
+
+def positive(text):
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def run(args):
+    """Runs the verb; 0, or 130 after Ctrl-C."""
+    return args.verb(args)
+
+
+def run_list(args):
+    from .experiments import EXPERIMENTS
+
+    for e in EXPERIMENTS.values():
+        settings = " ".join(f"{name}={as_text(value)}" for name, value in e.settings.items())
+        print(f"{e.id:<4} {e.name:<18} {e.question}\n{'':24}{settings}")
+    print("\n`refmoe lab run NAME` runs one, `refmoe lab run all --quick` looks whether all work.")
+    return 0
+
+
+def run_run(args):
+    from .experiments import find_experiments
+
+    chosen = find_experiments(args.experiment)
+    words = settings_for_all(chosen, args.words) if len(chosen) > 1 else {chosen[0].id: args.words}
+    settings = {e.id: merged_settings(e, words[e.id], args.quick) for e in chosen}
+    _check_out(args.out)
+    seeds, jobs = range(args.seeds or (2 if args.quick else 5)), args.jobs or len(os.sched_getaffinity(0))
+    try:
+        for experiment in chosen:
+            _run_one(experiment, settings[experiment.id], seeds, args.out, jobs)
+    except Interrupted as interrupted:
+        print(f"refmoe: {interrupted}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _check_out(out):
+    there = os.path.isdir(out) if os.path.lexists(out) else True
+    require(there, ValueError, "--out", "a folder, or a name that is free", repr(out), "choose another")
+
+
+def _run_one(experiment, settings, seeds, out, jobs):
+    with live(f"{experiment.id} {experiment.name}") as progress:
+        results, why, folder = run_experiment(experiment, settings, seeds, out, jobs, progress)
+    print(f"{experiment.id}  {experiment.title}: {len(results['arms'])} arms, {len(seeds)} seeds, in {folder}")
+    for finding in results["findings"]:
+        print(f"  {finding['sentence']}")
+    if why:
+        print(f"  no picture: {why}")
+
+
+def run_report(args):
+    from .report import write_report
+
+    path, count = write_report(args.runs, args.out)
+    print(f"{count} runs in {path}")
+    return 0
