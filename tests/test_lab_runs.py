@@ -88,7 +88,7 @@ def test_the_sign_test_is_exact_and_two_sided(values, p):
 
 
 @pytest.mark.parametrize(("values", "start"), [
-    ([1, 2], "yes, in every one of 2"), ([-1, -2], "no, the opposite"), ([0, 0], "no difference"),
+    ([1, 2], "yes, in every one of 2"), ([-1, -2], "no, against it in all 2"), ([0, 0], "no difference"),
     ([1, -1], "not settled: for it 1, against it 1"), ([1, 0], "not settled: for it 1, against it 0, neither 1"),
 ])  # fmt: skip
 def test_null_and_opposite_results_are_said(values, start):

@@ -57,7 +57,7 @@ def verdict(test, count):
     if test["for"] == count:
         return f"yes, in {'every one of' if count > 1 else 'the one of'} {count} seeds"
     if test["against"] == count:
-        return f"no, the opposite in all {count} seeds"
+        return f"no, against it in all {count} seeds"
     if test["ties"] == count:
         return f"no difference in any of {count} seeds"
     return f"not settled: for it {test['for']}, against it {test['against']}, neither {test['ties']} of {count} seeds"

@@ -5,9 +5,10 @@ import re
 from html import escape
 from pathlib import Path
 
+from ..compare.command import write_whole
 from ..models.presets import spec_folder
 from ..refusals import require
-from .results import PICTURE, RESULTS, RUN, read_json, write_whole
+from .results import PICTURE, RESULTS, RUN, read_json
 
 STYLE = """
 :root{color-scheme:light dark}body{font:16px/1.55 system-ui,sans-serif;margin:0 auto;max-width:60em;padding:0 1em 4em}

@@ -7,11 +7,10 @@ import csv
 import hashlib
 import io
 import json
-import os
-import tempfile
 from pathlib import Path
 
 from .. import SPEC_VERSION, __version__
+from ..compare.command import write_whole
 from ..refusals import require
 from .experiment import Table
 from .measures import mean
@@ -24,20 +23,6 @@ def run_key(experiment, settings, corpus=None):
     """The digest of what decides every bit of a run but its seeds."""
     text = json.dumps([experiment.id, settings, corpus, __version__, SPEC_VERSION], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def write_whole(path, text):
-    """A file that is there whole, or as it was before."""
-    path = Path(path)
-    data = text if isinstance(text, bytes) else text.encode()
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def to_json(value):
@@ -166,7 +151,6 @@ def write_picture(path, experiment, table, settings):
     with style:
         experiment.draw(fig, table, settings)
         fig.suptitle(f"{experiment.id}  {experiment.title}", x=0.01, ha="left", fontsize=17, fontweight="bold")
-        image = io.BytesIO()
-        fig.savefig(image, format="png", metadata={"Software": None})
-    write_whole(path, image.getvalue())
+        fig.savefig(path.with_suffix(".partial"), format="png", metadata={"Software": None})
+    path.with_suffix(".partial").replace(path)
     return None

@@ -26,11 +26,11 @@ class Step(NamedTuple):
     params: object  # after the step
 
 
-def layer(hidden_size, width, experts, top_k, **sections):
+def layer(hidden_size, width, num_experts, top_k, **sections):
     """MoEConfig with plain ReLU experts with biases, unless a section says otherwise."""
     sections.setdefault("experts", ExpertsConfig(gated=False, activation="relu", biases=True))
     return MoEConfig(
-        hidden_size=hidden_size, intermediate_size=width, num_experts=experts, top_k=top_k, **sections
+        hidden_size=hidden_size, intermediate_size=width, num_experts=num_experts, top_k=top_k, **sections
     )
 
 

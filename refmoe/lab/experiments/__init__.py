@@ -1,9 +1,27 @@
 """The experiments, one file each; EXPERIMENTS is the table of them.   spec/lab/README.md"""
 
 from ...refusals import require
-from . import balance_scope, collapse, columns
+from . import (
+    balance_scope,
+    balance_sweep,
+    bias_rules,
+    capacity,
+    causality,
+    collapse,
+    columns,
+    dense,
+    estimators,
+    fine,
+    precision,
+    ranks,
+    replicas,
+    shared,
+)
 
-MODULES = (collapse, balance_scope, columns)
+MODULES = (
+    *(collapse, balance_sweep, bias_rules, balance_scope, capacity, shared, fine, dense, precision, columns),
+    *(estimators, causality, ranks, replicas),
+)
 EXPERIMENTS = {module.EXPERIMENT.id: module.EXPERIMENT for module in MODULES}
 
 
