@@ -6,7 +6,7 @@ from ...config import DispatchConfig, RoutingConfig
 from ...inputs import Given
 from ...layer import moe_forward
 from ...selection import is_causal
-from ..experiment import Experiment, Finding
+from ..experiment import Experiment, Finding, check
 from ..plots import label_panel
 from ..student import layer, start_params
 from ..tasks import Clusters, study
@@ -71,8 +71,8 @@ def findings(table, settings):
     worst = [max(t.numbers(arm, "largest")[i] for arm in causal) for i in count]
     seen = [sum(t.numbers(arm, "largest")[i] > 0 for arm in others) for i in count]
     return [
-        Finding("causal", f"No bit changes of earlier outputs, or another sequence's, under the {len(causal)} rules that "
-                "chapter 1.9 calls causal", [1 if w == 0 else -1 for w in worst], detail=f"largest change {max(worst):.3g}"),
+        check("causal", f"No bit changes of earlier outputs, or another sequence's, under the {len(causal)} rules that "
+              "chapter 1.9 calls causal", worst, 0),
         Finding("not_causal", f"Such an output changes under each of the {len(others)} rules that it does not",
                 [1 if n == len(others) else -1 for n in seen], detail=f"seen under at least {min(seen)} of them"),
     ]  # fmt: skip
