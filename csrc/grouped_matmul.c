@@ -99,7 +99,6 @@ static void work(const struct product *p, const struct cut *cut, atomic_llong *n
 {
     environment found = enter_environment();
     int64_t e = 0, begin = 0, few = refmoe_few_rows(p);
-    int paired = refmoe_is_paired(p);
     for (;;) {
         int64_t number = atomic_fetch_add(next, 1);
         while (e < p->experts && number >= begin + refmoe_units(p, cut, e))
@@ -109,7 +108,7 @@ static void work(const struct product *p, const struct cut *cut, atomic_llong *n
         struct unit unit = refmoe_make_unit(p, cut, e, number - begin);
         if (unit.rows <= few)
             refmoe_compute_few(p, &unit, scratch);
-        else if (paired)
+        else if (p->paired)
             compute_pairs(p, &unit, scratch);
         else if (p->across)
             refmoe_compute_lanes(p, &unit, scratch);
@@ -119,63 +118,7 @@ static void work(const struct product *p, const struct cut *cut, atomic_llong *n
     leave_environment(found);
 }
 
-/* ---- scratch memory ---- */
-
-/* NULL if memory is refused; `taken` grows by what was given. */
-static void *take(int64_t count, int64_t size, int64_t *taken)
-{
-    int64_t bytes;
-    if (__builtin_mul_overflow(count, size, &bytes) || bytes > lower(INT64_C(1) << 46, PTRDIFF_MAX - 64))
-        return NULL;
-    bytes = whole_tiles(bytes + 1, 64);
-    *taken += bytes;
-    return aligned_alloc(64, (size_t)bytes);
-}
-
-static void give_back(struct scratch *scratch, int count)
-{
-    for (int t = 0; scratch && t < count; t++) {
-        void *room[] = {scratch[t].packed_rows, scratch[t].packed_cols, scratch[t].left,  scratch[t].right,
-                        scratch[t].value,       scratch[t].error,       scratch[t].norm};
-        for (size_t i = 0; i < sizeof room / sizeof *room; i++)
-            free(room[i]);
-    }
-    free(scratch);
-}
-
-static int take_lanes(const struct product *p, const struct cut *cut, struct scratch *s)
-{
-    struct lane_room room = refmoe_lane_room(p, cut->length);
-    int64_t few = refmoe_few_room(p, cut->length), *taken = &s->report.workspace_bytes;
-    s->right = take(1, room.right > few ? room.right : few, taken);
-    s->left = take(1, room.left, taken), s->value = take(1, room.value, taken);
-    s->error = take(1, room.error, taken), s->norm = take(1, room.norm, taken);
-    return s->right && s->left && s->value && s->error && s->norm;
-}
-
-static int take_panels(const struct product *p, const struct cut *cut, struct scratch *s)
-{
-    int64_t length = cut->length + 1, panel = p->tile->cols * (int64_t)p->item;
-    s->packed_rows = take(length, cut->rows * (int64_t)sizeof(double), &s->report.workspace_bytes);
-    s->packed_cols = take(length + PANELS_BYTES / panel, panel, &s->report.workspace_bytes);
-    return s->packed_rows && s->packed_cols;
-}
-
-static struct scratch *take_scratch(const struct product *p, const struct cut *cut, int count)
-{
-    int64_t taken = 0;
-    struct scratch *scratch = take(count, sizeof *scratch, &taken);
-    if (!scratch)
-        return NULL;
-    memset(scratch, 0, (size_t)count * sizeof *scratch);
-    scratch->report.workspace_bytes = taken;
-    for (int t = 0; t < count; t++)
-        if (!(p->across ? take_lanes : take_panels)(p, cut, &scratch[t])) {
-            give_back(scratch, count);
-            return NULL;
-        }
-    return scratch;
-}
+/* ---- threads ---- */
 
 static void run_threads(const struct product *p, const struct cut *cut, struct scratch *scratch, int threads)
 {
@@ -199,25 +142,36 @@ static refmoe_report add_reports(const struct scratch *scratch, int threads)
         sum.grid += scratch[t].report.grid;
         sum.compensated += scratch[t].report.compensated;
         sum.exact += scratch[t].report.exact;
-        sum.workspace_bytes += scratch[t].report.workspace_bytes;
     }
     return sum;
 }
 
-static int run(const struct product *p, refmoe_report *report)
+/* A caller's workspace is asked for its size, or used; without one the memory is taken here and given back. */
+static int run(const struct product *p, refmoe_workspace *workspace, refmoe_report *report)
 {
     struct cut cut = refmoe_cut(p);
     int64_t units = 0;
     for (int64_t e = 0; e < p->experts; e++)
         units += refmoe_units(p, &cut, e);
     int threads = is_forked_child || !refmoe_openmp() ? 1 : (int)lower(p->threads, units > 0 ? units : 1);
-    struct scratch *scratch = take_scratch(p, &cut, threads);
-    if (!scratch)
+    int64_t bytes = refmoe_workspace_bytes(p, &cut, threads), given = workspace ? workspace->bytes : bytes;
+    if (workspace)
+        workspace->bytes = bytes > 0 ? bytes : given;
+    if (bytes < 0)
         return REFMOE_NO_MEMORY;
+    if (workspace && !workspace->at)
+        return REFMOE_OK;
+    if (given < bytes)
+        return REFMOE_BAD_WORKSPACE;
+    void *room = workspace ? workspace->at : aligned_alloc(CACHE_LINE, (size_t)bytes);
+    if (!room)
+        return REFMOE_NO_MEMORY;
+    struct scratch *scratch = refmoe_lay_out(p, &cut, threads, room);
     run_threads(p, &cut, scratch, threads);
     if (report)
-        *report = add_reports(scratch, threads);
-    give_back(scratch, threads);
+        *report = add_reports(scratch, threads), report->workspace_bytes = bytes;
+    if (!workspace)
+        free(room);
     return REFMOE_OK;
 }
 
@@ -247,7 +201,8 @@ static int forward(const refmoe_how *how, size_t item, int64_t e, int64_t n, int
                                  .a_format = how->left_format, .b_format = how->right_format};
     p.bias = bias;
     p.across = how->profile == REFMOE_UNFUSED ? 0 : REFMOE_LANES_ALONG;
-    return run(&p, report);
+    p.paired = refmoe_is_paired(&p);
+    return run(&p, how->workspace, report);
 }
 
 static int backward_w(const refmoe_how *how, size_t item, int64_t e, int64_t n, int64_t m, int64_t k,
@@ -263,7 +218,7 @@ static int backward_w(const refmoe_how *how, size_t item, int64_t e, int64_t n, 
     p.pair[0] = (struct operand){.a = d, .b = x, .a_row = 1, .a_step = m, .b_step = k, .b_col = 1,
                                  .a_format = how->left_format, .b_format = how->right_format};
     p.sum_rows = 1;
-    return run(&p, report);
+    return run(&p, how->workspace, report);
 }
 
 /* A pair without its element type. */
@@ -291,7 +246,7 @@ static int backward_x(const refmoe_how *how, size_t item, int64_t e, int64_t n, 
         p.pair[q] = (struct operand){.a = pair[q].d, .b = pair[q].w, .a_row = pair[q].m, .a_step = 1,
                                      .b_step = k, .b_col = 1, .length = pair[q].m,
                                      .a_format = how->left_format, .b_format = how->right_format};
-    return run(&p, report);
+    return run(&p, how->workspace, report);
 }
 
 int refmoe_grouped_matmul_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,

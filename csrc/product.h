@@ -21,6 +21,7 @@ struct product {
     const struct tile *tile;
     int profile, format, force, threads, pairs, sum_rows;
     int across; /* REFMOE_LANES_..., or 0 for unit.c */
+    int paired; /* pairs.c first */
     size_t item; /* bytes of an element of acc, bias and out */
     int64_t experts, rows, cols;
     const int64_t *offsets;
@@ -69,6 +70,13 @@ struct scratch {
     const char *unsafe;         /* rows of x that may not be, for what they are or for weights that they met */
     refmoe_report report;
 };
+
+/* Bytes of a line of the cache, at which each part of the scratch memory begins. */
+enum { CACHE_LINE = 64 };
+
+/* The scratch memory of `count` threads: its bytes, -1 if no memory is as large; and its parts, laid out at `at`. */
+int64_t refmoe_workspace_bytes(const struct product *product, const struct cut *cut, int count);
+struct scratch *refmoe_lay_out(const struct product *product, const struct cut *cut, int count, void *at);
 
 struct cut refmoe_cut(const struct product *product);
 int64_t refmoe_units(const struct product *product, const struct cut *cut, int64_t expert);

@@ -34,9 +34,13 @@
    nothing else is written. `acc` may be `out` itself; no other array may overlap `out`. Arrays need the alignment of
    their elements and no more.
 
-   Workspace. Each call takes scratch memory and gives it back before it returns: for each thread at most 2.5 MiB and
-   288 bytes for each term of the longest sum (K; the Ms of the pairs together; the rows of the largest expert). The
-   report says what a call took. Its stack stays below 64 KiB a thread.
+   Workspace. A call works in one block of scratch memory: for each thread at most 2.5 MiB and 288 bytes for each term of
+   the longest sum (K; the Ms of the pairs together; the rows of the largest expert). With how->workspace NULL it takes
+   the block and gives it back before it returns. With how->workspace->at NULL it checks its arguments, computes nothing
+   and sets how->workspace->bytes to what the same call needs. Otherwise it works in the `bytes` at `at`, of any
+   alignment and content, which no other call may use meanwhile; if they are too few, the status is
+   REFMOE_BAD_WORKSPACE and `bytes` becomes what is needed. The report says what a call used. Its stack stays below
+   64 KiB a thread.
 
    Errors. Everything is checked before the first write; a status other than REFMOE_OK means out is untouched. Functions
    print nothing, never exit, and keep no state.
@@ -71,16 +75,23 @@ enum refmoe_status {
     REFMOE_BAD_SIZE,     /* a negative size, a number of pairs other than 1 or 2, or a product beyond 2^60 */
     REFMOE_BAD_OFFSETS,  /* offsets that do not rise from 0 to N */
     REFMOE_BAD_POINTER,  /* NULL for an array that has elements */
-    REFMOE_NO_MEMORY     /* scratch memory was refused */
+    REFMOE_NO_MEMORY,    /* scratch memory was refused */
+    REFMOE_BAD_WORKSPACE /* the caller's workspace is smaller than the call needs */
 };
 
 enum refmoe_profile { REFMOE_EXACT = 0, REFMOE_CHAIN = 1, REFMOE_UNFUSED = 2 };
 enum refmoe_format { REFMOE_FLOAT32 = 0, REFMOE_BF16 = 1, REFMOE_FP16 = 2, REFMOE_FLOAT64 = 3 };
 enum refmoe_force { REFMOE_FORCE_NOTHING = 0, REFMOE_FORCE_COMPENSATED = 1, REFMOE_FORCE_EXACT = 2 };
 
+/* Scratch memory that the caller owns. */
+typedef struct {
+    void *at;
+    int64_t bytes;
+} refmoe_workspace;
+
 /* How to compute: which kernel (a row of the table below), with how many threads, under which profile, into which
    format. `force` (exact profile) sends every output at least to the compensated sum, or to the exact accumulator.
-   Formats of the operands come last, and are float32 where an initializer leaves them out. */
+   What an initializer leaves out is zero: operands of float32, and scratch memory that the call takes itself. */
 typedef struct {
     int32_t kernel;
     int32_t threads;
@@ -89,10 +100,11 @@ typedef struct {
     int32_t force;
     int32_t left_format;
     int32_t right_format;
+    refmoe_workspace *workspace;
 } refmoe_how;
 
-/* How many outputs of an exact product each tier decided (the sum is the number of outputs), and the scratch memory
-   that the call took, of all threads. */
+/* How many outputs of an exact product each tier decided (the sum is the number of outputs), and the bytes of scratch
+   memory that the call used, of all threads. */
 typedef struct {
     int64_t rounding_test; /* both ends of the float64 interval round alike, or a non-finite value */
     int64_t grid;          /* every partial sum was representable in float64 */

@@ -1,22 +1,10 @@
 """What may be passed to C: dense native arrays of the right type and shape."""
 
-import math
-
 import numpy as np
 
 
 def dtype_of(rule):
     return np.dtype(np.float64 if rule.profile == "float64" else np.float32)
-
-
-def new_array(shape, dtype, line=64):
-    """An empty array; a large one begins where a line of the cache does, so that C can store past the caches."""
-    count = math.prod(shape)
-    if count * dtype.itemsize < 1 << 20:
-        return np.empty(shape, dtype)
-    room = np.empty(count + line // dtype.itemsize, dtype)
-    first = -room.ctypes.data % line // dtype.itemsize
-    return room[first : first + count].reshape(shape)
 
 
 CODES = ("bf16", "fp16")  # formats whose codes of 16 bits C reads

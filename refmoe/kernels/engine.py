@@ -3,7 +3,10 @@
 import threading
 from collections import Counter
 
-from .arguments import array_of, dtype_of, new_array, offsets_of, operand_of, pairs_of
+import numpy as np
+
+from . import memory
+from .arguments import array_of, dtype_of, offsets_of, operand_of, pairs_of
 from .compiled import load_module, text
 from .formulas import Formulas
 from .sums import Sums
@@ -20,9 +23,10 @@ class CEngine(Formulas, Sums):
     """The three grouped products in C, named formulas and exact sums.
 
     `calls` counts (function, kernel), `tiers` the outputs that each tier of `exact` decided; `workspace_bytes` is the
-    most scratch memory that one call took. Safe to call from several threads: a call has its own output and scratch
-    memory and runs without the interpreter's lock; the counters are added under a lock of their own. An operand of a
-    product is an array, or anything with `codes` and a `format`, bf16 or fp16, as a `Packed`: these are read as codes.
+    most scratch memory that one call used. Safe to call from several threads: a call has its own output and scratch
+    memory and runs without the interpreter's lock; the counters are added under a lock of their own. Large arrays and
+    scratch memory are lent by `memory`, again and again; `release` gives back what lies idle. An operand of a product
+    is an array, or anything with `codes` and a `format`, bf16 or fp16, as a `Packed`: these are read as codes.
     """
 
     name = "c"
@@ -30,7 +34,7 @@ class CEngine(Formulas, Sums):
 
     def __init__(self, kernel, threads, adapt=False):
         self.kernel, self.threads, self._adapt = kernel, threads, adapt
-        self.calls, self.tiers, self.workspace_bytes = Counter(), Counter(), 0
+        self.calls, self.tiers, self.workspace_bytes, self._room = Counter(), Counter(), 0, 0
         self._lock = threading.Lock()
         self._ffi, self._lib = load_module()
         names = [text(self._ffi, self._lib.refmoe_kernel_name(i)) for i in range(self._lib.refmoe_kernel_count())]
@@ -48,7 +52,7 @@ class CEngine(Formulas, Sums):
         N = len(x_rows)
         offsets = offsets_of(offsets, E, N)
         bias, acc = array_of("bias", bias, dtype, (E, M), True), array_of("acc", acc, dtype, (N, M), True)
-        out = new_array((N, M), dtype)
+        out = memory.empty((N, M), dtype)
         sizes, arrays = (E, N, M, K, self._pointer(offsets)), map(self._pointer, (x_rows, w, bias, acc, out))
         self._call("grouped_matmul", rule, (left, right), N * M * K, *sizes, *arrays)
         return out
@@ -63,7 +67,7 @@ class CEngine(Formulas, Sums):
         pairs, left, right = pairs_of(pairs, rule)
         (N, _), (E, _, K) = pairs[0][0].shape, pairs[0][1].shape
         offsets, acc = offsets_of(offsets, E, N), array_of("acc", acc, dtype, (N, K), True)
-        out = new_array((N, K), dtype)
+        out = memory.empty((N, K), dtype)
         rows = [(self._pointer(d), self._pointer(w), d.shape[1]) for d, w in pairs]
         table = self._ffi.new(f"refmoe_pair_f{8 * dtype.itemsize}[]", rows)
         work = N * K * sum(d.shape[1] for d, _ in pairs)
@@ -82,7 +86,7 @@ class CEngine(Formulas, Sums):
         x_rows, right = operand_of("x_rows", x_rows, rule, (N, None))
         E, K = max(len(offsets) - 1, 0), x_rows.shape[1]
         offsets, acc = offsets_of(offsets, E, N), array_of("acc", acc, dtype, (E, M, K), True)
-        out = new_array((E, M, K), dtype)
+        out = memory.empty((E, M, K), dtype)
         sizes, arrays = (E, N, M, K, self._pointer(offsets)), map(self._pointer, (d_rows, x_rows, acc, out))
         self._call("grouped_matmul_backward_w", rule, (left, right), N * M * K, *sizes, *arrays)
         return out
@@ -102,7 +106,7 @@ class CEngine(Formulas, Sums):
         function = getattr(self._lib, f"refmoe_{name}_f{32 if narrow else 64}")
         how = self._ffi.new("refmoe_how *", self._how(rule, self._threads_for(work), formats))
         report = self._ffi.new("refmoe_report *")
-        status = function(how, *arguments, *([report] if narrow else []))
+        status = self._in_workspace(how, lambda: function(how, *arguments, *([report] if narrow else [])))
         if status == self._lib.REFMOE_NO_MEMORY:
             raise MemoryError(f"{name}: expected memory for {self.threads} threads to work in, got none; use fewer")
         if status != self._lib.REFMOE_OK:
@@ -112,6 +116,19 @@ class CEngine(Formulas, Sums):
             self.workspace_bytes = max(self.workspace_bytes, report.workspace_bytes)
             if rule.profile == "exact":
                 self.tiers.update({tier: getattr(report, tier) for tier in TIERS})
+
+    def _in_workspace(self, how, call):
+        """The call's status, in scratch memory as large as any call so far needed; if it wants more, in more."""
+        while True:
+            room = memory.empty((max(self._room, 1),), np.uint8)
+            workspace = self._ffi.new("refmoe_workspace *", (self._ffi.from_buffer(room), len(room)))
+            how.workspace = workspace
+            status = call()
+            if status != self._lib.REFMOE_BAD_WORKSPACE:
+                return status
+            self._room = max(self._room, workspace.bytes)
+
+    release = staticmethod(memory.release)
 
     def _how(self, rule, threads, formats=("float32", "float32")):
         codes = (

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from . import memory
+
 WORK_OF_AN_ELEMENT = 16  # multiplications and their like, for the choice of threads
 _READ = (np.dtype(np.float32), np.dtype(bool))
 _ROOM = 1024  # places in a list of what is left open; if they do not suffice the formula is evaluated again
@@ -115,7 +117,7 @@ def _log_sum_exp(engine, rule, _, stored):
     """log(sum exp(z)) along the last axis."""
     (z,) = stored
     n, m = _table(z)
-    return engine._evaluate("log_sum_exp", rule, n * m, [n, m], [z], [np.empty(z.shape[:-1], np.float32)])
+    return engine._evaluate("log_sum_exp", rule, n * m, [n, m], [z], [memory.empty(z.shape[:-1], np.float32)])
 
 
 def _table(array):
@@ -124,7 +126,7 @@ def _table(array):
 
 
 def _like(array):
-    return np.empty(array.shape, np.float32)
+    return memory.empty(array.shape, np.float32)
 
 
 # name of a formula -> how C is asked: (engine, rule, parameters, stored) -> what `Formulas.formula` returns

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from . import memory
+
 
 class Sums:
     """What `CEngine` adds up without a product of matrices."""
@@ -23,7 +25,7 @@ class Sums:
             return None
         empty = (self._ffi.NULL, 0, 0, self._ffi.NULL, 0, 0)
         table = self._ffi.new("refmoe_term[]", [(term[0], term[1] if len(term) > 1 else empty) for term in views])
-        out = np.empty(shape, np.float32)
+        out = memory.empty(shape, np.float32)
         self._add_up("sum", rule, n * m * len(terms), n, m, len(terms), table, self._pointer(out))
         return out
 
