@@ -8,17 +8,17 @@ struct room {
     int64_t used;
 };
 
+static int64_t most_bytes(void) { return lower(INT64_C(1) << 46, PTRDIFF_MAX / 2); }
+
 static void *take(struct room *room, int64_t count, int64_t size)
 {
-    int64_t bytes, end;
-    const int64_t most = lower(INT64_C(1) << 46, PTRDIFF_MAX / 2);
-    if (room->used < 0 || __builtin_mul_overflow(count, size, &bytes) || bytes > most
-        || (end = room->used + whole_tiles(bytes + 1, CACHE_LINE)) > most) {
+    int64_t bytes;
+    if (room->used < 0 || __builtin_mul_overflow(count, size, &bytes) || bytes > most_bytes() - room->used) {
         room->used = -1;
         return NULL;
     }
     void *taken = room->at ? room->at + room->used : NULL;
-    room->used = end;
+    room->used += whole_tiles(bytes + 1, CACHE_LINE);
     return taken;
 }
 
@@ -52,7 +52,7 @@ static struct scratch *lay_out(const struct product *p, const struct cut *cut, i
 /* With so much more as the first line of the cache may lie behind the block's beginning. */
 int64_t refmoe_workspace_bytes(const struct product *p, const struct cut *cut, int count)
 {
-    struct room room = {NULL, 0};
+    struct room room = {NULL, cut->length > most_bytes() ? -1 : 0};
     lay_out(p, cut, count, &room);
     return room.used < 0 ? -1 : room.used + CACHE_LINE;
 }

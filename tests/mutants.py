@@ -230,7 +230,7 @@ MUTANTS = {
         ("num.sum(name, _by_slot(d_x_rows, plan))", "num.sum(name, _by_slot(d_x_rows, plan)[:1])", "silu"),
         ("np.concatenate([d_rows, -d_rows], axis=1)", "np.concatenate([d_rows, d_rows], axis=1)", "complement"),
         (
-            "np.concatenate([y_rows, permute(residual, plan)], axis=1)",
+            "np.concatenate([y_rows, permute(residual, plan, num)], axis=1)",
             "np.concatenate([y_rows, y_rows], axis=1)",
             "complement",
         ),
@@ -280,8 +280,8 @@ MUTANTS = {
     ],
     "experts.routed": [
         (
-            "return dispatch.permute(d_combined, plan), None",
-            "return dispatch.permute(-d_combined, plan), None",
+            "return dispatch.permute(d_combined, plan, num), None",
+            "return dispatch.permute(-d_combined, plan, num), None",
             "on_input",
         ),
         ("read = record.weighted_x_rows if on_input else x_rows", "read = x_rows", "on_input"),

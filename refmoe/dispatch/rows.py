@@ -6,12 +6,12 @@ from ..numerics import Gathered, Named
 from .plan import row_tokens, row_weights
 
 
-def permute(x, plan):
+def permute(x, plan, num=None):
     """x_rows[r] = x[token of row r]: a copy of bits.   Spec 2.3
 
-    x (T, D) -> x_rows (N, D)
+    x (T, D), num whose engine makes the copy, or None -> x_rows (N, D)
     """
-    return x[row_tokens(plan)]
+    return _rows_of(x, row_tokens(plan), num)
 
 
 def permute_backward(d_x_rows, plan, num, name="d_x_experts"):
@@ -43,10 +43,10 @@ def combine_backward(d_routed, y_rows, topk_weights, plan, num, name="d_y_rows",
     # routed[t] = sum_k topk_weights[t, k] (y_rows[row of (t, k)] - x[t])
     token = row_tokens(plan)
     d_y_rows = num.sum(name, [(row_weights(topk_weights, plan)[:, None], Gathered(d_routed, token))])
-    d_rows = d_routed[token]
+    d_rows = _rows_of(d_routed, token, num)
     if residual is not None:
         d_rows = np.concatenate([d_rows, -d_rows], axis=1)
-        y_rows = np.concatenate([y_rows, permute(residual, plan)], axis=1)
+        y_rows = np.concatenate([y_rows, permute(residual, plan, num)], axis=1)
     return d_y_rows, slot_values(num.contract_rows("d_topk_weights", d_rows, y_rows), plan)
 
 
@@ -71,6 +71,11 @@ def slot_values(values, plan):
     out = np.zeros_like(values, shape=plan.slot_row.size)
     out[plan.row_slot] = values
     return out.reshape(plan.slot_row.shape)
+
+
+def _rows_of(x, index, num):
+    take = getattr(num, "take_rows", None)
+    return x[index] if take is None else take(x, index)
 
 
 def _by_slot(rows, plan):

@@ -19,7 +19,7 @@ def routed_experts(x, topk_weights, plan, params, experts, num):
     x (T, D), topk_weights (T, K) -> ExpertsRecord, routed (T, D)
     """
     entered, read_x = latent_in(x, params, experts, num)
-    x_rows, weighted = dispatch.permute(read_x, plan), None
+    x_rows, weighted = dispatch.permute(read_x, plan, num), None
     weights = dispatch.row_weights(topk_weights, plan)
     if experts.weight_position == "input":
         weighted = dispatch.weighted_rows("weighted_x_rows", x_rows, weights, num)
@@ -71,7 +71,7 @@ def routed_experts_backward(d_routed, x, topk_weights, plan, record, params, exp
     # normed_y_rows = norm(y_rows)
     d_scaled, d_y_rows, named = post_norm_backward(d_out, record, params, experts, num, into)
     grads |= named
-    x_rows = dispatch.permute(_read_x(x, record), plan)
+    x_rows = dispatch.permute(_read_x(x, record), plan, num)
     rows, d_weighted, named = _rows_backward(d_y_rows, x_rows, topk_weights, record, plan, params, experts, num, into)
     d_weights = _inner_weights(d_weights, d_weighted, x_rows, rows, record, plan, num)
     grads |= named
@@ -95,7 +95,7 @@ def _combine_backward(d_combined, residual, topk_weights, plan, record, experts,
     """The gradient of what the experts made, and of the weights where they act there."""
     if experts.weight_position != "output":
         # combined[t] = sum_k y_rows[row of (t, k)]
-        return dispatch.permute(d_combined, plan), None
+        return dispatch.permute(d_combined, plan, num), None
     # combined[t] = sum_k topk_weights[t, k] y_rows[row of (t, k)]
     name, rows = ("d_y_rows", record.y_rows) if record.y_rms is None else ("d_normed_y_rows", record.normed_y_rows)
     return dispatch.combine_backward(d_combined, rows, topk_weights, plan, num, name, residual)

@@ -40,6 +40,12 @@ class CEngine(Formulas, Sums):
         names = [text(self._ffi, self._lib.refmoe_kernel_name(i)) for i in range(self._lib.refmoe_kernel_count())]
         self._index = names.index(kernel)
 
+    def take_rows(self, x, index):
+        """x[index] of an array (T, D) in memory of `memory`; None for what is not one, or an index out of its rows."""
+        if type(x) is not np.ndarray or x.ndim != 2 or not len(index) or index.min() < 0 or index.max() >= len(x):
+            return None
+        return np.take(x, index, axis=0, out=memory.empty((len(index), x.shape[1]), x.dtype), mode="clip")
+
     def grouped_matmul(self, rule, x_rows, w, offsets, bias=None, acc=None):
         """out[n, m] = sum_k x[n, k] w[e(n), m, k] (+ acc[n, m]) (+ bias[e(n), m]).
 

@@ -173,6 +173,11 @@ class Numerics:
     def _rule(self, name):
         return Rule(self.profile, self.format_of(name), self.force_tier)
 
+    def take_rows(self, x, index):
+        """x[index], a copy of bits: x (T, ...), index (N,) -> (N, ...)"""
+        made = self.engine.take_rows(x, index)
+        return x[index] if made is None else made
+
     # --- sums: Spec 6.4 -----------------------------------------------------------------------------------------------
 
     def sum(self, name, terms):

@@ -149,7 +149,37 @@ static void check_memory(void)
     }
     allocations_allowed = INT32_MAX;
     expect("memory granted", REFMOE_OK, status);
-    expect("several allocations were refused", 1, allowed > 2);
+    expect("memory is asked for once", 2, allowed);
+}
+
+/* ---- a workspace of the caller's: asked for, too small, enough ---- */
+
+static void check_own_workspace(void)
+{
+    refmoe_workspace own = {NULL, -1};
+    const refmoe_how how = HOW(0, 2, REFMOE_EXACT, REFMOE_FLOAT32, 0, .workspace = &own);
+    const refmoe_how wrong = HOW(0, 0, REFMOE_EXACT, REFMOE_FLOAT32, 0, .workspace = &own);
+#define MULTIPLY(how) refmoe_grouped_matmul_f32(how, E, N, M, K, good_offsets, x, w, NULL, NULL, out, NULL)
+    memset(out, 0xA5, sizeof out);
+    expect("a bad call with a workspace", REFMOE_BAD_THREADS, MULTIPLY(&wrong));
+    expect("its size is left alone", 1, own.bytes == -1);
+    taken_bytes = 0;
+    expect("a workspace asked for", REFMOE_OK, MULTIPLY(&how));
+    int64_t bytes = own.bytes;
+    char *room = malloc((size_t)bytes);
+    expect("its size", 1, bytes > 0 && room);
+    const int64_t too_few[] = {bytes - 1, 0, -1, INT64_MIN};
+    for (int i = 0; i < 4; i++) {
+        own = (refmoe_workspace){room, too_few[i]};
+        expect("too small a workspace", REFMOE_BAD_WORKSPACE, MULTIPLY(&how));
+        expect("what it should be", 1, own.bytes == bytes && own.at == room);
+    }
+    expect("nothing was written", 1, is_untouched());
+    expect("a workspace of the caller's", REFMOE_OK, MULTIPLY(&how));
+    expect("no other memory", 1, taken_bytes == 0 && !is_untouched());
+    expect("too long a sum", REFMOE_NO_MEMORY,
+           refmoe_grouped_matmul_f32(&how, E, N, M, INT64_C(1) << 50, good_offsets, x, w, NULL, NULL, out, NULL));
+    free(room);
 }
 
 /* ---- scratch memory where much of it is used: the header's bound holds, and is not idle ---- */
@@ -212,6 +242,7 @@ int main(void)
     check_pairs();
     check_table();
     check_memory();
+    check_own_workspace();
     for (int kernel = 0; kernel < refmoe_kernel_count(); kernel++)
         for (int profile = REFMOE_EXACT; profile <= REFMOE_CHAIN && refmoe_kernel_runs_here(kernel); profile++)
             check_workspace(kernel, profile);

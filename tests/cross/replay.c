@@ -16,9 +16,9 @@
 
    where item is double for the profile REFMOE_UNFUSED and float for the others, and left and right are as their formats
    say. Every kernel that runs here makes each
-   call with 1 and 2 threads (1 without OpenMP), then in a caller's hostile floating-point mode, then, if exact, with
-   its tiers forced. Outputs stand between guard words; operands are compared afterwards; scratch memory is held
-   against the bound that the header gives.                                                                         */
+   call with 1 and 2 threads (1 without OpenMP), then in a caller's hostile floating-point mode and in a workspace of the
+   caller's between guard words, then, if exact, with its tiers forced. Outputs stand between guard words; operands are
+   compared afterwards; scratch memory is held against the bound that the header gives.                             */
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -93,7 +93,7 @@ DEFINE_CALL(call_f64, double, f64)
 
 struct way {
     refmoe_how how;
-    int hostile;
+    int hostile; /* in the caller's mode, and in the caller's workspace */
 };
 
 static void fail(const struct replay *r, int call, const struct way *way, const char *what)
@@ -136,11 +136,15 @@ static void compare_tiers(const struct replay *r, int call, const struct way *wa
 /* The header's bound: 2.5 MiB a thread, and 288 bytes for each term of the longest sum; and what the call reports. */
 static void compare_workspace(const struct replay *r, int call, const struct way *way, const refmoe_report *report)
 {
+    const refmoe_workspace *own = way->how.workspace;
     const int64_t *offsets = r->offsets.data;
     int64_t longest = call < 3 ? r->head.k : call == 3 ? r->head.m : call == 4 ? r->head.m + r->head.m2 : 0;
     for (int64_t e = 0; e < r->head.e && call > 4; e++)
         if (offsets[e + 1] - offsets[e] > longest)
             longest = offsets[e + 1] - offsets[e];
+    if (own && taken_bytes > 0)
+        fail(r, call, way, "memory was taken beside the caller's workspace");
+    taken_bytes = own ? own->bytes : taken_bytes;
     if (taken_bytes > way->how.threads * ((5 << 19) + 288 * longest))
         fail(r, call, way, "more scratch memory than the header allows");
     if (r->item == sizeof(float) && report->workspace_bytes != taken_bytes)
@@ -155,6 +159,31 @@ static int run_call(const struct replay *r, int call, const struct way *way, voi
     return call_f64(r, call, &way->how, out, report);
 }
 
+/* A workspace of exactly what the call asks for, full of ones, at an odd address between guard bytes. */
+static char *lend_workspace(const struct replay *r, int call, const struct way *way, void *out)
+{
+    refmoe_workspace *own = way->how.workspace;
+    *own = (refmoe_workspace){NULL, 0};
+    refmoe_report report;
+    if (run_call(r, call, way, out, &report) != REFMOE_OK || own->bytes <= 0)
+        fail(r, call, way, "the workspace's size was not told");
+    char *room = malloc((size_t)own->bytes + 2 * GUARD);
+    if (!room)
+        fail(r, call, way, "no memory");
+    memset(room, 0xFF, (size_t)own->bytes + 2 * GUARD);
+    own->at = room + GUARD;
+    return room;
+}
+
+static void take_workspace_back(const struct replay *r, int call, const struct way *way, char *room)
+{
+    const refmoe_workspace *own = way->how.workspace;
+    for (int64_t i = 0; i < GUARD; i++)
+        if ((unsigned char)room[i] != 0xFF || (unsigned char)room[GUARD + own->bytes + i] != 0xFF)
+            fail(r, call, way, "written beside the caller's workspace");
+    free(room);
+}
+
 static void check_call(const struct replay *r, int call, const struct way *way)
 {
     refmoe_report report = {0, 0, 0, 0, 0};
@@ -163,6 +192,7 @@ static void check_call(const struct replay *r, int call, const struct way *way)
     if (!room)
         fail(r, call, way, "no memory");
     memset(room, 0xFF, bytes); /* guard words, and NaN in the output */
+    char *own = way->how.workspace ? lend_workspace(r, call, way, out) : NULL;
     environment found = enter_environment();
     if (way->hostile)
         leave_environment(HOSTILE);
@@ -176,6 +206,8 @@ static void check_call(const struct replay *r, int call, const struct way *way)
     compare(r, call, way, out);
     compare_tiers(r, call, way, &report);
     compare_workspace(r, call, way, &report);
+    if (own)
+        take_workspace_back(r, call, way, own);
     free(room);
 }
 
@@ -195,13 +227,14 @@ static int64_t check_case(const struct replay *r)
     for (int kernel = 0; kernel < refmoe_kernel_count(); kernel++) {
         if (!refmoe_kernel_runs_here(kernel))
             continue;
-        struct way way = {{kernel, 1, r->head.profile, r->head.format, REFMOE_FORCE_NOTHING, r->head.left_format,
-                           r->head.right_format}, 0};
+        refmoe_workspace own;
+        struct way way = {.how = {.kernel = kernel, .profile = r->head.profile, .format = r->head.format,
+                                  .left_format = r->head.left_format, .right_format = r->head.right_format}};
         for (way.how.threads = 1; way.how.threads <= most; way.how.threads++)
             calls += check_calls(r, way);
-        way.how.threads = most, way.hostile = 1;
+        way.how.threads = most, way.hostile = 1, way.how.workspace = &own;
         calls += check_calls(r, way);
-        way.hostile = 0;
+        way.hostile = 0, way.how.workspace = NULL;
         for (way.how.force = REFMOE_FORCE_COMPENSATED; exact && way.how.force <= REFMOE_FORCE_EXACT; way.how.force++)
             calls += check_calls(r, way);
     }
