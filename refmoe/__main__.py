@@ -67,6 +67,7 @@ def parser():
     _add_params(commands)
     _add_bench(commands)
     _add_lab(commands)
+    _add_route(commands)
     _add(commands, "info", run_info, "versions, backend and why, kernels, threads")
     _add(commands, "kernels", run_kernels, "list the compiled kernels and which of them can run here")
     vectors = _add(commands, "vectors", run_vectors, "write the small committed vectors")
@@ -182,9 +183,22 @@ def _add_lab(commands):
     add_arguments(_add(commands, "lab", run_lab, "run experiments on small layers: what a mixture of experts does"))
 
 
+def _add_route(commands):
+    from refmoe.lab.route import add_arguments
+
+    add_arguments(_add(commands, "route", run_route, "show whom a router chooses for a text, or chose in a record"))
+
+
 def run_lab(args):
     """Experiments."""
     from refmoe.lab.command import run
+
+    return run(args)
+
+
+def run_route(args):
+    """What a router does with a text."""
+    from refmoe.lab.route import run
 
     return run(args)
 

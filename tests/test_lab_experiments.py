@@ -10,7 +10,16 @@ import pytest
 from refmoe.check import STEP
 from refmoe.inputs import Given
 from refmoe.lab.experiment import Table
-from refmoe.lab.experiments import EXPERIMENTS, bias_rules, capacity, causality, estimators, ranks, replicas
+from refmoe.lab.experiments import (
+    EXPERIMENTS,
+    bias_rules,
+    capacity,
+    causality,
+    estimators,
+    ranks,
+    replicas,
+    text_routers,
+)
 from refmoe.lab.student import layer, start_params
 from refmoe.lab.tasks import Clusters, study
 from refmoe.layer import moe_forward
@@ -114,6 +123,18 @@ def test_every_rule_raises_the_bias_of_an_idle_expert(arm):
     counts = record.plan.assigned_per_expert
     bias = bias_rules.make_control(arm, s)(params.selection_bias, record)
     assert bias[counts.argmin()] > bias[counts.argmax()]
+
+
+def test_a_frozen_router_does_not_move_and_a_learned_one_does(monkeypatch):
+    seen, settings = {}, small_settings(EXPERIMENTS["E13"])
+    monkeypatch.setattr(text_routers, "evaluate", lambda params, *rest: seen.setdefault("params", params) and 1.0)
+    for arm in text_routers.ARMS:
+        seen.clear()
+        numbers = text_routers.measure(arm, 0, settings)["numbers"]
+        first = text_routers.start(text_routers.make_config(arm, settings), 0, study()).params
+        moved = (seen["params"].blocks[0].feed_forward.w_router != first.blocks[0].feed_forward.w_router).any()
+        assert moved == (arm == "learned") and (seen["params"].embedding != first.embedding).any()
+        assert arm != "hash" or numbers["shared_information"] > 0.5
 
 
 def test_results_do_not_depend_on_the_backend(monkeypatch):

@@ -242,6 +242,22 @@ def test_what_is_not_there_is_refused_with_what_is(words, said, tmp_path, capsys
     assert said in told and told.count("\n") == 1 and not out.exists()
 
 
+@pytest.mark.parametrize("text", ["missing.txt", "short.txt"])
+def test_a_text_that_cannot_be_learned_is_refused_before_anything_runs(text, tmp_path, capsys):
+    (tmp_path / "short.txt").write_text("short")
+    words = ["lab", "run", "E13", "--set", f"text={tmp_path / text}", "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert "leave it out for the text of spec/" in told and told.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_the_key_of_a_text_is_its_bytes_and_not_its_name():
+    e = EXPERIMENTS["E13"]
+    pairs = ("a", "one"), ("b", "one"), ("a", "other")
+    a, b, c = (results.run_key(e, e.settings | {"text": name}, digest) for name, digest in pairs)
+    assert a == b != c
+
+
 def test_out_must_be_a_folder(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert main(["lab", "run", "E10", "--out", str(tmp_path / "file")]) == 2

@@ -59,10 +59,11 @@ def run_run(args):
     words = settings_for_all(chosen, args.words) if len(chosen) > 1 else {chosen[0].id: args.words}
     settings = {e.id: merged_settings(e, words[e.id], args.quick) for e in chosen}
     _check_out(args.out)
+    digests = {e.id: _digest(e, settings[e.id]) for e in chosen}  # before the first minute is spent
     seeds, jobs = range(args.seeds or (2 if args.quick else 5)), args.jobs or len(os.sched_getaffinity(0))
     try:
         for experiment in chosen:
-            _run_one(experiment, settings[experiment.id], seeds, args.out, jobs)
+            _run_one(experiment, settings[experiment.id], seeds, args.out, jobs, digests[experiment.id])
     except Interrupted as interrupted:
         print(f"refmoe: {interrupted}", file=sys.stderr)
         return 130
@@ -74,14 +75,21 @@ def _check_out(out):
     require(there, ValueError, "--out", "a folder, or a name that is free", repr(out), "choose another")
 
 
-def _run_one(experiment, settings, seeds, out, jobs):
+def _run_one(experiment, settings, seeds, out, jobs, corpus):
     with live(f"{experiment.id} {experiment.name}") as progress:
-        results, why, folder = run_experiment(experiment, settings, seeds, out, jobs, progress)
+        results, why, folder = run_experiment(experiment, settings, seeds, out, jobs, progress, corpus)
     print(f"{experiment.id}  {experiment.title}: {len(results['arms'])} arms, {len(seeds)} seeds, in {folder}")
     for finding in results["findings"]:
         print(f"  {finding['sentence']}")
     if why:
         print(f"  no picture: {why}")
+
+
+def _digest(experiment, settings):
+    """Of the text, where one is read. Raises ValueError for a file that cannot be."""
+    from .text import load_corpus
+
+    return load_corpus(settings["text"] or None).digest if experiment.corpus else None
 
 
 def run_report(args):

@@ -21,7 +21,8 @@ RUN, RESULTS, SEEDS, CURVES, PICTURE = "run.json", "results.json", "seeds.csv", 
 
 def run_key(experiment, settings, corpus=None):
     """The digest of what decides every bit of a run but its seeds."""
-    text = json.dumps([experiment.id, settings, corpus, __version__, SPEC_VERSION], sort_keys=True)
+    decisive = {k: v for k, v in settings.items() if not (corpus and k == "text")}  # its bytes, not its name
+    text = json.dumps([experiment.id, decisive, corpus, __version__, SPEC_VERSION], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

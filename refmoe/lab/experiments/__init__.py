@@ -16,11 +16,12 @@ from . import (
     ranks,
     replicas,
     shared,
+    text_routers,
 )
 
 MODULES = (
     *(collapse, balance_sweep, bias_rules, balance_scope, capacity, shared, fine, dense, precision, columns),
-    *(estimators, causality, ranks, replicas),
+    *(estimators, causality, text_routers, ranks, replicas),
 )
 EXPERIMENTS = {module.EXPERIMENT.id: module.EXPERIMENT for module in MODULES}
 
