@@ -1,4 +1,4 @@
-"""`refmoe route`: what is counted is what is there, in the terminal, as JSON, as a picture; what is wrong is refused."""
+"""`refmoe route`: what is counted is there, in the terminal, as JSON, as a picture; what is wrong is refused."""
 
 import json
 
