@@ -123,6 +123,7 @@ fuzz: $(READY)
 
 exhaustive: $(READY)
 	$(BIN)/python tests/exhaustive/elementary.py
+	$(BIN)/python tests/exhaustive/compiled.py
 
 cross: $(BUILT)
 	$(BIN)/python tests/cross/cross.py $(CROSS)

@@ -1,5 +1,8 @@
 """Formulas in C give NumPy's bits: every formula, kernel, format; what C decides, it decides right."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -176,6 +179,12 @@ def test_next_to_a_midpoint_the_right_side_is_taken(name):
         assert_equal(gated_backward(q, x, one(x), experts, num)[1], value, x, q)
         assert_equal(gated_backward(d, gate, one(gate), experts, num)[0], d_gate, gate, d)
         assert_equal(plain_backward(d, gate, experts, num), d_gate, gate, d)
+
+
+def test_exhaustive_walk_on_a_slice():
+    """`make exhaustive` walks all of them."""
+    walk = Path(__file__).parent / "exhaustive" / "compiled.py"
+    assert runpy.run_path(str(walk))["main"](["--slice", "37/65536"]) == 0
 
 
 # ---- what is left open ----
