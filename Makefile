@@ -26,7 +26,7 @@ export OPENBLAS_NUM_THREADS ?= 2
 WORKERS := -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help build golden test smoke kernels vectors lint interop consumers fuzz exhaustive digests cross lib example bench-peers size clean
+.PHONY: help build golden test smoke kernels vectors mutants lint interop consumers fuzz exhaustive digests cross lib example bench-peers size clean
 
 help:
 	@echo "make golden      build, then write and verify $(GOLDEN): a full-size layer, forward and backward"
@@ -34,6 +34,7 @@ help:
 	@echo "make smoke       the core in seconds: a few tests, the vectors, a bundle by C checked by NumPy"
 	@echo "make kernels     which kernels this machine can run"
 	@echo "make vectors     write spec/vectors again (they must not change unless SPEC_VERSION does)"
+	@echo "make mutants     try the gallery of wrong layers; write the flags it proves and the README's table"
 	@echo "make lint        ruff"
 	@echo "make interop     compare with every block of transformers, in an environment of its own ($(PEERS))"
 	@echo "make consumers   bundles read, recomputed and judged in C, C++, JavaScript, PyTorch and JAX; wrong copies refused"
@@ -88,6 +89,11 @@ kernels: $(BUILT)
 
 vectors: $(BUILT)
 	$(BIN)/refmoe vectors
+
+mutants: $(READY)
+	$(BIN)/python -m tests.mutants --flags
+	$(BIN)/refmoe vectors
+	$(BIN)/python -m tests.mutants --write README.md
 
 lint: $(LINTER)
 	$(BIN)/ruff check .

@@ -63,6 +63,8 @@ def made(factor):
     """Gathered rows as an array, 0 where there is none."""
     if not isinstance(factor, Gathered):
         return factor
+    if not len(factor.rows):
+        return np.zeros((len(factor.index), factor.rows.shape[1]), np.float32)
     return np.where(factor.index[:, None] >= 0, factor.rows[factor.index], np.float32(0))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 from cases import CASES, CONFIGS, config_of, losses_of, make, run
-from mutants import MUTANTS
+from planted_lines import MUTANTS
 from planting import LEAVES, SMALL, detects, planted
 
 import refmoe

@@ -14,6 +14,9 @@ from .noted import ALL, NOTHING, OFFERED, NotedArithmetic, formats_of, last_bit,
 from .tracked import Tracked, track
 from .tracking import Reach, Tracking, _broadcast
 
+# What is chosen depends on these, although no value of the choice was made by them.
+RANKED = ("scores", "choice_scores", "group_scores")
+
 
 class Stage(NamedTuple):
     """One stored tensor that was made of sums."""
@@ -23,25 +26,47 @@ class Stage(NamedTuple):
     magnitude: object  # of each element: the sum of the absolute values of its products, float32
 
 
+class Open:
+    """What is known of the stage that is being made: a bit a format, its longest sum, the stages that it reads."""
+
+    def __init__(self):
+        self.note, self.longest, self.read = ALL, 0, set()
+
+    def keep(self, note):
+        self.note &= int(np.bitwise_and.reduce(np.asarray(note, np.int64).reshape(-1), initial=ALL))
+
+
 class Measured(Tracking):
-    """The policy `num`, noting its stages. `exact_in`: the formats in which all of them so far were exact."""
+    """The policy `num`, noting of each stage its sums, and in which formats it and all that it reads are exact."""
 
     def __init__(self, num):
         super().__init__(num, ACCUMULATORS["f64"])
-        for name, value in {"stages": {}, "held": [ALL], "longest": [0]}.items():
+        for name, value in {"stages": {}, "notes": [], "starts": [], "ranked": [ALL], "opened": [Open()]}.items():
             object.__setattr__(self, name, value)
 
-    @property
-    def exact_in(self):
-        return tuple(name for at, name in enumerate(OFFERED) if self.held[0] >> at & 1)
+    def exact_in(self, inputs, made):
+        """The formats in which these inputs, and all that these results come from, are exact."""
+        opened = Open()
+        opened.keep(self.ranked[0])
+        for array in inputs:
+            if array.dtype.kind == "f":
+                opened.keep(_held(array))
+        for array in made:
+            opened.keep([self.notes[at] for at in self._made_by(array)])
+            if array.dtype.kind == "f":
+                opened.keep(_held(array))
+        return tuple(name for at, name in enumerate(OFFERED) if opened.note >> at & 1)
 
-    def note_stored(self, array):
-        """Only the formats that hold the array are left."""
-        if np.asarray(array).dtype.kind == "f":
-            self._keep(noted(array).note)
+    def _made_by(self, array):
+        """The stages, by number, that made elements of the array."""
+        if not isinstance(array, Tracked) or array.parts is None:
+            return set()
+        origins = np.unique(array.part("origin"))
+        return set((np.searchsorted(self.starts, origins[origins > 0], side="right") - 1).tolist())
 
-    def _keep(self, note):
-        self.held[0] &= int(np.bitwise_and.reduce(np.asarray(note).reshape(-1), initial=ALL))
+    def _term(self, name, array):
+        self.opened[0].read |= self._made_by(array)
+        return super()._term(name, array)
 
     def _product(self, a, b, more=(), of_rows=False):
         """a (R, L) times b (L, C), plus a row."""
@@ -65,25 +90,31 @@ class Measured(Tracking):
         K = products.shape[axis]
         total = np.add.accumulate(products, axis=axis).take(-1, axis) if K else products.sum(axis)
         bit = bits.min(axis, initial=NOTHING)
-        self._keep(formats_of(total, bit.astype(np.int64)))
-        self.longest[0] = max(self.longest[0], K)
+        opened = self.opened[0]
+        opened.keep(formats_of(total, bit.astype(np.int64)))
+        opened.longest = max(opened.longest, K)
         return Reach(total, *[np.zeros(total.shape)] * 5)
 
     def _formula(self, name, formula, terms, core, constants, shape):
         m = NotedArithmetic()
         read = formula(m, *map(m.array, _broadcast([t.v for t in terms], core)), **constants)
-        self._keep(noted(read).note)
+        self.opened[0].keep(noted(read).note)
         return Reach(np.zeros(shape), *[np.zeros(shape)] * 5)
 
     def _stored(self, name, stored, reach):
         first = self.ledger.made + 1
         self.ledger.made += stored.size
-        if self.longest[0]:
+        opened, self.opened[0] = self.opened[0], Open()
+        if opened.longest:
             with np.errstate(over="ignore"):
                 magnitude = np.asarray(reach.value).reshape(stored.shape).astype(np.float32)
-            self.stages[first] = Stage(stored.size, self.longest[0], magnitude)
-            self.longest[0] = 0
-        self.note_stored(stored)
+            self.stages[first] = Stage(stored.size, opened.longest, magnitude)
+        opened.keep([self.notes[at] for at in opened.read])
+        opened.keep(_held(stored))
+        self.starts.append(first)
+        self.notes.append(opened.note)
+        if name in RANKED:
+            self.ranked[0] &= opened.note
         return track(stored, origin=np.arange(first, first + stored.size).reshape(stored.shape))
 
     def stage_of(self, array):
@@ -95,3 +126,8 @@ class Measured(Tracking):
         whole = stage is not None and (origin == np.arange(origin[0], origin[0] + stage.size)).all() \
             if stage is not None and stage.size == len(origin) else False  # fmt: skip
         return stage if whole else None
+
+
+def _held(array):
+    """The note of what is stored; every format has infinities, by which groups are masked."""
+    return noted(np.where(np.isinf(array), 0.0, np.asarray(array))).note

@@ -33,15 +33,15 @@ def class_of(refused, exact_in):
 def measure(case, arrays):
     """The Measure of a valid case with these inputs."""
     num = Measured(Numerics(profile=case.profile, store=case.store, backend="numpy"))
-    for array in arrays.values():
-        num.note_stored(array)
     config = MoEConfig.from_dict(case.config) if case.config else None
     tracked = {name: track(a) if a.dtype.kind == "f" else a for name, a in arrays.items()}
     with np.errstate(all="ignore"):
         made = CALLS[case.call](config, num, tracked, **(case.options or {}))
+    made = {name: array for name, array in made.items() if isinstance(array, np.ndarray)}
     stages = {name: num.stage_of(array) for name, array in made.items()}
+    exact_in = num.exact_in(arrays.values(), made.values())
     # A case whose own store rounds what it makes is not exact, whatever a wider format could hold.
-    exact_in = num.exact_in if case.store in num.exact_in else ()
+    exact_in = exact_in if case.store in exact_in else ()
     return Measure(exact_in, {n: s for n, s in stages.items() if s is not None}, margins_of(case, config, arrays))
 
 

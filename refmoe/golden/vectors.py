@@ -22,13 +22,14 @@ def suite_text(chapter):
     from .. import SPEC_VERSION
 
     module = CHAPTERS[chapter]
+    longest = getattr(module, "LONGEST", LONGEST)
     return compact({
         "schema": SCHEMA,
         "spec_version": SPEC_VERSION,
         "chapter": chapter,
         "about": module.ABOUT,
         "notes": {flag: {"bug": bug, "effect": effect} for flag, (bug, effect) in module.NOTES.items()},
-        "cases": [_written(number, case) for number, case in enumerate(module.cases(), start=1)],
+        "cases": [_written(number, case, longest) for number, case in enumerate(module.cases(), start=1)],
     }).encode() + b"\n"  # fmt: skip
 
 
@@ -75,8 +76,8 @@ def _name(chapter):
     return f"spec/vectors/{chapter}/{chapter}.json"
 
 
-def _written(number, case):
-    expected = {"error": case.refused} if case.refused else outcome(case)
+def _written(number, case, longest):
+    expected = {"error": case.refused} if case.refused else outcome(case, longest=longest)
     return {
         "id": number,
         "comment": case.comment,
@@ -108,11 +109,11 @@ def _chain(stage, expected):
     return said | ({"magnitude": written_tensor(stage.magnitude)} if "values" in expected else {})
 
 
-def outcome(case, backend="numpy", kernel=None):
+def outcome(case, backend="numpy", kernel=None, longest=LONGEST):
     """name -> written tensor of everything a valid case makes, on any backend."""
     num = Numerics(profile=case.profile, store=case.store, backend=backend, kernel=kernel)
     made = run(case, num, arrays_of(case, num))
-    return {name: written_tensor(array, LONGEST) for name, array in made.items()}
+    return {name: written_tensor(array, longest) for name, array in made.items()}
 
 
 def arrays_of(case, num):

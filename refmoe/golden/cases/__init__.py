@@ -1,6 +1,6 @@
 """The committed vectors: one file a chapter, each case with the bug it catches.   Spec 7.9"""
 
-from . import dispatch, experts, formats, gradients, losses, numerics, routing
+from . import conformance, dispatch, experts, formats, gradients, losses, numerics, routing
 from .calls import CALLS, run
 from .form import Case, Recipe
 
@@ -12,6 +12,7 @@ CHAPTERS = {
     "gradients": gradients,
     "numerics": numerics,
     "formats": formats,
+    "conformance": conformance,
 }
 
 __all__ = ["CALLS", "CHAPTERS", "Case", "Recipe", "run"]

@@ -9,6 +9,7 @@ from ...inputs import Given
 from ...layer import moe_backward, moe_forward
 from ...losses import Losses
 from ...recipes import assemble_params
+from ...selection.replay import given as replayed
 from . import controllers
 
 ROUTER_PARAMS = ("w_router", "router_bias", "selection_bias", "hash_table")
@@ -97,6 +98,24 @@ def expert_ffn(config, num, arrays):
     return made._asdict() | back._asdict() | {f"d_{name}": grad for name, grad in grads.items()}
 
 
+def routed(config, num, arrays):
+    """x through the experts that topk_indices and topk_weights name, and back: every stage of a kernel."""
+    params = assemble_params({n: a for n, a in arrays.items() if n.startswith(("w_", "b_"))})
+    x, weights, choices = arrays["x"], arrays["topk_weights"], config.experts
+    replayed(arrays["topk_indices"], config.num_choices)
+    made = dispatch.make_plan(arrays["topk_indices"], weights, config, _given(arrays))
+    x_rows, offsets = dispatch.permute(x, made), made.expert_offsets
+    ffn = experts.expert_ffn(x_rows, params, offsets, choices, num)
+    d_y_rows, d_weights = dispatch.combine_backward(arrays["d_y"], ffn.y_rows, weights, made, num)
+    nothing = params._replace(**dict.fromkeys(params._fields))
+    back, grads = experts.expert_ffn_backward(d_y_rows, x_rows, ffn, params, offsets, choices, num, nothing)
+    forward = made._asdict() | {"x_rows": x_rows} | ffn._asdict()
+    forward["routed"] = dispatch.combine(ffn.y_rows, weights, made, num)
+    backward = {"d_y_rows": d_y_rows, "d_topk_weights": d_weights} | back._asdict()
+    backward["d_x_experts"] = dispatch.permute_backward(back.d_x_rows, made, num)
+    return forward | backward | {f"d_{name}": grad for name, grad in grads.items()}
+
+
 def loss(config, num, arrays):
     """logits to every configured loss and its gradient; the selection is the call's own unless it is given."""
     given = _given(arrays)
@@ -174,8 +193,8 @@ def quantising(config, num, arrays, scheme, rule, block=None):
 
 
 CALLS = {
-    "route": route, "plan": plan, "rows": rows, "activation": activation, "expert_ffn": expert_ffn, "loss": loss,
-    "pooled": pooled, "controller": controllers.controller,
+    "route": route, "plan": plan, "rows": rows, "activation": activation, "expert_ffn": expert_ffn, "routed": routed,
+    "loss": loss, "pooled": pooled, "controller": controllers.controller,
     "selection_bias": selection_bias, "layer": layer, "contract": contract, "sum": total, "function": function,
     "round": rounding, "encode": encoding, "quantise": quantising,
 }  # fmt: skip
