@@ -48,7 +48,7 @@ static void check_product(const rb_bundle *b, const char *in, const char *weight
     uint64_t E = v.shape[0], M = v.shape[1], K = v.shape[2], N = r.shape[0], bad = 0;
     int64_t *offsets = need("memory", calloc(index.count + 1, sizeof *offsets));
     memcpy(offsets, index.data, index.count * sizeof *offsets);
-    int fits = v.rank == 3 && r.rank == 2 && index.count == E + 1 && offsets[0] == 0 && (uint64_t)offsets[E] == N;
+    int fits = index.count == E + 1 && offsets[0] == 0 && (uint64_t)offsets[E] == N;
     fits = fits && r.count == N * K && t.count == N * M;
     for (uint64_t e = 0; fits && e < E; e++) fits = offsets[e] <= offsets[e + 1];
     need("a product's shapes", fits ? &fits : NULL);
