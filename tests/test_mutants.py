@@ -13,6 +13,8 @@ from mutants.table import block, flags_text, mutants_by_flag, replaced
 from refmoe.golden.cases import conformance, conformance_flags
 from refmoe.golden.classes import measure
 
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")  # overflows of wrong layers
+
 README = Path(__file__).parent.parent / "README.md"
 
 

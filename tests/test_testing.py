@@ -145,7 +145,12 @@ def test_the_plugin_runs_a_test_once_a_case(pytester):
         @pytest.mark.refmoe(chapter="dispatch", call="rows")
         def test_kernel(refmoe_case):
             assert_conforms(refmoe_case, results(refmoe_case))
+
+        @pytest.mark.refmoe(chapter="conformance", call="loss")
+        def test_losses(refmoe_case):
+            assert refmoe_case.id.startswith("conformance/") and refmoe_case.kind == "rounded"
+            assert_conforms(refmoe_case.id, results(refmoe_case))
         """
     )
     outcome = pytester.runpytest_inprocess("-p", "refmoe.testing.plugin", "-p", "no:cacheprovider", "-q")
-    outcome.assert_outcomes(passed=len(cases("dispatch", call="rows")))
+    outcome.assert_outcomes(passed=len(cases("dispatch", call="rows")) + len(cases("conformance", call="loss")))
