@@ -3,7 +3,6 @@
 #define _POSIX_C_SOURCE 200809L
 
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 
 #if defined(_OPENMP)
@@ -94,44 +93,57 @@ static void compute_pairs(const struct product *p, const struct unit *unit, stru
         refmoe_compute_lanes(p, &rest, scratch);
 }
 
-/* Units are numbered through all experts; a thread takes the next free number until none is left. */
-static void work(const struct product *p, const struct cut *cut, atomic_llong *next, struct scratch *scratch)
+static void compute(const struct product *p, const struct unit *unit, struct scratch *scratch, int64_t few)
+{
+    if (unit->rows <= few)
+        refmoe_compute_few(p, unit, scratch);
+    else if (p->paired)
+        compute_pairs(p, unit, scratch);
+    else if (p->across)
+        refmoe_compute_lanes(p, unit, scratch);
+    else
+        refmoe_compute_unit(p, unit, scratch);
+}
+
+/* Takes units of a share until none is left. They are numbered through all experts: `begin` is the first of expert e. */
+static void finish_share(const struct product *p, const struct cut *cut, struct share *share, struct scratch *scratch)
+{
+    int64_t e = 0, begin = 0, few = refmoe_few_rows(p), number;
+    while ((number = atomic_fetch_add(&share->next, 1)) < share->end) {
+        while (number >= begin + refmoe_units(p, cut, e))
+            begin += refmoe_units(p, cut, e++);
+        struct unit unit = refmoe_make_unit(p, cut, e, number - begin);
+        compute(p, &unit, scratch, few);
+    }
+}
+
+/* A thread's own share lies together, so that it turns the rows of few experts that others turn too, and what it fetches
+   ahead is its own; then it helps the others. */
+static void work(const struct product *p, const struct cut *cut, struct scratch *scratch, int threads, int thread)
 {
     environment found = enter_environment();
-    int64_t e = 0, begin = 0, few = refmoe_few_rows(p);
-    for (;;) {
-        int64_t number = atomic_fetch_add(next, 1);
-        while (e < p->experts && number >= begin + refmoe_units(p, cut, e))
-            begin += refmoe_units(p, cut, e++);
-        if (e == p->experts)
-            break;
-        struct unit unit = refmoe_make_unit(p, cut, e, number - begin);
-        if (unit.rows <= few)
-            refmoe_compute_few(p, &unit, scratch);
-        else if (p->paired)
-            compute_pairs(p, &unit, scratch);
-        else if (p->across)
-            refmoe_compute_lanes(p, &unit, scratch);
-        else
-            refmoe_compute_unit(p, &unit, scratch);
-    }
+    for (int i = 0; i < threads; i++)
+        finish_share(p, cut, &scratch[(thread + i) % threads].share, &scratch[thread]);
     leave_environment(found);
 }
 
 /* ---- threads ---- */
 
-static void run_threads(const struct product *p, const struct cut *cut, struct scratch *scratch, int threads)
+static void run_threads(const struct product *p, const struct cut *cut, struct scratch *scratch, int64_t units,
+                        int threads)
 {
-    atomic_llong next = 0;
+    for (int64_t t = 0; t < threads; t++) {
+        atomic_init(&scratch[t].share.next, units / threads * t + lower(t, units % threads));
+        scratch[t].share.end = units / threads * (t + 1) + lower(t + 1, units % threads);
+    }
 #if defined(_OPENMP)
     if (threads > 1) {
 #pragma omp parallel num_threads(threads)
-        work(p, cut, &next, &scratch[omp_get_thread_num()]);
+        work(p, cut, scratch, threads, omp_get_thread_num());
         return;
     }
 #endif
-    (void)threads;
-    work(p, cut, &next, scratch);
+    work(p, cut, scratch, threads, 0);
 }
 
 static refmoe_report add_reports(const struct scratch *scratch, int threads)
@@ -167,7 +179,7 @@ static int run(const struct product *p, refmoe_workspace *workspace, refmoe_repo
     if (!room)
         return REFMOE_NO_MEMORY;
     struct scratch *scratch = refmoe_lay_out(p, &cut, threads, room);
-    run_threads(p, &cut, scratch, threads);
+    run_threads(p, &cut, scratch, units, threads);
     if (report)
         *report = add_reports(scratch, threads), report->workspace_bytes = bytes;
     if (!workspace)

@@ -8,7 +8,7 @@
 
 #include "product.h"
 
-enum { RIGHT_BYTES = 1 << 19, UNIT_BANDS = 16 };
+enum { RIGHT_BYTES_CHAIN = 1 << 19, RIGHT_BYTES_EXACT = 1 << 20, UNIT_BANDS = 16 };
 
 /* Some rows of x, as one tile reads them: (length, width), zeros beyond `cols`. */
 struct group {
@@ -44,11 +44,13 @@ static int bands_of(const struct product *p) { return p->across == REFMOE_LANES_
 
 /* ---- how much of the output a unit is, and what it needs ---- */
 
-/* Rows of x that one unit may have: as many as the second cache holds turned, or, for many bands, their sums. */
+/* Rows of x that one unit may have: as many as the second cache holds turned, or, for many bands, their sums. In the exact
+   profile, where copying weights costs twice as much, all of that cache, and it spills a little. */
 int64_t refmoe_lane_rows(const struct product *p, int64_t length)
 {
     const struct lanes *lanes = lanes_of(p);
-    int64_t fit = RIGHT_BYTES / (packed_item(p) * (length > 0 ? length : 1)) / lanes->width[0] * lanes->width[0];
+    int64_t bytes = p->profile == REFMOE_EXACT ? RIGHT_BYTES_EXACT : RIGHT_BYTES_CHAIN;
+    int64_t fit = bytes / (packed_item(p) * (length > 0 ? length : 1)) / lanes->width[0] * lanes->width[0];
     int64_t most = p->across == REFMOE_LANES_ALONG ? MAX_LANE_ROWS : MAX_LANE_ROWS / 4;
     return fit < lanes->width[0] ? lanes->width[0] : lower(fit, most);
 }

@@ -3,6 +3,8 @@
 #ifndef REFMOE_PRODUCT_H
 #define REFMOE_PRODUCT_H
 
+#include <stdatomic.h>
+
 #include "tile.h"
 
 /* Two factors of a sum over `length`: element (i, k) of a is a[i * a_row + k * a_step], element (k, j) of b is
@@ -57,8 +59,15 @@ struct panel {
     int cols;      /* of them real, the rest padding */
 };
 
+/* Units that one thread begins with; whoever takes the next one counts it. */
+struct share {
+    atomic_llong next;
+    int64_t end;
+};
+
 /* What one thread works in. Packed rows are tiles of the unit's rows, k after k; packed columns likewise. */
 struct scratch {
+    struct share share;
     void *packed_rows, *packed_cols;
     double row_bound[MAX_UNIT_ROWS], col_norm[MAX_UNIT_COLS + MAX_TILE_COLS];
     struct grid row_grid[MAX_UNIT_ROWS], col_grid[MAX_UNIT_COLS];

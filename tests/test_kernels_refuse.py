@@ -89,6 +89,20 @@ print([t.differing_bits(a, b) for a, b in zip(got, want)])
     assert (done.returncode, done.stdout, done.stderr) == (0, "[0, 0, 0, 0, 0, 0, 0]\n", "")
 
 
+def test_fewer_threads_than_asked_for_do_the_work_of_all():
+    program = """
+import os
+os.environ["OMP_THREAD_LIMIT"] = "2"
+import test_kernels_refuse as t
+rule = t.Rule("chain", "float32")
+case = t.Case(t.wide, rule, (9, 300, 0, 40), 600, 24)
+got = [list(case.outputs(t.kernels.load(None, threads), rule)) for threads in (5, 1)]
+print([t.differing_bits(a, b) for a, b in zip(*got)])
+"""
+    done = run_python(program)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[0, 0, 0, 0, 0, 0, 0]\n", "")
+
+
 def test_a_child_forked_after_a_parallel_call_computes_and_does_not_hang():
     program = """
 import os, signal
