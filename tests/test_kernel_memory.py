@@ -148,13 +148,11 @@ def test_a_child_does_not_wait_for_a_lock_that_another_thread_held():
 def test_results_that_are_kept_are_never_written_again():
     engine, rule = kernels.load(KERNELS[-1], 2), Rule("chain", "float32")
     case = Case(wide, rule, (40, 30), M=600, K=40)
-    engine.release()
     kept = [engine.grouped_matmul(rule, case.x * np.float32(i), case.w, case.offsets) for i in range(3)]
     copies = [array.copy() for array in kept]
-    at = place(kept[1])
     kept[1] = None
     later = [engine.grouped_matmul(rule, -case.x, case.w, case.offsets) for _ in range(3)]
-    assert place(later[0]) == at
+    assert not {*map(place, later)} & {place(kept[0]), place(kept[2])}
     assert all(a is None or differing_bits(a, b) == 0 for a, b in zip(kept, copies, strict=True))
 
 
@@ -172,6 +170,7 @@ def test_a_layer_lends_its_stages_again_and_keeps_what_a_record_holds():
     stages = [getattr(record.experts, name) for name in ("x_rows", "gate_rows", "up_rows", "hidden_rows", "y_rows")]
     assert all(a.nbytes >= LEAST for a in stages)
     del record, stages
+    gc.collect()  # of what other tests left behind
     num.engine.release()
     assert not memory.POOL.idle
     y = moe_forward(x, params, config, num, given, keep="y").y
