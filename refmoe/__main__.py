@@ -23,17 +23,27 @@ def main(argv=None):
             sys.stdout.reconfigure(errors="replace")  # a terminal without block characters still gets its report
         args = parser().parse_args(argv)
         return args.run(args)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         _say("")
-        print("refmoe: interrupted; nothing half done is left behind", file=sys.stderr)
+        print(f"refmoe: interrupted; {_notes(error) or 'nothing half done is left behind'}", file=sys.stderr)
         return 130
+    except SystemExit as error:
+        if _notes(error):
+            _say("")
+            print(f"refmoe: ended; {_notes(error)}", file=sys.stderr)
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output went away
         return 0
     except REFUSALS as error:
         _say("")
-        print(f"refmoe: error: {error}", file=sys.stderr)
+        print(f"refmoe: error: {'; '.join(filter(None, (str(error), _notes(error))))}", file=sys.stderr)
         return 2
+
+
+def _notes(error):
+    """What the error left behind, if it says so."""
+    return "; ".join(getattr(error, "__notes__", ()))
 
 
 def _terminate(number, frame):

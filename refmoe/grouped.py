@@ -42,13 +42,14 @@ def grouped_matmul_backward_w(name, d_rows, x_rows, expert_offsets, into, num):
     """d_w[e] = sum over the rows n of e of d[n] x[n]^T, exactly +0 for an expert without rows.   Spec 5.4
 
     d_rows (N, M), x_rows (N, K) -> (E, M, K); with `into`: added to that array, or given to that sink (then the sink is
-    returned)
+    returned), but for the experts of which it says that it needs them no more
     """
     if into is None or isinstance(into, np.ndarray):
         return num.contract_backward_w(name, d_rows, x_rows, expert_offsets, acc=into)
-    for e in range(len(expert_offsets) - 1):
-        rows = slice(int(expert_offsets[e]), int(expert_offsets[e + 1]))
-        into.take(e, num.contract_backward_w(name, d_rows[rows], x_rows[rows]))
+    needs = getattr(into, "needs", lambda e: True)
+    for e, rows in enumerate(_all(expert_offsets)):
+        if needs(e):
+            into.take(e, num.contract_backward_w(name, d_rows[rows], x_rows[rows]))
     return into
 
 

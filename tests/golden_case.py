@@ -10,6 +10,7 @@ import refmoe
 from refmoe.golden import BundleError, check_bundle, digests, manifest, write_bundle
 from refmoe.golden.bundle import Options
 from refmoe.golden.inputs import prepare
+from refmoe.golden.narrow import narrowed
 from refmoe.safetensors import open_tensors, write_tensors
 
 ROOT = Path(__file__).parent.parent
@@ -23,8 +24,9 @@ def tiny(**sections):
 
 def write(directory, config=None, arrays=None, tokens=5, backward=True, seed=0, force=False, **more):
     """A bundle of a tiny case; more: fields of Options, and of Numerics."""
-    options = Options(**{name: more.pop(name) for name in Options._fields if name in more})
     config = config or tiny()
+    narrow = narrowed(config, *(more.pop(name, None) for name in ("experts", "stages")))
+    options = Options(more.pop("container", "safetensors"), narrow)
     num = refmoe.Numerics(**{"backend": "numpy", **more})
     if arrays and "x" in arrays:
         tokens = None
@@ -75,9 +77,10 @@ def forge(directory, name, change):
     write_tensors(directory / "tensors.safetensors", tensors)
 
     def rows(data):
-        row = next(r for r in data["tensors"] if r["name"] == name.removesuffix(".sample"))
-        digest = digests.tensor_digest(tensors[name][1], row["digest_of"] == "experts" and not name.endswith(".sample"))
-        (row["storage"] if name.endswith(".sample") else row)["sha256"] = digest
+        part = name.endswith((".sample", ".experts"))
+        row = next(r for r in data["tensors"] if r["name"] == (name.rpartition(".")[0] if part else name))
+        digest = digests.tensor_digest(tensors[name][1], row["digest_of"] == "experts" and not part)
+        (row["storage"] if part else row)["sha256"] = digest
 
     reseal(directory, rows)
 

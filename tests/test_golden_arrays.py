@@ -5,7 +5,7 @@ import pytest
 import safetensors.numpy
 from golden_case import check, contents, write
 
-from refmoe.golden import run
+from refmoe.golden import storage
 from refmoe.golden.arrays import house_layout, load_arrays
 from refmoe.safetensors import open_tensors
 
@@ -36,7 +36,7 @@ def test_own_arrays_are_stored_and_check(tmp_path):
 
 
 def test_own_weights_are_stored_above_the_limit_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "SIZE_LIMIT", 10)
+    monkeypatch.setattr(storage, "SIZE_LIMIT", 10)
     write(tmp_path / "b", arrays={n: a for n, a in own_arrays().items() if n != "x"})
     with open_tensors(tmp_path / "b" / "tensors.safetensors") as reader:
         assert "params.w_gate" in reader.entries and "grads.params.w_gate.sample" in reader.entries
@@ -45,7 +45,7 @@ def test_own_weights_are_stored_above_the_limit_too(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["x", "d_y"])
 def test_own_tokens_above_the_limit_are_stored(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(run, "SIZE_LIMIT", 10)
+    monkeypatch.setattr(storage, "SIZE_LIMIT", 10)
     write(tmp_path / "b", arrays={name: own_arrays()["x"]})
     assert check(tmp_path / "b").differences == []
 

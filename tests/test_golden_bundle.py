@@ -16,7 +16,7 @@ from golden_case import ROOT, check, contents, tiny, write
 import refmoe
 from refmoe import kernels
 from refmoe.formats import decode
-from refmoe.golden import bundle, manifest, run
+from refmoe.golden import bundle, manifest, run, storage
 from refmoe.recipes import generate
 from refmoe.safetensors import open_tensors
 from refmoe.selection import solve_assignment
@@ -102,7 +102,7 @@ def test_every_kernel_gives_numpys_bytes(made, tmp_path, kernel, threads):
 @pytest.mark.parametrize("limit", [0, 100, 8 << 20])
 def test_sampled_gradients_have_the_digests_of_stored_ones(made, tmp_path, monkeypatch, limit):
     """Below the limit arrays, above it sinks; and weights lazily or at once."""
-    monkeypatch.setattr(run, "SIZE_LIMIT", limit)
+    monkeypatch.setattr(storage, "SIZE_LIMIT", limit)
     monkeypatch.setattr("refmoe.golden.inputs.LAZY_BYTES", limit)
     write(tmp_path / "other")
     rows = [

@@ -12,7 +12,7 @@ import pytest
 from golden_case import ROOT, add_one_bit, check, container, entry, forge, refused, reseal, write
 
 import refmoe
-from refmoe.golden import run
+from refmoe.golden import storage
 from refmoe.safetensors import MAX_HEADER, open_tensors, write_tensors
 
 
@@ -93,7 +93,7 @@ def test_a_consistent_forgery_is_named(copy, name):
 
 
 def test_a_forged_sample_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "SIZE_LIMIT", 100)
+    monkeypatch.setattr(storage, "SIZE_LIMIT", 100)
     write(tmp_path / "b")
     forge(tmp_path / "b", "grads.params.w_gate.sample", add_one_bit)
     assert [tensor for tensor, _ in check(tmp_path / "b").differences] == ["grads.params.w_gate"]

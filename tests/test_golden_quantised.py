@@ -11,7 +11,7 @@ from law_bridge import LAW, agree, to_law
 
 from refmoe.__main__ import main
 from refmoe.formats import FORMATS, SCHEMES, decode, quantise
-from refmoe.golden import bundle, run
+from refmoe.golden import storage
 from refmoe.recipes import generate
 from refmoe.safetensors import open_tensors
 
@@ -126,8 +126,7 @@ def test_another_rule_is_another_bundle_and_the_check_sees_it(tmp_path):
 
 def test_large_tensors_are_sampled_and_have_the_same_digests(tmp_path, monkeypatch):
     assert golden(tmp_path, "int4", None, "whole") == 0
-    monkeypatch.setattr(run, "SIZE_LIMIT", 10)
-    monkeypatch.setattr(bundle, "SIZE_LIMIT", 10)
+    monkeypatch.setattr(storage, "SIZE_LIMIT", 10)
     assert golden(tmp_path, "int4", None, "sampled") == 0
     assert check(tmp_path / "sampled").differences == []
     whole, sampled = ({row["name"]: row for row in manifest(tmp_path / n)["tensors"]} for n in ("whole", "sampled"))

@@ -7,21 +7,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from . import storage
 from .containers import CONTAINERS, FILES
 from .digests import SAMPLE_COUNT, sample_stride, tensor_digest
 from .inputs import is_expert_tensor, make_inputs
 from .manifest import SCHEMA, canonical, hexed, sealed, write_text
-from .run import SIZE_LIMIT, compute, stage_of
+from .narrow import Narrow
+from .run import compute, stage_of
 from .storage import held_name
+from .unfinished import unfinished, watched
 from .weights import maker_pool
 
 MANIFEST = "manifest.json"
 
 
 class Options(NamedTuple):
-    """How a bundle is written. container: safetensors, npz or raw."""
+    """How a bundle is written. container: safetensors, npz or raw; narrow: what of the case is written."""
 
     container: str = "safetensors"
+    narrow: Narrow = Narrow()
 
 
 class Written(NamedTuple):
@@ -42,17 +46,23 @@ def write_bundle(directory, config, num, spec_version, title, tokens, rows, stor
     """
     directory, options = Path(directory), options or Options()
     _require_place(directory, force)
-    clock = _Clock(say)
+    clock, label = _Clock(say), (spec_version, title, tokens, rows)
     clock.start("inputs")
-    with _aside(directory, force) as partial, maker_pool() as pool:
+    with (
+        unfinished(directory, config, num, label, stored or {}, options) as work,
+        watched(config, num, tokens, rows, say) as progress,
+        maker_pool(work, progress) as pool,
+        _aside(directory, force) as partial,
+    ):
+        clock.say = progress.step if progress else say
         inputs = make_inputs(config, num, tokens, rows, stored or {}, pool)
-        made = list(compute(config, inputs, num, clock.start))
+        made = list(compute(config, inputs, num, pool, clock.start, options.narrow))
         clock.start("writing")
-        manifest = make_manifest(config, num, spec_version, title, tokens, rows, made)
+        manifest = make_manifest(config, num, *label, made, options.narrow)
         CONTAINERS[options.container].write(partial, held_tensors(made))
         write_text(partial / MANIFEST, canonical(manifest))
     clock.start("")
-    load = next(m.codes for m in made if m.name == "plan.assigned_per_expert")
+    load = next((m.codes for m in made if m.name == "plan.assigned_per_expert"), None)
     return Written(manifest, load, clock.seconds)
 
 
@@ -60,12 +70,12 @@ class _Clock:
     """Seconds by named step."""
 
     def __init__(self, say):
-        self.seconds, self._name, self._since, self._say = {}, "", time.perf_counter(), say
+        self.seconds, self._name, self._since, self.say = {}, "", time.perf_counter(), say
 
     def start(self, name):
         now = time.perf_counter()
-        if self._say:
-            self._say(name)
+        if self.say:
+            self.say(name)
         if self._name:
             self.seconds[self._name] = self.seconds.get(self._name, 0.0) + now - self._since
         self._name, self._since = name, now
@@ -125,7 +135,7 @@ def held_tensors(made):
     return {held_name(m.name, m.kind): (m.dtype, m.codes) for m in made if m.codes is not None}
 
 
-def make_manifest(config, num, spec_version, title, tokens, rows, made):
+def make_manifest(config, num, spec_version, title, tokens, rows, made, narrow):
     """The manifest of a computed case, its own digest in it."""
     return sealed({
         "schema": SCHEMA,
@@ -134,20 +144,20 @@ def make_manifest(config, num, spec_version, title, tokens, rows, made):
         "config": hexed(config.to_dict()),
         "run": {"profile": num.profile, "store": num.store, "tokens": tokens, "backward": "d_y" in rows},
         "inputs": rows,
-        "limits": {"stored_bytes": SIZE_LIMIT, "sample_count": SAMPLE_COUNT},
-        "tensors": [tensor_row(m) for m in made],
+        "limits": {"stored_bytes": storage.SIZE_LIMIT, "sample_count": SAMPLE_COUNT} | narrow.limits(),
+        "tensors": [tensor_row(m, narrow) for m in made],
     })  # fmt: skip
 
 
-def tensor_row(made):
+def tensor_row(made, narrow):
     """What the manifest says of one tensor."""
-    storage = {"kind": made.kind}
+    held = {"kind": made.kind}
     if made.kind == "sample":
-        storage |= {
-            "stride": sample_stride(made.shape),
-            "count": int(made.codes.size),
-            "sha256": tensor_digest(made.codes),
-        }
+        held |= {"stride": sample_stride(made.shape), "count": int(made.codes.size)}
+    if made.kind == "experts":
+        held |= {"experts": list(narrow.experts), "shape": list(made.codes.shape)}
+    if made.kind in ("sample", "experts"):
+        held["sha256"] = tensor_digest(made.codes)
     return {
         "name": made.name,
         "role": made.role,
@@ -156,5 +166,5 @@ def tensor_row(made):
         "shape": list(made.shape),
         "sha256": made.sha256,
         "digest_of": "experts" if is_expert_tensor(made.name) else "bytes",
-        "storage": storage,
+        "storage": held,
     }

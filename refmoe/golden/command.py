@@ -8,6 +8,7 @@ from .bundle import Options, write_bundle
 from .containers import CONTAINERS
 from .errors import BundleError
 from .inputs import prepare
+from .narrow import narrowed
 from .quantised import quantised_rows
 from .report import check_report, golden_report
 from .verify import check_bundle
@@ -20,6 +21,9 @@ def add_arguments(golden):
     _of_the_case(golden)
     golden.add_argument("--format", choices=CONTAINERS, default="safetensors",
                         help="the container of the tensors; raw is plain bytes and a text index")  # fmt: skip
+    golden.add_argument("--experts", type=_ids, metavar="0,17", help="write these experts' parts only, and those whole")
+    golden.add_argument("--stages", type=_words, metavar="NAMES",
+                        help="write these tensors only: names, or what stands before a dot (y,routing)")  # fmt: skip
     golden.add_argument("--force", action="store_true", help="replace an existing bundle")
     golden.add_argument("--out", metavar="DIR", required=True, help="the bundle; it appears when all is done")
 
@@ -53,6 +57,14 @@ def count(text):
     return int(text)
 
 
+def _ids(text):
+    return [count(word) for word in text.split(",")]
+
+
+def _words(text):
+    return [word.strip() for word in text.split(",")]
+
+
 def run(args, say=str):
     """Computes the case, writes the bundle, prints the report."""
     import refmoe
@@ -62,7 +74,7 @@ def run(args, say=str):
     config, title, arrays = _case(args, num, say)
     tokens, rows, stored = prepare(config, num, args.tokens, not args.no_backward, args.seed, arrays)
     rows = quantised_rows(rows, args.weights, args.scale_rule)
-    options = Options(container=args.format)
+    options = Options(args.format, narrowed(config, args.experts, args.stages))
     case = config, num, refmoe.SPEC_VERSION, title, tokens, rows, stored
     written = write_bundle(args.out, *case, args.force, say, options)
     print(golden_report(written, config, num, args.out))

@@ -65,17 +65,36 @@ def sample(flat, stride, start=0):
     return flat[-start % stride :: stride]
 
 
+GRADIENT = "bytes of gradients"  # what progress counts
+
+
 class DigestSink:
     """Takes a tensor one expert at a time, in any order and from any thread, and keeps a digest and a sample of it.
 
-    `take(e, part)` is the layer's way to hand over a gradient; no expert is kept.
+    `take(e, part)` is the layer's way to hand over a gradient, `needs(e)` says whether it has to. name and pool: where
+    finished experts are remembered (`weights.Makers`). whole: experts of which every element is kept.
     """
 
-    def __init__(self, shape, dtype):
+    def __init__(self, shape, dtype, name="", pool=None, whole=()):
         self.shape, self.dtype = tuple(shape), dtype
         self.stride = sample_stride(shape)
-        self._parts = {}
+        self.whole = dict.fromkeys(whole)
+        self._name, self._pool, self._zeros = name, pool, None
+        self._parts = {} if pool is None else self._remembered()
         self._lock = threading.Lock()
+
+    def needs(self, e):
+        """Whether expert e has still to come."""
+        return e not in self._parts
+
+    def _remembered(self):
+        """What an interrupted run finished: a digest and a sample each, of all but those that are kept whole."""
+        size, element = prod(self.shape[1:]), DTYPES[self.dtype]
+        counts = {e: len(range(-(e * size) % self.stride, size, self.stride)) for e in range(self.shape[0])}
+        rows = {e: self._pool.kept(self._name, e, 32 + n * element.itemsize) for e, n in counts.items()}
+        kept = {e: data for e, data in rows.items() if data is not None and e not in self.whole}
+        self._pool.did(GRADIENT, len(kept) * size * element.itemsize)
+        return {e: (data[:32].hex(), np.frombuffer(data[32:], element)) for e, data in kept.items()}
 
     def take(self, e, part):
         self.take_codes(e, to_codes(np.asarray(part), self.dtype))
@@ -84,11 +103,23 @@ class DigestSink:
         """The same of elements as they stand in the file."""
         codes = codes.reshape(-1)
         kept = sample(codes, self.stride, e * codes.size).copy()
-        row = sha256(element_bytes(codes)), kept
+        row = self._digest(codes), kept
+        if e in self.whole:
+            self.whole[e] = codes.reshape(self.shape[1:]).copy()
+        if self._pool is not None:
+            self._pool.keep(self._name, e, bytes.fromhex(row[0]) + kept.tobytes())
+            self._pool.did(GRADIENT, codes.nbytes)
         with self._lock:
             if e in self._parts:
                 raise ValueError(f"expert {e}: expected once, came twice; a sink takes each expert one time")
             self._parts[e] = row
+
+    def _digest(self, codes):
+        """Experts without tokens have gradients that are all alike: +0."""
+        if codes.view(f"u{codes.itemsize}").any():
+            return sha256(element_bytes(codes))
+        self._zeros = self._zeros or sha256(element_bytes(codes))
+        return self._zeros
 
     def result(self):
         """(digest of the tensor, its sample). Every expert must have come."""

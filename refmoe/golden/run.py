@@ -14,13 +14,15 @@ from ..inputs import Given
 from ..layer import moe_backward, moe_forward
 from ..recipes import MoEParams, SharedParams, parameter_shapes
 from ..safetensors import DTYPES
-from .digests import DigestSink, sample, sample_stride, stored_dtype, tensor_digest, to_codes
+from . import storage
+from .digests import DigestSink, stored_dtype, tensor_digest, to_codes
 from .inputs import file_dtype, is_expert_tensor, stage_name
+from .narrow import Narrow
 from .packed import Experts, stored_parts
 from .quantised import SOURCE as QUANTISED
+from .sparing import Sparing
+from .storage import byte_size
 from .weights import RecipeWeights
-
-SIZE_LIMIT = 8 << 20  # bytes; a larger tensor is kept as digest and sample
 
 # Section of the specification that defines a tensor: by the longest part of its name that stands here.
 STAGES = {
@@ -74,51 +76,53 @@ class Made(NamedTuple):
     dtype: str  # safetensors name
     shape: tuple
     sha256: str
-    kind: str  # stored, sample, recipe
-    codes: object  # the elements, or the sample, or None
+    kind: str  # of storage: stored, sample, experts, recipe, digest
+    codes: object  # the elements, those of some experts, the sample, or None
 
 
-def compute(config, inputs, num, say=None):
+def compute(config, inputs, num, pool, say=None, narrow=None):
     """Yields a `Made` for each tensor of the case, in causal order; d_y None leaves out the way back.
 
-    say: called with the name of each step.
+    pool: Makers. say: called with the name of each step. narrow: what of it is written (`Narrow`).
     """
-    say = say or str
+    say, narrow, num = say or str, narrow or Narrow(), Sparing(num, pool)
     for name, array in (("x", inputs.x), ("d_y", inputs.d_y), *((f"given.{n}", a) for n, a in inputs.given.items())):
         if array is not None:
-            yield _made(name, "input", array, num, whole=inputs.rows[name]["source"] == "stored")
+            yield _made(name, "input", array, num, narrow, inputs.rows[name]["source"] == "stored")
     given = Given(**inputs.given)
     say("forward")
     record = moe_forward(inputs.x, inputs.params, config, num, given=given, keep="all")
     _refuse_several(given, record, num)
+    narrow = narrow._replace(offsets=None if record.plan is None else record.plan.expert_offsets)
+    say("weights")
     for name, array in flattened("params", inputs.params):
-        yield from _parameter(name, array, inputs.rows[name], num)
+        yield from _parameter(name, array, inputs.rows[name], num, narrow)
     for name, array in flattened("", record):
-        yield _made(name, "record", array, num)
+        yield _made(name, "record", array, num, narrow)
     if inputs.d_y is not None:
-        yield from _way_back(config, inputs, record, given, num, say)
+        yield from _way_back(config, inputs, record, given, num, pool, say, narrow)
 
 
-def _way_back(config, inputs, record, given, num, say):
+def _way_back(config, inputs, record, given, num, pool, say, narrow):
     say("backward")
-    into = gradient_sinks(config, num)
+    into = gradient_sinks(config, num, pool, narrow)
     grads = moe_backward(inputs.d_y, inputs.x, inputs.params, record, config, num, given=given, into=into)
     for name, array in flattened("grads", grads):
-        yield _made(name, "gradient", array, num)
+        yield _made(name, "gradient", array, num, narrow)
 
 
-def gradient_sinks(config, num):
+def gradient_sinks(config, num, pool, narrow):
     """A digest sink for each gradient of expert weights above the size limit, None for all others; or None."""
     sinks = {}
     for name, (shape, _) in parameter_shapes(config).items():
         full = f"grads.params.{name}"
-        if is_expert_tensor(full) and prod(shape) * np.dtype(num.dtype).itemsize > SIZE_LIMIT:
-            sinks[name] = DigestSink(shape, file_dtype(full, num))
+        if is_expert_tensor(full) and prod(shape) * np.dtype(num.dtype).itemsize > storage.SIZE_LIMIT:
+            sinks[name] = DigestSink(shape, file_dtype(full, num), full, pool, narrow.ids(full))
     if not sinks:
         return None
     shared = SharedParams(*(sinks.get(f"shared.{f}") for f in SharedParams._fields))
     routed = {f: sinks.get(f) for f in MoEParams._fields if f != "shared"}
-    return MoEParams(**routed, shared=shared if any(s is not None for s in shared) else None)
+    return MoEParams(**routed, shared=shared if config.experts.shared_intermediate_size else None)
 
 
 def flattened(prefix, value):
@@ -145,27 +149,29 @@ def _refuse_several(given, record, num):
         raise ValueError("given.topk_indices: expected the only best assignment, got one of several; change the logits")
 
 
-def _made(name, role, array, num, whole=False):
-    """Stored as it is, or above the size limit as digest and sample; `whole`: stored whatever its size."""
+def _made(name, role, array, num, narrow, needed=False):
+    """Stored as it is, in part, or above the size limit as digest and sample; `needed`: stored whatever its size."""
     if isinstance(array, DigestSink):
-        digest, kept = array.result()
-        return Made(name, role, array.dtype, array.shape, digest, "sample", kept)
+        return _of_sink(name, role, array, narrow)
     array = np.asarray(array)
     format_name = num.format_of(stage_name(name)) if array.dtype.kind == "f" and not _is_price(name) else "float64"
     dtype = stored_dtype(array, format_name)
     codes = to_codes(array, dtype)
     digest = tensor_digest(codes, is_expert_tensor(name))
-    if codes.nbytes > SIZE_LIMIT and not whole:
-        return Made(
-            name, role, dtype, codes.shape, digest, "sample", sample(codes.reshape(-1), sample_stride(codes.shape))
-        )
-    return Made(name, role, dtype, codes.shape, digest, "stored", codes)
+    return Made(name, role, dtype, codes.shape, digest, *narrow.held(name, codes, needed))
 
 
-def _parameter(name, array, row, num):
+def _of_sink(name, role, sink, narrow):
+    digest, kept = sink.result()
+    held = ("experts", np.stack(list(sink.whole.values()))) if sink.whole else ("sample", kept)
+    return Made(name, role, sink.dtype, sink.shape, digest, *(held if narrow.wants(name) else ("digest", None)))
+
+
+def _parameter(name, array, row, num, narrow):
     """A parameter by recipe is its digest; a user's own is stored whatever its size, or `check` could not recompute."""
     if isinstance(array, Packed):
-        yield from _quantised(name, array, num) if row["source"] == QUANTISED else _packed(name, array)
+        made = _quantised(name, array, num, narrow) if row["source"] == QUANTISED else _packed(name, array)
+        yield from made
         return
     dtype = file_dtype(name, num)
     if isinstance(array, RecipeWeights):
@@ -186,28 +192,26 @@ def _packed(name, packed):
         yield Made(part, "parameter", dtype, codes.shape, digest, "stored", codes)
 
 
-def _quantised(name, packed, num):
+def _quantised(name, packed, num, narrow):
     """Codes, scales and, for people, the products rounded once to the format of the case; above the limit sampled."""
     dtype = file_dtype(name, num)
     format_name = num.format_of(stage_name(name))
     rounded = Experts(packed.shape, DTYPES[dtype], lambda e: to_codes(packed.rounded(e, format_name), dtype))
     for part, (kind, codes) in (stored_parts(name, packed) | {f"{name}.dequantised": (dtype, rounded)}).items():
-        by_expert, large = is_expert_tensor(part), prod(codes.shape) * DTYPES[kind].itemsize > SIZE_LIMIT
-        if large and by_expert:
-            yield _sampled_by_expert(part, kind, codes)
+        by_expert = is_expert_tensor(part)
+        if by_expert and byte_size(kind, codes.shape) > storage.SIZE_LIMIT:
+            yield _sampled_by_expert(part, kind, codes, narrow)
             continue
         whole = np.stack(list(codes)) if by_expert else codes
-        digest, stride = tensor_digest(whole, by_expert), sample_stride(whole.shape)
-        kept = ("sample", sample(whole.reshape(-1), stride)) if large else ("stored", whole)
-        yield Made(part, "parameter", kind, whole.shape, digest, *kept)
+        held = narrow.held(part, whole)
+        yield Made(part, "parameter", kind, whole.shape, tensor_digest(whole, by_expert), *held)
 
 
-def _sampled_by_expert(name, dtype, codes):
-    sink = DigestSink(codes.shape, dtype)
+def _sampled_by_expert(name, dtype, codes, narrow):
+    sink = DigestSink(codes.shape, dtype, whole=narrow.ids(name))
     for e, part in enumerate(codes):
         sink.take_codes(e, part)
-    digest, kept = sink.result()
-    return Made(name, "parameter", dtype, sink.shape, digest, "sample", kept)
+    return _of_sink(name, "parameter", sink, narrow)
 
 
 def stage_of(name):

@@ -6,7 +6,8 @@ from math import prod
 from ..safetensors import DTYPES, MAX_DIMENSIONS
 
 # kind -> what is added to the tensor's name in the file; None: nothing of it is there.
-KINDS = {"stored": "", "sample": ".sample", "recipe": None}
+KINDS = {"stored": "", "sample": ".sample", "experts": ".experts", "recipe": None, "digest": None}
+SIZE_LIMIT = 8 << 20  # bytes; a larger tensor is kept as digest and sample
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 
@@ -34,8 +35,9 @@ def _type_and_shape(row):
     dtype, shape = row["dtype"], row["shape"]
     if dtype not in DTYPES or len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"{row['name']}: dtype {dtype!r}, shape {shape!r}")
-    sizes = [row["storage"]["count"]] if row["storage"]["kind"] == "sample" else shape
-    return dtype, tuple(map(_count, sizes))
+    storage = row["storage"]
+    part = {"sample": lambda: [storage["count"]], "experts": lambda: storage["shape"]}
+    return dtype, tuple(map(_count, part.get(storage["kind"], lambda: shape)()))
 
 
 def _count(value):

@@ -14,6 +14,7 @@ from .digests import from_codes, sha256
 from .errors import BundleError
 from .inputs import make_inputs
 from .manifest import read_manifest
+from .narrow import narrow_of
 from .packed import SOURCE, read_packed
 from .run import compute
 from .storage import held_layout, held_name
@@ -40,11 +41,11 @@ def check_bundle(directory, spec_version, backend="auto", threads=None, kernel=N
     """
     with open_bundle(directory, spec_version) as (manifest, reader), maker_pool() as pool:
         path = Path(directory) / MANIFEST
-        config, profile, store = _case(manifest, path)
+        config, profile, store, narrow = _case(manifest, path)
         num = Numerics(profile=profile, store=store, backend=backend, threads=threads, kernel=kernel)
-        made = list(_recomputed(config, num, manifest, reader, pool, path, say))
-        found = list(_differences(made, manifest, reader))
-        if not found and _remade(config, num, manifest, made) != manifest:
+        made = list(_recomputed(config, num, manifest, reader, pool, path, say, narrow))
+        found = list(_differences(made, manifest, reader, narrow))
+        if not found and _remade(config, num, manifest, made, narrow) != manifest:
             found = [("", "the manifest is not the one that its case makes")]
         return Checked(manifest, found, len(made), num, reader.path.name)
 
@@ -57,7 +58,7 @@ def open_case(directory, spec_version, backend="auto", threads=None, kernel=None
     """
     with open_bundle(directory, spec_version) as (manifest, reader), maker_pool() as pool:
         path = Path(directory) / MANIFEST
-        config, profile, store = _case(manifest, path)
+        config, profile, store, _ = _case(manifest, path)
         num = Numerics(profile=profile, store=store, backend=backend, threads=threads, kernel=kernel)
         try:
             inputs = _inputs(config, num, manifest, reader, pool)
@@ -115,14 +116,14 @@ def _case(manifest, path):
         config = MoEConfig.from_dict(manifest["config"])
         if type(run["tokens"]) is not int or run["tokens"] < 0 or run["store"] not in STORES[run["profile"]]:
             raise ValueError("run: tokens, profile and store do not fit together")
-        return config, run["profile"], run["store"]
+        return config, run["profile"], run["store"], narrow_of(manifest["limits"], config)
     except MALFORMED as error:
         raise BundleError(path, "", f"does not describe a case ({error})") from None
 
 
-def _recomputed(config, num, manifest, reader, pool, path, say):
+def _recomputed(config, num, manifest, reader, pool, path, say, narrow):
     try:
-        yield from compute(config, _inputs(config, num, manifest, reader, pool), num, say)
+        yield from compute(config, _inputs(config, num, manifest, reader, pool), num, pool, say, narrow)
     except MALFORMED as error:
         raise BundleError(path, "", f"its case cannot be recomputed ({error})") from None
 
@@ -138,7 +139,7 @@ def _carrier(reader, name):
     return from_codes(reader.codes(name), reader.entry(name).dtype)
 
 
-def _differences(made, manifest, reader):
+def _differences(made, manifest, reader, narrow):
     rows = {row["name"]: row for row in manifest["tensors"]}
     for m in made:
         row = rows.pop(m.name, None)
@@ -149,15 +150,15 @@ def _differences(made, manifest, reader):
                 m.name,
                 f"recomputed as {m.dtype} {list(m.shape)} ({m.kind}), the bundle says {row['dtype']} {row['shape']}",
             )
-        elif tensor_row(m) != row:
+        elif tensor_row(m, narrow) != row:
             yield m.name, _first_difference(m, reader)
     for name in rows:
         yield name, "the bundle has this tensor, the case does not make it"
 
 
-def _remade(config, num, manifest, made):
+def _remade(config, num, manifest, made, narrow):
     spec_version, title, tokens = manifest["spec_version"], manifest["title"], manifest["run"]["tokens"]
-    return make_manifest(config, num, spec_version, title, tokens, manifest["inputs"], made)
+    return make_manifest(config, num, spec_version, title, tokens, manifest["inputs"], made, narrow)
 
 
 def _first_difference(made, reader):
@@ -170,11 +171,11 @@ def _first_difference(made, reader):
     places = np.flatnonzero(found.view(bits) != wanted.view(bits))
     if not places.size:
         return "its recomputed digest or description differs" + (
-            ", outside the sample" if made.kind == "sample" else ""
+            "" if made.kind == "stored" else ", outside what is held of it"
         )
     i = places[0]
     values = from_codes(found[i : i + 1], made.dtype)[0], from_codes(wanted[i : i + 1], made.dtype)[0]
-    where = [int(k) for k in np.unravel_index(i, made.shape)] if made.kind == "stored" else f"sample {i}"
+    where = [int(k) for k in np.unravel_index(i, made.shape)] if made.kind == "stored" else f"{made.kind} {i}"
     return (
         f"{places.size} of {wanted.size} elements differ, first at {where}: bundle {values[0]}, recomputed {values[1]}"
     )
