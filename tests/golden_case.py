@@ -8,9 +8,8 @@ import pytest
 
 import refmoe
 from refmoe.golden import BundleError, check_bundle, digests, manifest, write_bundle
-from refmoe.golden.bundle import Options
 from refmoe.golden.inputs import prepare
-from refmoe.golden.narrow import narrowed
+from refmoe.golden.narrow import Options, narrowed
 from refmoe.safetensors import open_tensors, write_tensors
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +25,7 @@ def write(directory, config=None, arrays=None, tokens=5, backward=True, seed=0, 
     """A bundle of a tiny case; more: fields of Options, and of Numerics."""
     config = config or tiny()
     narrow = narrowed(config, *(more.pop(name, None) for name in ("experts", "stages")))
-    options = Options(more.pop("container", "safetensors"), narrow)
+    options = Options(more.pop("container", "safetensors"), narrow, more.pop("ranks", None))
     num = refmoe.Numerics(**{"backend": "numpy", **more})
     if arrays and "x" in arrays:
         tokens = None

@@ -12,20 +12,14 @@ from .containers import CONTAINERS, FILES
 from .digests import SAMPLE_COUNT, sample_stride, tensor_digest
 from .inputs import is_expert_tensor, make_inputs
 from .manifest import SCHEMA, canonical, hexed, sealed, write_text
-from .narrow import Narrow
+from .narrow import Options
+from .ranks import check_ranks
 from .run import compute, stage_of
 from .storage import held_name
 from .unfinished import unfinished, watched
 from .weights import maker_pool
 
 MANIFEST = "manifest.json"
-
-
-class Options(NamedTuple):
-    """How a bundle is written. container: safetensors, npz or raw; narrow: what of the case is written."""
-
-    container: str = "safetensors"
-    narrow: Narrow = Narrow()
 
 
 class Written(NamedTuple):
@@ -46,6 +40,8 @@ def write_bundle(directory, config, num, spec_version, title, tokens, rows, stor
     """
     directory, options = Path(directory), options or Options()
     _require_place(directory, force)
+    if options.ranks is not None:
+        check_ranks(config, options.ranks)
     clock, label = _Clock(say), (spec_version, title, tokens, rows)
     clock.start("inputs")
     with (
@@ -56,9 +52,9 @@ def write_bundle(directory, config, num, spec_version, title, tokens, rows, stor
     ):
         clock.say = progress.step if progress else say
         inputs = make_inputs(config, num, tokens, rows, stored or {}, pool)
-        made = list(compute(config, inputs, num, pool, clock.start, options.narrow))
+        made = list(compute(config, inputs, num, pool, clock.start, options))
         clock.start("writing")
-        manifest = make_manifest(config, num, *label, made, options.narrow)
+        manifest = make_manifest(config, num, *label, made, options)
         CONTAINERS[options.container].write(partial, held_tensors(made))
         write_text(partial / MANIFEST, canonical(manifest))
     clock.start("")
@@ -135,17 +131,18 @@ def held_tensors(made):
     return {held_name(m.name, m.kind): (m.dtype, m.codes) for m in made if m.codes is not None}
 
 
-def make_manifest(config, num, spec_version, title, tokens, rows, made, narrow):
+def make_manifest(config, num, spec_version, title, tokens, rows, made, options):
     """The manifest of a computed case, its own digest in it."""
+    run = {"profile": num.profile, "store": num.store, "tokens": tokens, "backward": "d_y" in rows}
     return sealed({
         "schema": SCHEMA,
         "spec_version": spec_version,
         "title": title,
         "config": hexed(config.to_dict()),
-        "run": {"profile": num.profile, "store": num.store, "tokens": tokens, "backward": "d_y" in rows},
+        "run": run if options.ranks is None else run | {"ranks": options.ranks},
         "inputs": rows,
-        "limits": {"stored_bytes": storage.SIZE_LIMIT, "sample_count": SAMPLE_COUNT} | narrow.limits(),
-        "tensors": [tensor_row(m, narrow) for m in made],
+        "limits": {"stored_bytes": storage.SIZE_LIMIT, "sample_count": SAMPLE_COUNT} | options.narrow.limits(),
+        "tensors": [tensor_row(m, options.narrow) for m in made],
     })  # fmt: skip
 
 

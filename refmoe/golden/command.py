@@ -4,11 +4,11 @@ import argparse
 import sys
 
 from .arrays import GATE_UPS, LAYOUTS, house_layout, load_arrays
-from .bundle import Options, write_bundle
+from .bundle import write_bundle
 from .containers import CONTAINERS
 from .errors import BundleError
 from .inputs import prepare
-from .narrow import narrowed
+from .narrow import Options, narrowed
 from .quantised import quantised_rows
 from .report import check_report, golden_report
 from .verify import check_bundle
@@ -24,6 +24,7 @@ def add_arguments(golden):
     golden.add_argument("--experts", type=_ids, metavar="0,17", help="write these experts' parts only, and those whole")
     golden.add_argument("--stages", type=_words, metavar="NAMES",
                         help="write these tensors only: names, or what stands before a dot (y,routing)")  # fmt: skip
+    golden.add_argument("--ranks", type=count, metavar="R", help="add what R expert-parallel ranks exchange")
     golden.add_argument("--force", action="store_true", help="replace an existing bundle")
     golden.add_argument("--out", metavar="DIR", required=True, help="the bundle; it appears when all is done")
 
@@ -74,7 +75,7 @@ def run(args, say=str):
     config, title, arrays = _case(args, num, say)
     tokens, rows, stored = prepare(config, num, args.tokens, not args.no_backward, args.seed, arrays)
     rows = quantised_rows(rows, args.weights, args.scale_rule)
-    options = Options(args.format, narrowed(config, args.experts, args.stages))
+    options = Options(args.format, narrowed(config, args.experts, args.stages), args.ranks)
     case = config, num, refmoe.SPEC_VERSION, title, tokens, rows, stored
     written = write_bundle(args.out, *case, args.force, say, options)
     print(golden_report(written, config, num, args.out))

@@ -78,6 +78,14 @@ def _is_rows(name):
     return name == "plan.row_slot" or (ours and (leaf.endswith("_rows") or leaf in ROW_LEAVES))
 
 
+class Options(NamedTuple):
+    """How a bundle is written. container: safetensors, npz or raw; narrow: what of the case; ranks: of the view."""
+
+    container: str = "safetensors"
+    narrow: Narrow = Narrow()
+    ranks: int = None
+
+
 def narrowed(config, experts=None, stages=None, names=None):
     """A Narrow of what was asked for. Raises ValueError for ids and names that are not there.
 

@@ -17,9 +17,10 @@ from ..safetensors import DTYPES
 from . import storage
 from .digests import DigestSink, stored_dtype, tensor_digest, to_codes
 from .inputs import file_dtype, is_expert_tensor, stage_name
-from .narrow import Narrow
+from .narrow import Options
 from .packed import Experts, stored_parts
 from .quantised import SOURCE as QUANTISED
+from .ranks import rank_tensors
 from .sparing import Sparing
 from .storage import byte_size
 from .weights import RecipeWeights
@@ -48,7 +49,7 @@ STAGES = {
     "losses.communication": "4.6", "losses.mutual_information": "4.8", "losses.load": "4.9",
     "routing.router_gram": "4.10", "losses.orthogonality": "4.10",
     "losses.balance_counts": "4.1", "y": "3.5",
-    "soft": "2.10", "grads.soft": "5.6", "grads.params.soft_scale": "5.6",
+    "ranks": "2.11", "soft": "2.10", "grads.soft": "5.6", "grads.params.soft_scale": "5.6",
     "grads": "5.9", "grads.d_x_router": "5.1", "grads.d_scores": "5.3", "grads.d_logits_task": "5.3",
     "grads.d_logits_balance": "5.8", "grads.d_logits_z": "5.8", "grads.d_logits_importance": "5.8",
     "grads.d_logits_device": "5.8", "grads.d_logits_communication": "5.8",
@@ -80,12 +81,13 @@ class Made(NamedTuple):
     codes: object  # the elements, those of some experts, the sample, or None
 
 
-def compute(config, inputs, num, pool, say=None, narrow=None):
+def compute(config, inputs, num, pool, say=None, options=None):
     """Yields a `Made` for each tensor of the case, in causal order; d_y None leaves out the way back.
 
-    pool: Makers. say: called with the name of each step. narrow: what of it is written (`Narrow`).
+    pool: Makers. say: called with the name of each step. options: `Options`, of which the container does not matter.
     """
-    say, narrow, num = say or str, narrow or Narrow(), Sparing(num, pool)
+    options, say, num = options or Options(), say or str, Sparing(num, pool)
+    narrow = options.narrow
     for name, array in (("x", inputs.x), ("d_y", inputs.d_y), *((f"given.{n}", a) for n, a in inputs.given.items())):
         if array is not None:
             yield _made(name, "input", array, num, narrow, inputs.rows[name]["source"] == "stored")
@@ -99,16 +101,22 @@ def compute(config, inputs, num, pool, say=None, narrow=None):
         yield from _parameter(name, array, inputs.rows[name], num, narrow)
     for name, array in flattened("", record):
         yield _made(name, "record", array, num, narrow)
+    grads = None
     if inputs.d_y is not None:
-        yield from _way_back(config, inputs, record, given, num, pool, say, narrow)
-
-
-def _way_back(config, inputs, record, given, num, pool, say, narrow):
-    say("backward")
-    into = gradient_sinks(config, num, pool, narrow)
-    grads = moe_backward(inputs.d_y, inputs.x, inputs.params, record, config, num, given=given, into=into)
+        say("backward")
+        into = gradient_sinks(config, num, pool, narrow)
+        grads = moe_backward(inputs.d_y, inputs.x, inputs.params, record, config, num, given=given, into=into)
     for name, array in flattened("grads", grads):
         yield _made(name, "gradient", array, num, narrow)
+    if options.ranks is not None:
+        yield from _ranks(config, inputs, record, grads, num, options)
+
+
+def _ranks(config, inputs, record, grads, num, options):
+    jittered = config.routing.jitter == "block" and record.routing.jittered_x is not None
+    x = record.routing.jittered_x if jittered else inputs.x
+    for name, stage, array in rank_tensors(config, x, record, grads, num, options.ranks):
+        yield _made(name, "view", array, num, options.narrow, stage=stage)
 
 
 def gradient_sinks(config, num, pool, narrow):
@@ -149,12 +157,13 @@ def _refuse_several(given, record, num):
         raise ValueError("given.topk_indices: expected the only best assignment, got one of several; change the logits")
 
 
-def _made(name, role, array, num, narrow, needed=False):
+def _made(name, role, array, num, narrow, needed=False, stage=None):
     """Stored as it is, in part, or above the size limit as digest and sample; `needed`: stored whatever its size."""
     if isinstance(array, DigestSink):
         return _of_sink(name, role, array, narrow)
     array = np.asarray(array)
-    format_name = num.format_of(stage_name(name)) if array.dtype.kind == "f" and not _is_price(name) else "float64"
+    is_stage = array.dtype.kind == "f" and not _is_price(name)
+    format_name = num.format_of(stage or stage_name(name)) if is_stage else "float64"
     dtype = stored_dtype(array, format_name)
     codes = to_codes(array, dtype)
     digest = tensor_digest(codes, is_expert_tensor(name))

@@ -44,7 +44,7 @@ def _key(config, num, label, stored, options):
     if _recipe_bytes(config, num, rows) < WORK_BYTES or any(isinstance(a, Packed) for a in stored.values()):
         return None
     own = {name: [str(a.dtype), list(a.shape), tensor_digest(a)] for name, a in sorted(stored.items())}
-    asked = [options.container, options.narrow.limits()]
+    asked = [options.container, options.narrow.limits(), options.ranks]
     return key_of([spec_version, title, tokens, rows, config.to_dict(), num.profile, num.store, own, asked])
 
 

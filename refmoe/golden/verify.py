@@ -14,8 +14,9 @@ from .digests import from_codes, sha256
 from .errors import BundleError
 from .inputs import make_inputs
 from .manifest import read_manifest
-from .narrow import narrow_of
+from .narrow import Options, narrow_of
 from .packed import SOURCE, read_packed
+from .ranks import check_ranks
 from .run import compute
 from .storage import held_layout, held_name
 from .weights import maker_pool
@@ -41,11 +42,11 @@ def check_bundle(directory, spec_version, backend="auto", threads=None, kernel=N
     """
     with open_bundle(directory, spec_version) as (manifest, reader), maker_pool() as pool:
         path = Path(directory) / MANIFEST
-        config, profile, store, narrow = _case(manifest, path)
+        config, profile, store, options = _case(manifest, path)
         num = Numerics(profile=profile, store=store, backend=backend, threads=threads, kernel=kernel)
-        made = list(_recomputed(config, num, manifest, reader, pool, path, say, narrow))
-        found = list(_differences(made, manifest, reader, narrow))
-        if not found and _remade(config, num, manifest, made, narrow) != manifest:
+        made = list(_recomputed(config, num, manifest, reader, pool, path, say, options))
+        found = list(_differences(made, manifest, reader, options))
+        if not found and _remade(config, num, manifest, made, options) != manifest:
             found = [("", "the manifest is not the one that its case makes")]
         return Checked(manifest, found, len(made), num, reader.path.name)
 
@@ -116,14 +117,23 @@ def _case(manifest, path):
         config = MoEConfig.from_dict(manifest["config"])
         if type(run["tokens"]) is not int or run["tokens"] < 0 or run["store"] not in STORES[run["profile"]]:
             raise ValueError("run: tokens, profile and store do not fit together")
-        return config, run["profile"], run["store"], narrow_of(manifest["limits"], config)
+        return config, run["profile"], run["store"], _options(manifest, config)
     except MALFORMED as error:
         raise BundleError(path, "", f"does not describe a case ({error})") from None
 
 
-def _recomputed(config, num, manifest, reader, pool, path, say, narrow):
+def _options(manifest, config):
+    ranks = manifest["run"].get("ranks")
+    if ranks is not None:
+        if type(ranks) is not int:
+            raise ValueError("run: ranks are a number")
+        check_ranks(config, ranks)
+    return Options(narrow=narrow_of(manifest["limits"], config), ranks=ranks)
+
+
+def _recomputed(config, num, manifest, reader, pool, path, say, options):
     try:
-        yield from compute(config, _inputs(config, num, manifest, reader, pool), num, pool, say, narrow)
+        yield from compute(config, _inputs(config, num, manifest, reader, pool), num, pool, say, options)
     except MALFORMED as error:
         raise BundleError(path, "", f"its case cannot be recomputed ({error})") from None
 
@@ -139,7 +149,7 @@ def _carrier(reader, name):
     return from_codes(reader.codes(name), reader.entry(name).dtype)
 
 
-def _differences(made, manifest, reader, narrow):
+def _differences(made, manifest, reader, options):
     rows = {row["name"]: row for row in manifest["tensors"]}
     for m in made:
         row = rows.pop(m.name, None)
@@ -150,15 +160,15 @@ def _differences(made, manifest, reader, narrow):
                 m.name,
                 f"recomputed as {m.dtype} {list(m.shape)} ({m.kind}), the bundle says {row['dtype']} {row['shape']}",
             )
-        elif tensor_row(m, narrow) != row:
+        elif tensor_row(m, options.narrow) != row:
             yield m.name, _first_difference(m, reader)
     for name in rows:
         yield name, "the bundle has this tensor, the case does not make it"
 
 
-def _remade(config, num, manifest, made, narrow):
+def _remade(config, num, manifest, made, options):
     spec_version, title, tokens = manifest["spec_version"], manifest["title"], manifest["run"]["tokens"]
-    return make_manifest(config, num, spec_version, title, tokens, manifest["inputs"], made, narrow)
+    return make_manifest(config, num, spec_version, title, tokens, manifest["inputs"], made, options)
 
 
 def _first_difference(made, reader):
