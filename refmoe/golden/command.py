@@ -8,7 +8,8 @@ from .bundle import write_bundle
 from .containers import CONTAINERS
 from .errors import BundleError
 from .inputs import prepare
-from .narrow import Options, narrowed
+from .listing import listing, listing_report
+from .narrow import Options, narrowed, require_stages
 from .quantised import quantised_rows
 from .report import check_report, golden_report
 from .verify import check_bundle
@@ -25,8 +26,9 @@ def add_arguments(golden):
     golden.add_argument("--stages", type=_words, metavar="NAMES",
                         help="write these tensors only: names, or what stands before a dot (y,routing)")  # fmt: skip
     golden.add_argument("--ranks", type=count, metavar="R", help="add what R expert-parallel ranks exchange")
+    golden.add_argument("--list", action="store_true", help="say what the bundle would hold, and make nothing")
     golden.add_argument("--force", action="store_true", help="replace an existing bundle")
-    golden.add_argument("--out", metavar="DIR", required=True, help="the bundle; it appears when all is done")
+    golden.add_argument("--out", metavar="DIR", help="the bundle; it appears when all is done")
 
 
 def _of_the_case(golden):
@@ -70,12 +72,20 @@ def run(args, say=str):
     """Computes the case, writes the bundle, prints the report."""
     import refmoe
 
+    if args.out is None and not args.list:
+        raise ValueError("--out: expected the directory of the bundle, got none; name one, or pass --list")
     num = refmoe.Numerics(profile=args.profile, store=STORES.get(args.store), backend=args.backend,
                           threads=args.threads, kernel=args.kernel)  # fmt: skip
     config, title, arrays = _case(args, num, say)
     tokens, rows, stored = prepare(config, num, args.tokens, not args.no_backward, args.seed, arrays)
     rows = quantised_rows(rows, args.weights, args.scale_rule)
     options = Options(args.format, narrowed(config, args.experts, args.stages), args.ranks)
+    if args.list or args.stages:
+        listed = listing(config, num, tokens, rows, stored, options)
+        require_stages(options.narrow, [row.name for row in listed.tensors])
+    if args.list:
+        print(listing_report(listed, title))
+        return 0
     case = config, num, refmoe.SPEC_VERSION, title, tokens, rows, stored
     written = write_bundle(args.out, *case, args.force, say, options)
     print(golden_report(written, config, num, args.out))

@@ -3,6 +3,7 @@
 Whatever is left out has its digest in the manifest all the same, so a narrowed bundle is checked like a whole one.
 """
 
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -35,27 +36,39 @@ class Narrow(NamedTuple):
         """The experts of which a tensor's parts are written; empty: they are not told apart."""
         return self.experts if self.experts and self.wants(name) and _of_routed(name) else ()
 
-    def part(self, name, codes):
-        """The parts of an array that belong to the experts; None where it has no such parts."""
-        if not self.experts or not (_of_routed(name) or (_is_rows(name) and self.offsets is not None)):
-            return None
-        if _of_routed(name):
-            return codes[list(self.experts)]
-        spans = [codes[int(self.offsets[e]) : int(self.offsets[e + 1])] for e in self.experts]
-        return np.concatenate(spans)
+    def way(self, name, shape, size, needed=False):
+        """(kind, shape in the file or None): how a computed tensor of `size` bytes is written.
 
-    def held(self, name, codes, needed=False):
-        """(kind, elements): how a computed tensor is written. needed: no check can do without it."""
+        needed: no check can do without it.
+        """
         if needed:
-            return "stored", codes
+            return "stored", shape
         if not self.wants(name):
             return "digest", None
-        part = self.part(name, codes)
-        if part is not None:
-            return "experts", part
-        if codes.nbytes > storage.SIZE_LIMIT:
-            return "sample", sample(codes.reshape(-1), sample_stride(codes.shape))
-        return "stored", codes
+        if self._divides(name):
+            spans = self._spans(name)
+            return "experts", (sum(b - a for a, b in spans), *shape[1:])
+        if size > storage.SIZE_LIMIT:
+            return "sample", (-(-prod(shape) // sample_stride(shape)),)
+        return "stored", shape
+
+    def held(self, name, codes, needed=False):
+        """(kind, elements): the same of the elements."""
+        kind, _ = self.way(name, codes.shape, codes.nbytes, needed)
+        if kind == "experts":
+            return kind, np.concatenate([codes[a:b] for a, b in self._spans(name)])
+        if kind == "sample":
+            return kind, sample(codes.reshape(-1), sample_stride(codes.shape))
+        return kind, codes if kind == "stored" else None
+
+    def _divides(self, name):
+        return bool(self.experts) and (_of_routed(name) or (_is_rows(name) and self.offsets is not None))
+
+    def _spans(self, name):
+        """Where the experts' parts lie along the first axis."""
+        if _of_routed(name):
+            return [(e, e + 1) for e in self.experts]
+        return [(int(self.offsets[e]), int(self.offsets[e + 1])) for e in self.experts]
 
 
 def narrow_of(limits, config):
@@ -86,19 +99,18 @@ class Options(NamedTuple):
     ranks: int = None
 
 
-def narrowed(config, experts=None, stages=None, names=None):
-    """A Narrow of what was asked for. Raises ValueError for ids and names that are not there.
-
-    names: of the tensors of the case, where they are known.
-    """
+def narrowed(config, experts=None, stages=None):
+    """A Narrow of what was asked for. Raises ValueError for experts that are not there."""
     E = config.num_experts
     for e in experts or ():
         require(type(e) is int and 0 <= e < E, ValueError, "--experts", f"ids from 0 to {E - 1}", repr(e), "correct it")
     experts = None if experts is None else tuple(sorted(set(experts)))
-    narrow = Narrow(experts, None if stages is None else tuple(sorted(set(stages))))
-    for stage in narrow.stages or () if names is not None else ():
+    return Narrow(experts, None if stages is None else tuple(sorted(set(stages))))
+
+
+def require_stages(narrow, names):
+    """Raises ValueError for a stage that is none of the case's tensors, nor what stands before one of their dots."""
+    known, fix = ", ".join(sorted({name.partition(".")[0] for name in names})), "`--list` shows every name"
+    for stage in narrow.stages or ():
         ok = any(f"{name}.".startswith(f"{stage}.") for name in names)
-        known = ", ".join(sorted({name.partition(".")[0] for name in names}))
-        fix = "`refmoe golden ... --list` shows every name"
-        require(ok, ValueError, "--stages", f"names of tensors, or {known}", repr(stage), fix)
-    return narrow
+        require(ok, ValueError, "--stages", f"names of tensors below {known}", repr(stage), fix)
