@@ -26,7 +26,7 @@ export OPENBLAS_NUM_THREADS ?= 2
 WORKERS := -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help build golden test smoke kernels vectors mutants lint interop consumers fuzz exhaustive digests cross lib example bench-peers size clean
+.PHONY: help build golden test smoke kernels vectors mutants lint interop consumers fuzz exhaustive digests faults cross lib example bench-peers size clean
 
 help:
 	@echo "make golden      build, then write and verify $(GOLDEN): a full-size layer, forward and backward"
@@ -40,7 +40,8 @@ help:
 	@echo "make consumers   bundles read, recomputed and judged in C, C++, JavaScript, PyTorch and JAX; wrong copies refused"
 	@echo "make fuzz        five minutes of layers drawn at random: every reading must agree"
 	@echo "make exhaustive  every float32 input of the functions of one variable: hours"
-	@echo "make digests     the full-size bundle under every kernel and thread count: one digest, minutes"
+	@echo "make digests     the full-size bundle under every kernel, thread count, Python and NumPy: one digest, minutes"
+	@echo "make faults      a small bundle spoilt in every byte, in each container: every fault must be refused"
 	@echo "make cross       the kernels against NumPy's bits: native, sanitized, and emulated aarch64 and 32-bit ARM"
 	@echo "make lib         $(LIB): the kernels as a C library, static and shared, without Python"
 	@echo "make example     compile csrc/example.c against it through pkg-config, both ways, and run it"
@@ -99,7 +100,10 @@ lint: $(LINTER)
 	$(BIN)/ruff check .
 
 digests: $(BUILT)
-	$(BIN)/python tests/exhaustive/digests.py
+	$(BIN)/python tests/exhaustive/digests.py --others out/pythons $(DIGESTS)
+
+faults: $(BUILT)
+	$(BIN)/python tests/exhaustive/faults.py $(FAULTS)
 
 $(INTEROP)/.ready: Makefile pyproject.toml setup.py $(NATIVE)
 	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
