@@ -45,9 +45,10 @@ class Row(NamedTuple):
 
 
 class GradientCheck(NamedTuple):
-    """The rows of a check; prints as a table."""
+    """The rows of a check; prints as a table. margin: how near the nearest token is to choosing otherwise."""
 
     rows: tuple
+    margin: float | None = None  # the least K-th minus (K+1)-th choice score; None where nothing is ranked
 
     @property
     def ok(self):
@@ -67,7 +68,12 @@ class GradientCheck(NamedTuple):
         ]
         bars = ", ".join(f"{method} <= {bar:.0e}" for method, bar in TOLERANCE.items())
         verdict = f"{'ok' if self.ok else 'FAILED'}: {bars}, of the tensor's largest element"
-        return "\n".join([head, *lines, verdict])
+        return "\n".join([head, *lines, self._switch(), verdict])
+
+    def _switch(self):
+        if self.margin is None:
+            return "nothing is ranked: there is no selection to switch"
+        return f"nearest switch of the selection: a margin of {self.margin:.3g} in the choice scores"
 
 
 def check_gradients(config, seed=0, num_tokens=6, limit=4096):
@@ -77,9 +83,9 @@ def check_gradients(config, seed=0, num_tokens=6, limit=4096):
     -> GradientCheck with .ok, .errors and a printable table. Raises ImportError for exact GELU without SciPy.
     """
     case = _make_case(config, seed, num_tokens)
-    return GradientCheck(
-        tuple(_check(name, gradient, at, function, seed, limit) for name, gradient, at, function in _subjects(*case))
-    )
+    rows = tuple(_check(*subject, seed, limit) for subject in _subjects(*case))
+    margin = case[5].routing.margin
+    return GradientCheck(rows, None if margin is None else float(margin.min()))
 
 
 class Complex128(Plain):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +282,21 @@ def test_the_list_names_every_experiment_and_setting(capsys):
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
+class Balanced(HTMLParser):
+    """Every element that is opened is closed, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.wrong = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.open += [tag] * (tag not in ("meta", "img", "br"))
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+
 def test_the_page_holds_the_pictures_and_says_what_was_found(tmp_path, capsys):
     small_run(tmp_path, capsys, "--seeds", "1", "--jobs", "1")
     assert main(["lab", "report", "--runs", str(tmp_path)]) == 0
@@ -288,6 +304,9 @@ def test_the_page_holds_the_pictures_and_says_what_was_found(tmp_path, capsys):
     found = json.loads((tmp_path / "E1-collapse/results.json").read_text())
     assert all(finding["sentence"].replace("'", "&#x27;") in page for finding in found["findings"])
     assert "data:image/png;base64," in page and "refmoe lab run E1 --set steps=3 --set tokens=32 --seeds 1" in page
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == [] and parser.wrong == []
     assert 'name="viewport"' in page and "http" not in page.replace("xmlns", "") and "src=" in page
 
 
