@@ -90,7 +90,7 @@ def findings(table, settings):
 
 def draw(figure, table, settings):
     titles = {"bias": "Bias, over the exact gradient's length", "deviation": "Deviation of one sample, likewise",
-              "cosine": "Cosine of its mean with the exact gradient"}  # fmt: skip
+              "cosine": "Cosine of its mean with the exact"}  # fmt: skip
     for axes, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         strip(axes, ARMS, [table.numbers(arm, name) for arm in ARMS])
         label_panel(axes, title)

@@ -16,7 +16,7 @@ def measure(arm, seed, settings):
     """Loads of one batch, then spares given to the busiest experts; loads of a rank over the mean, exactly."""
     s = settings
     loads = draw_loads(arm, seed, s)
-    spares = range(0, s["experts"] + 1, s["ranks"])
+    spares = range(s["ranks"] + 1)
     ratios = [float(imbalance(place(replicate(loads, spare), s["ranks"]), loads, s["ranks"])) for spare in spares]
     numbers = {"before": ratios[0], "after": ratios[-1],
                "rises": sum(b > a for a, b in pairwise(ratios)),
@@ -86,7 +86,7 @@ EXPERIMENT = Experiment(
     name="replicas",
     title="Copies of busy experts",
     question="How far do spare copies of busy experts even out the load of ranks?",
-    settings={"tokens": 4096, "experts": 64, "ranks": 8},
+    settings={"tokens": 4096, "experts": 64, "ranks": 16},
     quick={"tokens": 1024},
     arms=lambda settings: ARMS,
     measure=measure,
