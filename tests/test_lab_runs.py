@@ -69,6 +69,7 @@ def test_a_student_with_the_teachers_parameters_makes_no_error():
 
 
 def test_measures_on_numbers_known_by_hand():
+    assert measures.dead_experts(np.array([9, 11, 180, 200])) == 1  # a tenth of an even share is 10
     assert measures.dead_experts(np.array([8, 0, 1, 71])) == 2 and measures.max_violation(np.array([3, 1])) == 0.5
     assert abs(measures.entropy(np.array([1, 1, 2])) - 1.5 * math.log(2)) < 1e-15
     a = np.array([0, 0, 1, 1, 2, 2])
@@ -107,6 +108,26 @@ def test_every_experiment_has_a_page_that_names_its_settings_and_no_result(exper
     assert text.startswith(f"# {experiment.id}: ") and len(text.splitlines()) <= 60
     assert "**Question.**" in text and "**What would refute it.**" in text
     assert not [name for name in experiment.settings if f"`{name}`" not in text]
+
+
+def told_by(experiment, numbers):
+    """The findings of made-up numbers: arm -> name -> number, one seed."""
+    units = {(arm, 0): {"numbers": values} for arm, values in numbers.items()}
+    return {f.name: f.values[0] for f in experiment.findings(Table(units, numbers, [0]), experiment.settings)}
+
+
+def test_the_signs_of_the_headline_findings():
+    bad = {"dead": 3, "error": 0.5, "shared_information": 0.25, "covariance": 0.125, "identity_gap": 0.0}
+    good = {"dead": 0, "error": 0.25, "shared_information": 0.75, "covariance": 0.625, "identity_gap": 1e-11}
+    told = told_by(E1, {"none": bad, "loss": good, "bias": good})
+    assert told["dead_experts"] == told["dead_experts_bias"] == 3
+    assert told["error_loss"] == told["error_bias"] == 0.25 and told["information"] == 0.5
+    told = told_by(E4, {"batch": good, "sequence": bad})
+    assert told == {"information": 0.5, "error": 0.25, "covariance": 0.5, "identity": -1}
+    dense = EXPERIMENTS["E8"]
+    errors = {"moe 1": 2.0, "active 1": 2.5, "total 1": 3.0, "moe 16": 1.0, "active 16": 4.0, "total 16": 0.5}
+    told = told_by(dense, {arm: {"error": error} for arm, error in errors.items()})
+    assert told == {"active": 3, "total": -0.5, "growth": 2.5, "homogeneous": 0.5}
 
 
 # --- the experiments themselves, small ----------------------------------------------------------------------------
