@@ -4,56 +4,41 @@ import numpy as np
 
 from ..numerics import elementary
 from ..numerics.arithmetic import Arithmetic
+from ..numerics.bounded import Enclosed
 
-FUNCTION = 4  # units in the last place that a kernel's elementary function may be off
+FUNCTION = 4  # units in the last place of float32 that a kernel's elementary function may be off
+FLOAT32 = 2.0**-24  # coarser operations evaluate functions in float32 and round the result
 
 
-class Rough:
+class Rough(Enclosed):
     """A value and a bound on the distance of a kernel's."""
 
     __slots__ = ("v", "e", "unit")
-    __array_ufunc__ = None  # an ndarray on the left defers to the methods below
 
     def __init__(self, v, e, unit):
         self.v, self.e, self.unit = np.asarray(v, np.float64), np.asarray(e, np.float64), unit
 
-    def _other(self, x):
+    def like(self, x):
         return x if isinstance(x, Rough) else Rough(x, 0.0, self.unit)
 
     def _rounded(self, v, e):
         return Rough(v, e + self.unit * np.abs(v), self.unit)
 
     def __add__(self, other):
-        other = self._other(other)
+        other = self.like(other)
         return self._rounded(self.v + other.v, self.e + other.e)
 
     def __neg__(self):
         return Rough(-self.v, self.e, self.unit)
 
-    def __sub__(self, other):
-        return self + -self._other(other)
-
     def __mul__(self, other):
-        other = self._other(other)
-        e = np.abs(self.v) * other.e + np.abs(other.v) * self.e + self.e * other.e
-        return self._rounded(self.v * other.v, e)
+        other = self.like(other)
+        return self._rounded(self.v * other.v, self.error_of_product(other))
 
     def __truediv__(self, other):
-        other = self._other(other)
-        v, room = self.v / other.v, np.abs(other.v) - other.e
-        return self._rounded(v, (self.e + np.abs(v) * other.e) / np.where(room > 0, room, 0.0))
-
-    def __radd__(self, other):
-        return self + other
-
-    def __rsub__(self, other):
-        return -self + other
-
-    def __rmul__(self, other):
-        return self * other
-
-    def __rtruediv__(self, other):
-        return self._other(other) / self
+        other = self.like(other)
+        v = self.v / other.v
+        return self._rounded(v, self.error_of_quotient(other, v))
 
 
 class RoughArithmetic(Arithmetic):
@@ -61,6 +46,7 @@ class RoughArithmetic(Arithmetic):
 
     def __init__(self, unit):
         self.unit = unit
+        self.of_function = FUNCTION * unit if unit < 2 * FLOAT32 else unit + FUNCTION * FLOAT32
 
     @property
     def pi(self):
@@ -118,12 +104,12 @@ class RoughArithmetic(Arithmetic):
         """A function whose value moves by at most e when its argument moves within its bound."""
         x = self._value(x)
         v = getattr(elementary, name)(x.v)
-        return self._made(v, np.where(x.e > 0, e(x, v), 0.0) + FUNCTION * self.unit * np.abs(v))
+        return self._made(v, np.where(x.e > 0, e(x, v), 0.0) + self.of_function * np.abs(v))
 
     def sqrt(self, x):
         x = self._value(x)
         v = np.sqrt(x.v)
-        return self._made(v, v - np.sqrt(np.maximum(x.v - x.e, 0.0)) + FUNCTION * self.unit * v)
+        return self._made(v, v - np.sqrt(np.maximum(x.v - x.e, 0.0)) + self.of_function * v)
 
     def exp(self, x):
         return self._apply("exp", x, lambda x, v: v * np.expm1(x.e))

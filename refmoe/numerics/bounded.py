@@ -12,11 +12,41 @@ _BASE = elementary.RELATIVE_BOUND
 _FLOOR = elementary.ABSOLUTE_BOUND
 
 
-class Bounded:
+class Enclosed:
+    """A value v within a bound e: what + - * / of such values share. A subclass has `like(x)`, + * / and negation."""
+
+    __slots__ = ()
+    __array_ufunc__ = None  # an ndarray on the left defers to the methods below
+
+    def __sub__(self, other):
+        return self + -self.like(other)
+
+    def __radd__(self, other):
+        return self + other
+
+    def __rsub__(self, other):
+        return -self + other
+
+    def __rmul__(self, other):
+        return self * other
+
+    def __rtruediv__(self, other):
+        return self.like(other) / self
+
+    def error_of_product(self, other):
+        """What the bounds of both bring to self * other, before its own rounding."""
+        return np.abs(self.v) * other.e + np.abs(other.v) * self.e + self.e * other.e
+
+    def error_of_quotient(self, other, v):
+        """The same for v = self / other; infinite where other may be zero."""
+        room = np.abs(other.v) - other.e
+        return (self.e + np.abs(v) * other.e) / np.where(room > 0, room, 0.0)
+
+
+class Bounded(Enclosed):
     """The exact value lies within v -+ e. `bits`: v is exact and has at most that many significant bits (or None)."""
 
     __slots__ = ("v", "e", "bits")
-    __array_ufunc__ = None  # an ndarray on the left defers to the methods below
 
     def __init__(self, v, e=0.0, bits=None):
         self.v, self.e, self.bits = v, e, bits
@@ -34,14 +64,11 @@ class Bounded:
     def __neg__(self):
         return Bounded(-self.v, self.e, self.bits)
 
-    def __sub__(self, other):
-        return self + -_bounded(other)
-
     def __mul__(self, other):
         other = _bounded(other)
         v = self.v * other.v
         bits = self.bits + other.bits if self.bits and other.bits else None
-        e = np.abs(self.v) * other.e + np.abs(other.v) * self.e + self.e * other.e
+        e = self.error_of_product(other)
         if bits is None or bits > 53:
             e, bits = e + _rounding(v, self.may_not_be_zero & other.may_not_be_zero), None
         return Bounded(v, e, bits)
@@ -49,21 +76,10 @@ class Bounded:
     def __truediv__(self, other):
         other = _bounded(other)
         v = self.v / other.v
-        room = np.abs(other.v) - other.e
-        e = (self.e + np.abs(v) * other.e) / np.where(room > 0, room, 0.0)
-        return Bounded(v, e + _rounding(v, self.may_not_be_zero))
+        return Bounded(v, self.error_of_quotient(other, v) + _rounding(v, self.may_not_be_zero))
 
-    def __radd__(self, other):
-        return self + other
-
-    def __rsub__(self, other):
-        return -self + other
-
-    def __rmul__(self, other):
-        return self * other
-
-    def __rtruediv__(self, other):
-        return _bounded(other) / self
+    def like(self, x):
+        return _bounded(x)
 
 
 def _bounded(x):
