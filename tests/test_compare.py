@@ -252,3 +252,15 @@ def test_a_selection_that_follows_from_other_scores_is_read_by_the_stages_after_
     names = verdicts(case.compare(arrays))
     assert names.pop("routing.logits") == "wrong"
     assert all(name.startswith("grads.") for name in names), names
+
+
+def test_one_tile_of_rows_is_named():
+    """Sixteen rows of an expert, each element well within its bound."""
+    case = Case(plain_config(), 96)
+    arrays, offsets = case.of(), case.of(refmoe.Numerics)["plan.expert_offsets"]
+    start = int(offsets[np.diff(offsets).argmax()]) + 16
+    rows = arrays["experts.gate_rows"].copy()
+    rows[start : start + 16] *= np.float32(1 + 2**-21)
+    first = case.compare({"experts.gate_rows": rows}).first
+    assert (first.verdict, first.trends.worst.rows) == ("suspicious", (start, start + 15))
+    assert first.of_statistical < 1

@@ -1,7 +1,9 @@
 """`refmoe compare` from end to end: statuses, reports, guesses, files that nobody vouches for."""
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +14,7 @@ import refmoe
 from refmoe.__main__ import main
 from refmoe.compare.command import write_whole
 from refmoe.compare.guesses import HYPOTHESES, guesses
+from refmoe.compare.page import _colours, _png
 from refmoe.formats import round_to
 from refmoe.golden import write_bundle
 from refmoe.safetensors import write_tensors
@@ -88,7 +91,24 @@ def test_the_page_is_whole_and_fetches_nothing(bundle, tmp_path):
     assert text.rstrip().endswith("</html>")
     assert "a &lt;small&gt; case" in text
     assert "expert 5" in text
-    assert not any(word in text for word in ("http", "<script", "src=", "@import"))
+    assert not any(word in text for word in ("http", "<script", "@import", "url("))
+    pictures = re.findall(r'src="([^"]*)"', text)
+    assert len(pictures) == len(PART)
+    assert all(one.startswith("data:image/png;base64,") for one in pictures)
+
+
+def test_the_map_is_a_picture_of_the_shares():
+    """Decoded by hand: white, near the bound, and two powers of ten beyond it."""
+    data = _png(_colours(np.array([[0.0, 1.0], [10.0, 1e6]])))
+    chunks, at = {}, 8
+    while at < len(data):
+        size, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
+        chunks[kind] = data[at + 8 : at + 8 + size]
+        assert int.from_bytes(data[at + 8 + size : at + 12 + size]) == zlib.crc32(data[at + 4 : at + 8 + size])
+        at += 12 + size
+    assert chunks[b"IHDR"] == bytes([0, 0, 0, 2, 0, 0, 0, 2, 8, 2, 0, 0, 0])
+    rows = zlib.decompress(chunks[b"IDAT"])
+    assert list(rows) == [0, 255, 255, 255, 255, 195, 55, 0, 195, 20, 40, 120, 20, 40]
 
 
 def test_nothing_half_written_is_left(tmp_path):

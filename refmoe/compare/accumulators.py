@@ -3,7 +3,9 @@
 A row gives, for a sum of K products with S = sum |a b| and Q = sum a^2 b^2: `kappa(K)`, so that kappa S bounds the
 error for any data and any order; `sigma(K)`, so that the error is usually within 8 sigma sqrt(Q); `drift(K)`, the part
 of the result that truncation may lose in one direction. `operations` is the unit roundoff of every other operation, or
-None for that of the format a stage is stored in.
+None for that of the format a stage is stored in. `exact`: (p, format), so that sums are exact in any order where
+multiples of some 2^q add up to at most 2^(q + p) in magnitude, within the range of the format; `operands`: the bits
+that an operand must not exceed for that.
 """
 
 from math import hypot, inf, sqrt
@@ -23,6 +25,8 @@ class Accumulator(NamedTuple):
     operations: object  # float or None
     about: str
     source: str
+    exact: tuple
+    operands: int | None = None
 
 
 def gamma(K, unit):
@@ -54,27 +58,29 @@ def _none(K):
     return 0.0
 
 
+HIGHAM, FASI = "Higham 2002, 3.1", "Fasi et al. 2021"
 ACCUMULATORS = {
     row.name: row
     for row in (
-        Accumulator("f64", *_rounding(2.0**-53), 2.0**-53, "binary64 in any order", "Higham 2002, 3.1"),
-        Accumulator("f32", *_rounding(ROUNDED), ROUNDED, "float32 in any order, fused or not", "Higham 2002, 3.1"),
+        Accumulator("f64", *_rounding(2.0**-53), 2.0**-53, "binary64 in any order", HIGHAM, (53, "float64")),
+        Accumulator("f32", *_rounding(ROUNDED), ROUNDED, "float32 in any order, fused or not", HIGHAM, (24, "float32")),
         Accumulator("mixed", *_rounding(ROUNDED), None,
                     "float32 within a product; every other operation rounded to the store, as PyTorch does in bf16",
-                    "Higham 2002, 3.1"),
+                    HIGHAM, (24, "float32")),
         Accumulator("tensor-core", lambda K: _aligned(K, BLOCK, 24, 2 * ROUNDED),
                     lambda K: sqrt(K) * 2 * ROUNDED, lambda K: -(-K // BLOCK) * 2 * ROUNDED, ROUNDED,
-                    "16-bit operands, blocks aligned and truncated to 24 fraction bits", "Fasi et al. 2021"),
+                    "16-bit operands, blocks aligned and truncated to 24 fraction bits", FASI, (22, "float32")),
         Accumulator("tf32", _tf32, lambda K: hypot(2.0**-11, sqrt(K) * 2 * ROUNDED),
                     lambda K: -(-K // BLOCK) * 2 * ROUNDED, ROUNDED,
-                    "operands cut to 11 bits, then as tensor-core", "Fasi et al. 2021"),
-        Accumulator("bf16", *_rounding(2.0**-8), None, "bf16 partial sums: vacuous from 256 terms on",
-                    "Higham 2002, 3.1"),
-        Accumulator("fp16", *_rounding(2.0**-11), None, "fp16 partial sums: vacuous from 2048 terms on",
-                    "Higham 2002, 3.1"),
+                    "operands cut to 11 bits, then as tensor-core", FASI, (22, "float32"), 11),
+        Accumulator("bf16", *_rounding(2.0**-8), None, "bf16 partial sums: vacuous from 256 terms on", HIGHAM,
+                    (8, "bf16")),
+        Accumulator("fp16", *_rounding(2.0**-11), None, "fp16 partial sums: vacuous from 2048 terms on", HIGHAM,
+                    (11, "fp16")),
         Accumulator("hopper-fp8", _promoted, lambda K: sqrt(33) * 2.0**-13, lambda K: 2.0**-12, ROUNDED,
-                    "E4M3 operands, 13 fraction bits, promoted to float32 every 128", "MMA-Sim 2025; DeepSeek-V3"),
-        Accumulator("int32", _none, _none, _none, ROUNDED, "integer sums, exact", "by definition"),
+                    "E4M3 operands, 13 fraction bits, promoted to float32 every 128", "MMA-Sim 2025; DeepSeek-V3",
+                    (12, "float32"), 4),
+        Accumulator("int32", _none, _none, _none, ROUNDED, "integer sums, exact", "by definition", (31, "float64")),
     )
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`refmoe compare BUNDLE MINE.safetensors`: who is wrong, where first, and perhaps why.   Spec 7.12"""
+"""`refmoe compare BUNDLE MINE`: who is wrong, where first, and perhaps why.   Spec 7.12"""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..golden.errors import BundleError
 from ..golden.verify import open_case
 from .accumulators import ACCUMULATORS, find_accumulator
-from .files import read_map, read_submission
+from .files import open_submission, read_map
 from .guesses import guesses
 from .judged import compare_tensors
 from .page import html_page
@@ -34,7 +34,8 @@ class Result(NamedTuple):
 def add_arguments(command):
     """The arguments of `refmoe compare`."""
     command.add_argument("bundle", metavar="BUNDLE", help="a golden bundle")
-    command.add_argument("mine", metavar="MINE.safetensors", help="your tensors, under the bundle's names")
+    help_mine = "your tensors, under the bundle's names: a .safetensors or .npz file, or a directory of raw ones"
+    command.add_argument("mine", metavar="MINE", help=help_mine)
     command.add_argument("--map", metavar="FILE", help='JSON {"your name": "the bundle\'s name"}')
     command.add_argument(
         "--accumulator", default="f32", help=f"how your sums are rounded: {', '.join(ACCUMULATORS)} (default: f32)"
@@ -71,8 +72,8 @@ def compare_files(bundle, mine, spec_version, names=None, accumulator="f32", rig
     """
     row = find_accumulator(accumulator)
     table = None if names is None else read_map(names)
-    submitted = read_submission(mine, table)
-    with open_case(bundle, spec_version, **engine) as (manifest, config, num, inputs):
+    with open_submission(mine, table) as submitted, open_case(bundle, spec_version, **engine) as case:
+        manifest, config, num, inputs = case
         rows = {r["name"]: r for r in manifest["tensors"] if r["role"] in ("record", "gradient")}
         _check_any(submitted, rows, mine)
         comparison = compare_tensors(config, inputs, num, submitted, row, rows, say)

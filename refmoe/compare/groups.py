@@ -20,6 +20,14 @@ class Grouping(NamedTuple):
     parts: object = None  # (N, D)
     labels_of_parts: object = None  # (N,)
 
+    def owners(self, array):
+        """(R,) the expert of each row, ascending; None where a row has none, or several."""
+        if self.labels is None or array.ndim == 0 or np.shape(self.labels)[:1] != array.shape[:1]:
+            return None
+        labels = np.asarray(self.labels)
+        whole = labels.ndim == array.ndim and all(size == 1 for size in labels.shape[1:])
+        return labels.reshape(-1) if whole and (np.diff(labels.reshape(-1)) >= 0).all() else None
+
 
 def grouping(name, array, run, config):
     """The Grouping of the tensor `name`."""

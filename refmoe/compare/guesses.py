@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ..formats import FORMATS, round_to
-from .groups import grouping
+from .groups import Grouping, grouping
 from .judged import Mine
-from .stages import passage, submission
-from .verdicts import PASSED, SUSPICIOUS, judge
+from .stages import is_late, passage, submission
+from .verdicts import PASSED, SUSPICIOUS, judge, judge_by_expert
 
 WEIGHTS, HIDDEN = "routing.topk_weights", ("experts.gate_rows", "experts.up_rows")
 MOST = 1 << 30  # parameters of one matrix of all experts beyond which no hypothesis is computed
@@ -201,7 +201,8 @@ def guesses(comparison, mine, config, inputs, num):
 
 def _seen(first, got, comparison):
     """What the values themselves show: not finite, or held at the largest value of a format."""
-    value = comparison.own.tensors[first.name].part("value")
+    got, own = _at_worst(first, got, comparison.own)
+    value = own.part("value")
     if first.unfinished:
         kind = "NaN" if np.isnan(got.values).any() else "infinite"
         return [f"{first.unfinished} elements are {kind} where the law's are finite: a padded row, or an overflow"]
@@ -210,6 +211,15 @@ def _seen(first, got, comparison):
         if held.any():
             return [f"{int(held.sum())} elements are saturated at {row.largest:g}, the largest value of {row.name}"]
     return []
+
+
+def _at_worst(first, got, run):
+    """(Mine, Tracked) of a tensor; of one that is made an expert at a time, those of the worst place."""
+    own = run.tensors[first.name]
+    if not is_late(own):
+        return got, own
+    e = first.place[0]
+    return got._replace(values=got.values[e]), own.part(e)
 
 
 def _before(name, mine, comparison):
@@ -235,7 +245,7 @@ def _agrees(change, first, mine, before, comparison, config, inputs, num):
             run = passage(*args, submission(run, before | replaced, first=replaced))
     except (ValueError, TypeError):
         return False  # a configuration that the layer refuses
-    return first.name in run.tensors and _passes(first.name, mine, run, config, comparison, num)
+    return first.name in run.tensors and _passes(first, mine[first.name], run, config, comparison, num)
 
 
 def _is_replaced(changed, first, mine, comparison, num):
@@ -250,11 +260,13 @@ def _is_replaced(changed, first, mine, comparison, num):
     return bool(got.shape == there.shape and different and (np.abs(got - there) <= room).all())
 
 
-def _passes(name, mine, run, config, comparison, num):
-    own = run.tensors[name]
-    if own.shape != mine[name].values.shape:
+def _passes(first, got, run, config, comparison, num):
+    own, name = run.tensors[first.name], first.name
+    if tuple(own.shape) != tuple(got.values.shape):
         return False
     drift = comparison.accumulator.drift(max(config.hidden_size, config.intermediate_size))
-    made = judge(name, mine[name], own, own, grouping(name, own, run, config), num, drift)
     wanted = (PASSED,) if comparison.first.verdict == SUSPICIOUS else (PASSED, SUSPICIOUS)
-    return made.verdict in wanted
+    part, worst = _at_worst(first, got, run)
+    view = Grouping(summed=True) if is_late(own) else grouping(name, own, run, config)
+    passes = judge(name, part, worst, worst, view, num, drift).verdict in wanted
+    return passes and (not is_late(own) or judge_by_expert(name, got, own, own, num, drift).verdict in wanted)

@@ -4,20 +4,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..golden.digests import tensor_digest, to_codes
+from ..golden.digests import combined_digest, sha256, tensor_digest, to_codes
 from ..golden.errors import BundleError
 from ..golden.inputs import is_expert_tensor
+from ..safetensors import element_bytes
 from .groups import grouping
 from .selected import Selected, judge_selection
-from .stages import is_made, passage, submission
-from .verdicts import PASSED, SUSPICIOUS, WRONG, Trend, Verdict, judge
+from .stages import is_late, is_made, passage, submission
+from .trends import Trend, Trends
+from .verdicts import PASSED, SUSPICIOUS, WRONG, Verdict, judge, judge_by_expert
 
 SELECTION = "routing.topk_indices"
 BEFORE_SELECTION = ("routing.", "soft.")
 
 
 class Mine(NamedTuple):
-    """A submitted tensor: its elements as float64 or int64, and its type as safetensors calls it."""
+    """A submitted tensor: its elements as float64 or int64, and its type as safetensors calls it.
+
+    values: an array; for gradients of expert weights anything with `shape` and `dtype` that is indexed by the expert.
+    """
 
     values: object
     dtype: str
@@ -78,17 +83,22 @@ def _check_digests(law, num, rows):
     for name, row in (rows or {}).items():
         if name not in law.tensors:
             continue
-        array = np.asarray(law.tensors[name])
-        codes = to_codes(array, row["dtype"])
-        if tensor_digest(codes, is_expert_tensor(name)) != row["sha256"]:
+        if _digest(name, law.tensors[name], row["dtype"]) != row["sha256"]:
             raise BundleError("manifest.json", name, "does not follow from the bundle's inputs; run `refmoe check`")
+
+
+def _digest(name, array, dtype):
+    if is_late(array):
+        made = (to_codes(array.stored(e), dtype) for e in range(len(array)))
+        return combined_digest(sha256(element_bytes(codes)) for codes in made)
+    return tensor_digest(to_codes(np.asarray(array), dtype), is_expert_tensor(name))
 
 
 def _check_shapes(mine, law):
     for name, got in mine.items():
         array = law.tensors[name]
-        kind, wanted = got.values.dtype.kind, np.asarray(array).dtype.kind
-        if got.values.shape != array.shape and _same_rows(name, got, array):
+        kind, wanted = got.values.dtype.kind, array.dtype.kind
+        if tuple(got.values.shape) != array.shape and _same_rows(name, got, array):
             raise ValueError(f"{name}: expected shape {array.shape}, got {got.values.shape}; submit the case's layout")
         if (kind == "f") != (wanted == "f"):
             kinds = "floats" if wanted == "f" else "integers"
@@ -97,7 +107,7 @@ def _check_shapes(mine, law):
 
 def _same_rows(name, got, array):
     """Rows in expert order are as many as the selection says, which may be another one."""
-    return not (np.asarray(got.values).ndim == array.ndim and got.values.shape[1:] == array.shape[1:] and "row" in name)
+    return not (len(got.values.shape) == array.ndim and got.values.shape[1:] == array.shape[1:] and "row" in name)
 
 
 def _with_ranking(run, before):
@@ -125,6 +135,9 @@ def _select(config, inputs, num, mine, accumulator, law):
 
 def _verdict(name, got, law, own, selected, excused, config, num, accumulator):
     array = own.tensors[name]
+    terms = max(config.hidden_size, config.intermediate_size, len(law.record.y))
+    if is_late(array):
+        return judge_by_expert(name, got, law.tensors[name], array, num, accumulator.drift(terms))
     if got.values.shape != array.shape:
         return flat_verdict(name, got, np.ones(1, bool), f"expected shape {array.shape}, got {got.values.shape}")
     if name == SELECTION:
@@ -134,7 +147,6 @@ def _verdict(name, got, law, own, selected, excused, config, num, accumulator):
     if not is_made(array):
         return flat_verdict(name, got, np.zeros(1, bool), "not judged: no bound is known for it")
     view = grouping(name, array, own, config)
-    terms = max(config.hidden_size, config.intermediate_size, len(law.record.y))
     rows = _excused_rows(array, excused, law)
     return judge(name, got, law.tensors[name], array, view, num, accumulator.drift(terms), rows)
 
@@ -155,10 +167,10 @@ def flat_verdict(name, got, differ, note=""):
     wrong = differ.any() and not note.startswith("not judged")
     place = tuple(map(int, np.unravel_index(int(differ.argmax()), differ.shape))) if wrong and differ.ndim else ()
     most = float("inf") if wrong else 0.0
-    still = Trend(-1, 0.0, float("inf"), 0.0, float("inf"))
+    still = Trends(Trend(-1, 0.0, float("inf"), 0.0, float("inf")), [])
     share = 1.0 - float(differ.mean()) if differ.size else 1.0
-    return Verdict(name, WRONG if wrong else PASSED, got.values.size, share, most, most, most, place, -1, most, 0.0, 0,
-                   still, [], note)  # fmt: skip
+    verdict, size = WRONG if wrong else PASSED, got.values.size
+    return Verdict(name, verdict, size, share, most, most, most, place, -1, most, 0.0, 0, size, still, note)
 
 
 def _selection(name, got, selected, law):

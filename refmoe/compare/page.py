@@ -1,22 +1,25 @@
 """One self-contained page: the verdicts, and for each stage a map of its errors by expert.   Spec 7.12"""
 
+from base64 import b64encode
 from html import escape
+from struct import pack
+from zlib import compress, crc32
 
 import numpy as np
 
 from ..golden.run import stage_of
 from .report import first_lines, headline, notes
 
-COLUMNS = 48  # cells of a map's row at most
-LARGEST = 64  # rows of a map at most
-HEADS = ("stage", "section", "verdict", "matched", "ulp", "of rigorous", "of expected", "expert")
+WIDE, HIGH = 14, 10  # pixels of a cell
+HEADS = ("stage", "section", "verdict", "matched", "ulp", "of rigorous", "of expected", "of trend", "expert", "row")
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:64em;padding:0 1em;color:#222}
 table{border-collapse:collapse}td,th{padding:.15em .7em;text-align:left}
 td.n{text-align:right;font-variant-numeric:tabular-nums}.wrong{color:#b00020;font-weight:600}
 .suspicious{color:#9a5b00;font-weight:600}.passed{color:#1b6e3a}pre{background:#f6f6f4;padding:1em;overflow:auto}
-.map{line-height:0}.map i{display:inline-block;width:14px;height:10px}.map b{display:inline-block;width:6em;height:10px;
-font:10px/10px system-ui;vertical-align:top}h2{font-size:1.05em;margin:1.4em 0 .3em}
+.map{display:flex}
+.map div{font:9px/10px system-ui;width:6.5em;white-space:nowrap}.map img{image-rendering:pixelated}
+h2{font-size:1.05em;margin:1.4em 0 .3em}
 """
 
 
@@ -25,7 +28,7 @@ def html_page(result):
     comparison = result.comparison
     told = [headline(result)] + (first_lines(result) if comparison.first is not None else []) + notes(comparison)
     rows = "\n".join(_row(v) for v in comparison.verdicts)
-    maps = "\n".join(_map(v, comparison) for v in comparison.verdicts if v.map is not None and v.map.size)
+    maps = "\n".join(_map(v) for v in comparison.verdicts if v.map is not None)
     heads = "".join(f"<th>{word}</th>" for word in HEADS)
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(headline(result))}</title><style>{STYLE}</style></head><body>
@@ -42,48 +45,41 @@ expert where the elements of a stage belong to experts, else a run of its rows; 
 
 
 def _row(v):
-    figures = f"{v.matched:.2%}", f"{v.ulp:.3g}", f"{v.of_rigorous:.3g}", f"{v.of_statistical:.3g}"
+    shares = v.of_rigorous, v.of_statistical, v.trends.worst.excess
+    figures = f"{v.matched:.2%}", f"{v.ulp:.3g}", *(f"{share:.3g}" for share in shares)
     cells = "".join(f'<td class="n">{text}</td>' for text in figures)
     expert = v.worst_expert if v.worst_expert >= 0 else ""
     name = f'<a href="#{escape(v.name)}">{escape(v.name)}</a>'
     said = f'<td>{stage_of(v.name)}</td><td class="{v.verdict}">{v.verdict}</td>'
-    return f"<tr><td>{name}</td>{said}{cells}<td>{expert}</td></tr>"
+    where = f"<td>{expert}</td><td>{v.place[0] if v.place else ''}</td>"
+    return f"<tr><td>{name}</td>{said}{cells}{where}</tr>"
 
 
-def _map(v, comparison):
-    grid, names = _grid(v, comparison)
-    lines = [f"<b>{escape(name)}</b>" + "".join(f'<i style="background:{_colour(x)}"></i>' for x in row) + "<br>"
-             for name, row in zip(names, grid, strict=True)]  # fmt: skip
-    return f'<h2 id="{escape(v.name)}">{escape(v.name)}: {v.verdict}</h2><div class="map">{"".join(lines)}</div>'
+def _map(v):
+    """The map as a picture in the page itself, the names of its rows beside it."""
+    m = v.map
+    names = "<br>".join(f"{m.word} {first}" for first in m.firsts)
+    rows, columns = m.cells.shape
+    data = b64encode(_png(_colours(m.cells))).decode()
+    picture = f'<img alt="errors" width="{columns * WIDE}" height="{rows * HIGH}" src="data:image/png;base64,{data}">'
+    head = f'<h2 id="{escape(v.name)}">{escape(v.name)}: {v.verdict}</h2>'
+    return f'{head}<div class="map"><div>{names}</div>{picture}</div>'
 
 
-def _grid(v, comparison):
-    """(rows, columns) of the greatest share, and the rows' names."""
-    share = np.minimum(np.nan_to_num(np.abs(v.map), nan=np.inf, posinf=np.inf), 1e6)
-    flat = share.reshape(len(share), -1) if share.ndim > 1 else share.reshape(-1, 1)
-    owners, word = _owners(v, len(flat), comparison), "expert"
-    if owners is None:
-        owners, word = np.arange(len(flat)) * min(LARGEST, len(flat)) // max(1, len(flat)), "rows"
-    columns = np.arange(flat.shape[1]) * min(COLUMNS, flat.shape[1]) // flat.shape[1]
-    grid = np.zeros((int(owners.max(initial=0)) + 1, int(columns.max(initial=0)) + 1))
-    np.maximum.at(grid, (owners[:, None], columns[None, :]), flat)
-    firsts = np.searchsorted(owners, np.arange(len(grid))) if word == "rows" else np.arange(len(grid))
-    return grid, [f"{word} {at}" for at in firsts]
+def _colours(shares):
+    """(R, C) shares of the bound -> (R, C, 3): white, yellow near 1, red beyond, darker by the power of ten."""
+    inside = np.minimum(shares, 1.0)
+    near = np.stack([np.full(shares.shape, 255.0), 255 - 60 * inside, 255 - 200 * inside], axis=-1)
+    red = np.maximum(120, 215 - 20 * np.log10(np.maximum(shares, 1.0)))
+    beyond = np.stack([red, np.full(shares.shape, 20.0), np.full(shares.shape, 40.0)], axis=-1)
+    return np.where(shares[..., None] > 1, beyond, near).astype(np.uint8)
 
 
-def _owners(v, rows, comparison):
-    """The expert of each row of a tensor in expert order, or of a parameter's gradient; else None."""
-    plan = comparison.own.record.plan
-    if not v.by_expert or plan is None:
-        return None
-    ends = np.asarray(plan.expert_offsets)
-    by_row = v.name.startswith(("experts.", "grads.rows.")) or v.name.endswith("_rows")
-    if by_row and rows <= ends[-1]:
-        return np.repeat(np.arange(len(ends) - 1), np.diff(ends))[:rows]
-    return np.arange(rows) if v.name.startswith("grads.params.") and rows == len(v.by_expert) else None
+def _png(pixels):
+    """(R, C, 3) bytes as a PNG: three chunks, each with its length and checksum."""
+    def chunk(kind, data):
+        return pack(">I", len(data)) + kind + data + pack(">I", crc32(kind + data))
 
-
-def _colour(share):
-    if share > 1:
-        return f"rgb({max(120, 215 - int(20 * np.log10(share)))},20,40)"
-    return f"rgb(255,{255 - int(60 * share)},{255 - int(200 * share)})"
+    head = pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", compress(rows, 9)) + chunk(b"IEND", b"")

@@ -8,6 +8,7 @@ from ..golden.run import stage_of
 from .verdicts import PASSED, SUSPICIOUS
 
 NAMES = 8  # of a list that are shown
+FEW = 3  # experts whose trend gets a line
 
 
 def text_report(result):
@@ -17,7 +18,7 @@ def text_report(result):
     if comparison.first is not None:
         rows += [*first_lines(result), ""]
     width = max(5, *(len(v.name) for v in comparison.verdicts))
-    figures = f"{'matched':>8} {'ulp':>9} {'of rigorous':>12} {'of expected':>12}"
+    figures = f"{'matched':>8} {'ulp':>9} {'of rigorous':>12} {'of expected':>12} {'of trend':>9}"
     head = f"  {'stage':{width}}  {'verdict':10} {figures}  worst"
     rows += [head, *(_row(v, width) for v in comparison.verdicts), ""]
     return "\n".join(rows + notes(comparison))
@@ -35,15 +36,28 @@ def first_lines(result):
     v = result.comparison.first
     lines = [f"first: {v.name} (section {stage_of(v.name)}) is {v.verdict}; {place(v)}"]
     lines += [f"       it adds {v.added:.3g}; what it reads had moved it by {v.inherited:.3g}"]
-    worst = max(v.by_expert, key=lambda t: t.excess, default=v.trend)
-    worst = worst if worst.excess > v.trend.excess else v.trend
-    if worst.excess > 1:
-        whose = "the tensor" if worst.group < 0 else f"expert {worst.group}"
-        slope = f"slope {1 + worst.slope:.6g} (1 within {worst.slope_limit:.2g})"
-        mean = f"mean error {worst.bias:.3g} (0 within {worst.bias_limit:.2g})"
-        lines += [f"       systematic in {whose}: {slope}, {mean}"]
+    lines += [f"       systematic in {said(t)}" for t in systematic(v)]
     lines += [f"       {v.note}"] if v.note else []
     return lines + [f"guess: {text}" for text in result.guesses]
+
+
+def systematic(v):
+    """The trends beyond their limit that are worth a line: the worst few experts and blocks, or the tensor."""
+    ordered = sorted(v.trends.by_expert, key=lambda t: -t.excess)[:FEW]
+    block = [v.trends.block] if v.trends.block is not None else []
+    return [t for t in [v.trends.whole, *ordered, *block] if t.excess > 1]
+
+
+def whose(t):
+    """What a trend is of."""
+    rows = f"rows {t.rows[0]} to {t.rows[1]}" if t.rows else ""
+    expert = f"expert {t.group}" if t.group >= 0 else ""
+    return ", ".join(part for part in (expert, rows) if part) or "the tensor"
+
+
+def said(t):
+    slope = f"slope {1 + t.slope:.6g} (1 within {t.slope_limit:.2g})"
+    return f"{whose(t)}: {slope}, mean error {t.bias:.3g} (0 within {t.bias_limit:.2g})"
 
 
 def place(v):
@@ -53,7 +67,8 @@ def place(v):
 
 
 def notes(comparison):
-    lines = []
+    exact = [v.name for v in comparison.verdicts if v.elements and v.exact == v.elements]
+    lines = [f"exact, so that no bit may differ: {_listed(exact)}"] if exact else []
     if comparison.missing:
         lines.append(f"not submitted: {_listed(comparison.missing)}")
     if comparison.unknown:
@@ -72,6 +87,7 @@ def _listed(names):
 def _row(v, width):
     worst = f"{list(v.place)}" + (f" expert {v.worst_expert}" if v.worst_expert >= 0 else "") if v.place else ""
     figures = f"{v.matched:8.2%} {v.ulp:9.3g} {v.of_rigorous:12.3g} {v.of_statistical:12.3g}"
+    figures += f" {v.trends.worst.excess:9.3g}"
     mark = " " if v.verdict == PASSED else "!" if v.verdict == SUSPICIOUS else "X"
     return f"{mark} {v.name:{width}}  {v.verdict:10} {figures}  {worst}".rstrip()
 
@@ -98,14 +114,16 @@ def json_report(result):
 
 def _stage(v):
     fields = {k: _finite(getattr(v, k)) for k in ("name", "verdict", "elements", "matched", "ulp", "added", "inherited",
-                                                  "unfinished", "worst_expert", "note")}  # fmt: skip
+                                                  "unfinished", "exact", "worst_expert", "note")}  # fmt: skip
     more = {"section": stage_of(v.name), "of_rigorous": _finite(v.of_rigorous), "place": list(v.place),
-            "of_statistical": _finite(v.of_statistical), "trend": _trend(v.trend)}  # fmt: skip
-    return fields | more | {"by_expert": [_trend(t) for t in v.by_expert]}
+            "of_statistical": _finite(v.of_statistical), "trend": _trend(v.trends.whole)}  # fmt: skip
+    block = v.trends.block and _trend(v.trends.block)
+    return fields | more | {"by_expert": [_trend(t) for t in v.trends.by_expert], "worst_block": block}
 
 
 def _trend(t):
-    return {name: _finite(getattr(t, name)) for name in t._fields}
+    fields = {name: _finite(value) for name, value in t._asdict().items() if name != "rows"}
+    return fields | {"rows": list(t.rows)} if t.rows else fields
 
 
 def _finite(value):

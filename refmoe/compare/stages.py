@@ -8,12 +8,16 @@ from typing import NamedTuple
 import numpy as np
 
 from ..formats import FORMATS
+from ..golden.inputs import stage_name
 from ..golden.run import flattened
 from ..inputs import Given
 from ..layer import moe_backward, moe_forward
 from ..numerics import FORMAT_OF
+from .late import LateGradient, late_gradients
 from .tracked import Tracked, track
 from .tracking import Submitted, Tracking
+
+LATE = ("d_w_gate", "d_w_up", "d_w_down")
 
 
 class Run(NamedTuple):
@@ -28,7 +32,7 @@ class Run(NamedTuple):
 
 def passage(config, inputs, num, accumulator, topk_indices=None, submitted=None):
     """The layer under `Tracking`; with another's selection, and with another's tensors in place of the law's."""
-    tracking = Tracking(num, accumulator, submitted)
+    tracking = Tracking(num, accumulator, submitted, late=LATE)
     given = Given(**inputs.given)
     if topk_indices is not None:
         given = given._replace(topk_indices=topk_indices)
@@ -37,7 +41,8 @@ def passage(config, inputs, num, accumulator, topk_indices=None, submitted=None)
     tensors = dict(flattened("", record))
     grads = None
     if inputs.d_y is not None:
-        grads = moe_backward(track(inputs.d_y), x, inputs.params, record, config, tracking, given=given)
+        into = late_gradients(inputs.params)
+        grads = moe_backward(track(inputs.d_y), x, inputs.params, record, config, tracking, given=given, into=into)
         tensors |= dict(flattened("grads", grads))
     return Run(record, grads, tensors, tracking.ledger.made, tracking.ledger.lost)
 
@@ -63,8 +68,13 @@ def is_made(array):
     return isinstance(array, Tracked) and array.parts is not None
 
 
-def format_unit(name, dtype, num):
-    """(unit roundoff, half the least number) of the coarser of the stage's format and the submitted type."""
-    format_name = num.format_of(name) if name.removeprefix("shared.") in FORMAT_OF else num.store
-    rows = [FORMATS[format_name], *(row for row in FORMATS.values() if row.safetensors == dtype)]
-    return max(2.0**-row.precision for row in rows), max(2.0 ** (row.quantum - 1) for row in rows)
+def is_late(array):
+    """Is this made an expert at a time?"""
+    return isinstance(array, LateGradient)
+
+
+def coarser_formats(name, dtype, num):
+    """The rows of FORMATS that a submitted value went through: that of the stage, and the submitted type's."""
+    stage = stage_name(name)
+    format_name = num.format_of(stage) if stage in FORMAT_OF else num.store
+    return [FORMATS[format_name], *(row for row in FORMATS.values() if row.safetensors == dtype and not row.integer)]

@@ -1,30 +1,19 @@
-"""Three verdicts on one stage: wrong, suspicious, passed, and the figures behind them.   Spec 7.12"""
+"""Three verdicts on one stage: wrong, suspicious, passed, and the figures behind them.   Spec 7.12
+
+A tensor is measured whole, or an expert at a time where it is too large for that; what was measured of the parts joins.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from .stages import format_unit
+from ..formats import round_to
+from .groups import Grouping
+from .maps import error_map, stacked
+from .stages import coarser_formats
+from .trends import DEVIATIONS, Moments, Trends, joined, row_moments, trends_of, worst_block
 
 PASSED, SUSPICIOUS, WRONG = "passed", "suspicious", "wrong"
-DEVIATIONS = 8  # times the expected deviation, and times a standard error
-FEWEST = 16  # elements of about equal weight from which a slope or a mean is told
-
-
-class Trend(NamedTuple):
-    """got against want over a group of elements: the least-squares slope less 1, the mean error, what each may be."""
-
-    group: int  # an expert, or -1 for the whole tensor
-    slope: float
-    slope_limit: float
-    bias: float
-    bias_limit: float
-
-    @property
-    def excess(self):
-        """How far beyond its limit; above 1 it is systematic."""
-        pairs = (self.slope, self.slope_limit), (self.bias, self.bias_limit)
-        return max(abs(a) / b if b else (np.inf if a else 0.0) for a, b in pairs)
 
 
 class Verdict(NamedTuple):
@@ -42,8 +31,8 @@ class Verdict(NamedTuple):
     added: float  # greatest error of the stage on the submission's own inputs
     inherited: float  # how far those inputs moved the stage
     unfinished: int  # elements that are not finite where the law's are
-    trend: Trend  # of the whole tensor
-    by_expert: list  # Trend of each expert
+    exact: int  # elements of which no implementation may miss a bit
+    trends: Trends  # slope and mean error, of the whole and of its parts
     note: str = ""
     map: object = None  # greatest share of the statistical bound by expert and part, for pictures
 
@@ -52,17 +41,54 @@ class Verdict(NamedTuple):
         return int(self.place[0]) if self.place else 0
 
 
+class Measured(NamedTuple):
+    """What a tensor shows, or one expert's part of it."""
+
+    elements: int
+    equal: int
+    ulp: float
+    of_rigorous: float
+    of_statistical: float
+    place: tuple
+    expert: int  # that of the place, or -1
+    added: float
+    inherited: float
+    unfinished: int
+    exact: int
+    lost: bool  # is something not finite that should be?
+    unit: float
+    sums: Moments  # of the whole, one group
+    by_expert: object  # Moments, one group an expert, or None
+    block: object  # the worst Trend of a block of rows, or None
+    map: object
+
+
 def judge(name, got, law, own, view, num, drift, excused=None):
     """The verdict on `got` (values, dtype), given the golden tensor and the stage on the submission's own inputs.
 
     law, own: Tracked. view: `Grouping` of the elements. excused: rows that may differ, as their tokens may route
     either way.
     """
-    unit, least = _exactness(name, got, own, num)
-    value, values = own.part("value"), got.values
+    return _verdict(name, _measured(name, got, law, own, view, num, drift, excused), view, drift)
+
+
+def judge_by_expert(name, got, law, own, num, drift):
+    """The same where law and own give an expert's part at a time, and got.values too."""
+    parts, view = [], Grouping(len(own), summed=True)
+    for e in range(len(own)):
+        part = got._replace(values=got.values[e])
+        m = _measured(name, part, law.part(e), own.part(e), Grouping(summed=True), num, drift)
+        block = m.block and m.block._replace(group=e)
+        parts.append(m._replace(place=(e, *m.place), expert=e, by_expert=m.sums, block=block))
+    return _verdict(name, _joined(parts), view, drift)
+
+
+def _measured(name, got, law, own, view, num, drift, excused=None):
+    value, values, formats = own.part("value"), got.values, coarser_formats(name, got.dtype, num)
+    unit = max(2.0**-row.precision for row in formats)
     with np.errstate(all="ignore"):
         error = _errors(values, value, np.asarray(law, np.float64))
-        rounding = unit * np.abs(value) + least
+        rounding, exact = _rounding(value, own.part("allowed"), formats)
         rigorous = np.nan_to_num(own.part("allowed") + rounding, nan=np.inf, posinf=np.inf)
         likely = DEVIATIONS * np.sqrt(own.part("spread")) + rounding
         statistical = np.minimum(np.nan_to_num(likely, nan=np.inf, posinf=np.inf), rigorous)
@@ -70,27 +96,53 @@ def judge(name, got, law, own, view, num, drift, excused=None):
             error[excused] = 0.0
         inherited = np.abs(value - law.part("value"))
         share, most = _share(error, statistical), _share(error, rigorous)
-    whole, by_expert = trends(error, value, np.sqrt(own.part("coherent")), view, unit, drift)
-    systematic = whole.excess > 1 or any(t.excess > 1 for t in by_expert)
-    lost = (share > 1) & ~np.isfinite(values)  # no rounding makes it, whatever the accumulator
-    verdict = WRONG if (most > 1).any() or lost.any() else SUSPICIOUS if (share > 1).any() or systematic else PASSED
     place = np.unravel_index(int(share.argmax()), share.shape) if share.size and share.ndim else ()
-    return Verdict(
-        name, verdict, values.size, float((values == np.asarray(law)).mean()) if values.size else 1.0,
-        _greatest(error / _spacing(value, unit)), _greatest(most), _greatest(share), tuple(map(int, place)),
-        _worst_expert(share, by_expert, view, place, verdict), _greatest(error), _greatest(inherited),
-        int((np.isfinite(value) & ~np.isfinite(values)).sum()), whole, by_expert, map=share,
+    expert = -1 if view.labels is None or not place else int(np.broadcast_to(view.labels, share.shape)[place])
+    lost = bool(((share > 1) & ~np.isfinite(values)).any())  # no rounding makes it, whatever the accumulator
+    return Measured(
+        values.size, int((values == np.asarray(law)).sum()), _greatest(error / _spacing(value, unit)), _greatest(most),
+        _greatest(share), tuple(map(int, place)), expert, _greatest(error), _greatest(inherited),
+        int((np.isfinite(value) & ~np.isfinite(values)).sum()), int(exact.sum()), lost, unit,
+        *_sums(error, value, np.sqrt(own.part("coherent")), view, unit, drift), error_map(share, view.owners(share)),
     )  # fmt: skip
 
 
-def _exactness(name, got, own, num):
-    """A copy of bits is exact, unless it was submitted in a narrower type."""
-    unit, least = format_unit(name.rpartition(".")[2] if not name.startswith("losses.") else name, got.dtype, num)
-    if own.part("origin").any():
-        return unit, least
-    kept = (got.values == np.asarray(own, np.float64)).all()
-    narrow = {"BF16": 2.0**-8, "F16": 2.0**-11}.get(got.dtype, 0.0)
-    return (0.0, 0.0) if kept or narrow == 0.0 else (narrow, least)
+def _verdict(name, m, view, drift):
+    experts = range(view.experts)
+    by_expert = [] if m.by_expert is None else trends_of(m.by_expert, experts, m.unit, drift, view.summed)
+    trends = Trends(trends_of(m.sums, [-1], m.unit, drift, view.summed)[0], by_expert, m.block)
+    systematic = trends.worst.excess > 1
+    verdict = WRONG if m.of_rigorous > 1 or m.lost else SUSPICIOUS if m.of_statistical > 1 or systematic else PASSED
+    expert = trends.worst.group if systematic and trends.worst.group >= 0 else m.expert
+    return Verdict(
+        name, verdict, m.elements, m.equal / m.elements if m.elements else 1.0, m.ulp, m.of_rigorous, m.of_statistical,
+        m.place, expert, m.added, m.inherited, m.unfinished, m.exact, trends, map=m.map,
+    )  # fmt: skip
+
+
+def _joined(parts):
+    """What the parts show together: sums add, and the worst is the worst of any."""
+    worst = max(parts, key=lambda m: m.of_statistical)
+    blocks = [m.block for m in parts if m.block is not None]
+    totals = {field: sum(getattr(m, field) for m in parts) for field in ("elements", "equal", "unfinished", "exact")}
+    most = {field: max(getattr(m, field) for m in parts) for field in ("ulp", "of_rigorous", "added", "inherited")}
+    by_expert = joined([m.by_expert for m in parts])
+    block = max(blocks, key=lambda t: t.excess, default=None)
+    return worst._replace(**totals, **most, lost=any(m.lost for m in parts), sums=by_expert.all(), by_expert=by_expert,
+                          block=block, map=stacked([m.map for m in parts]))  # fmt: skip
+
+
+def _rounding(value, allowed, formats):
+    """(what rounding to the coarser of the formats may add, where it may add nothing).
+
+    Where the stage itself allows nothing and each format holds the value, every implementation has its bits.
+    """
+    unit, least = max(2.0**-row.precision for row in formats), max(2.0 ** (row.quantum - 1) for row in formats)
+    exact = allowed == 0
+    if exact.any():
+        for row in formats:
+            exact = exact & (round_to(value, row.name, "saturate") == value)
+    return np.where(exact, 0.0, unit * np.abs(value) + least), exact
 
 
 def _errors(values, value, law):
@@ -108,78 +160,26 @@ def _share(error, limit):
 
 def _spacing(value, unit):
     with np.errstate(all="ignore"):
-        return np.where(unit > 0, 2 * unit * 2.0 ** np.floor(np.log2(np.maximum(np.abs(value), 1e-300))), 1.0)
+        return 2 * unit * 2.0 ** np.floor(np.log2(np.maximum(np.abs(value), 1e-300)))
 
 
 def _greatest(array):
     return float(np.max(np.abs(array), initial=0.0))
 
 
-def _worst_expert(share, by_expert, view, place, verdict):
-    """The expert of the worst trend if that is what gives it away, else the one of the worst element."""
-    worst = max(by_expert, key=lambda t: t.excess, default=None)
-    if worst is not None and worst.excess > 1:
-        return worst.group
-    if view.labels is not None and place:
-        return int(np.broadcast_to(view.labels, share.shape)[place])
-    return -1
-
-
-# --- what is systematic ----------------------------------------------------------------------------------------------
-
-
-def trends(error, value, coherent, view, unit, drift):
-    """(Trend of the whole tensor, [Trend of each expert]).
-
-    Errors that were inherited may be common to a row, or to a whole group where rows were summed over; they count as
-    one.
-    """
-    clusters = np.broadcast_to(np.arange(len(error)).reshape(-1, *[1] * (error.ndim - 1)), error.shape) \
-        if error.ndim else np.zeros((), int)  # fmt: skip
-    if view.summed:
-        clusters = np.zeros(error.shape, int)
-    whole = _trends(error, value, coherent, np.zeros(error.shape, int), clusters, unit, drift, [-1])
+def _sums(error, value, common, view, unit, drift):
+    """(Moments of the whole, Moments by expert or None, the worst Trend of a block of rows or None)."""
+    count = len(error) if error.ndim else 1
+    flat = [np.reshape(a, (count, -1)) for a in (error, value, common)] if error.size else [np.zeros((0, 1))] * 3
+    rows, owners = row_moments(*flat), view.owners(error)
+    block = worst_block(rows, owners, unit, drift, view.summed) if error.ndim == 2 else None
+    by_expert = None
     if view.tokens is not None:
-        rows = np.broadcast_to(np.arange(len(view.tokens))[:, None], view.parts.shape)
-        labels = np.broadcast_to(view.labels_of_parts[:, None], view.parts.shape)
-        picked = error[view.tokens], view.parts, coherent[view.tokens]
-        return whole[0], _trends(*picked, labels, rows, unit, drift, range(view.experts))
-    if view.labels is None:
-        return whole[0], []
-    labels = np.broadcast_to(view.labels, error.shape)
-    return whole[0], _trends(error, value, coherent, labels, clusters, unit, drift, range(view.experts))
-
-
-def _trends(error, value, coherent, labels, clusters, unit, drift, groups):
-    flat = [np.asarray(a).reshape(-1) for a in (error, value, coherent, labels, clusters)]
-    good = np.isfinite(flat[0]) & np.isfinite(flat[1]) & np.isfinite(flat[2]) & (flat[3] >= 0)
-    e, v, c, label, cluster = (a[good] for a in flat)
-    size = len(groups)
-
-    def add(x):
-        return np.bincount(label, x, minlength=size)[:size]
-
-    with np.errstate(all="ignore"):
-        n, square = add(np.ones(len(e))), add(v * v)
-        slope, bias = np.nan_to_num(add(e * v) / square), np.nan_to_num(add(e) / n)
-        rounding = (unit * v) ** 2 / 3  # what any rounding to the format leaves, however few elements show it
-        seen = np.maximum(add((v * (e - slope[label] * v)) ** 2), add(v * v * rounding))
-        of_slope = (seen + _common(np.abs(v) * c, label, cluster, size)) / square**2
-        seen = np.maximum(add((e - bias[label]) ** 2), add(rounding))
-        of_bias = (seen + _common(c, label, cluster, size)) / n**2
-        slope_limit = DEVIATIONS * np.sqrt(of_slope) + unit / 4 + drift
-        bias_limit = DEVIATIONS * np.sqrt(of_bias) + (unit / 4 + drift) * add(np.abs(v)) / n
-        few = square**2 < FEWEST * add(v**4), add(e * e) ** 2 < FEWEST * add(e**4)
-    limits = (slope_limit, few[0]), (bias_limit, few[1])
-    slope_limit, bias_limit = (np.where(none | ~np.isfinite(limit), np.inf, limit) for limit, none in limits)
-    columns = slope, slope_limit, bias, bias_limit
-    return [Trend(group, *(float(column[i]) for column in columns)) for i, group in enumerate(groups)]
-
-
-def _common(deviation, label, cluster, size):
-    """The variance of a sum whose terms move together within a cluster: the squares of the clusters' sums."""
-    if not len(label):
-        return np.zeros(size)
-    width = int(cluster.max()) + 1
-    sums = np.bincount(label * width + cluster, deviation, minlength=size * width)
-    return (sums**2).reshape(-1, width)[:size].sum(axis=1)
+        parts = row_moments(flat[0][view.tokens], view.parts, flat[2][view.tokens])
+        by_expert = parts.by(view.labels_of_parts, view.experts)
+    elif owners is not None:
+        by_expert = rows.by(owners, view.experts)
+    elif view.labels is not None:
+        labels = np.broadcast_to(view.labels, error.shape).reshape(-1)
+        by_expert = row_moments(*(a.reshape(-1, 1) for a in flat)).by(labels, view.experts)
+    return rows.all(), by_expert, block
