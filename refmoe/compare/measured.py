@@ -11,8 +11,9 @@ import numpy as np
 
 from .accumulators import ACCUMULATORS
 from .noted import ALL, NOTHING, OFFERED, NotedArithmetic, formats_of, last_bit, noted
+from .operands import Reach, broadcast
 from .tracked import Tracked, track
-from .tracking import Reach, Tracking, _broadcast
+from .tracking import Tracking
 
 # What is chosen depends on these, although no value of the choice was made by them.
 RANKED = ("scores", "choice_scores", "group_scores")
@@ -68,7 +69,7 @@ class Measured(Tracking):
         self.opened[0].read |= self._made_by(array)
         return super()._term(name, array)
 
-    def _product(self, a, b, more=(), of_rows=False):
+    def _product(self, name, a, b, more=(), of_rows=False):
         """a (R, L) times b (L, C), plus a row."""
         products = np.abs(a.v[:, :, None] * b.v[None])
         bits = last_bit(a.v)[:, :, None] + last_bit(b.v)[None]
@@ -76,7 +77,10 @@ class Measured(Tracking):
         return self._noted(np.concatenate([products, *map(np.abs, extra)], axis=1),
                            np.concatenate([np.minimum(bits, NOTHING), *map(last_bit, extra)], axis=1))  # fmt: skip
 
-    def _sum(self, terms, shape, K, inner):
+    def _product_of_rows(self, name, a, b):
+        return self._noted(np.abs(a.v * b.v), np.minimum(last_bit(a.v) + last_bit(b.v), NOTHING))
+
+    def _sum(self, name, terms, shape, K, inner):
         values, bits = [], []
         for term in terms:
             values.append(np.broadcast_to(np.abs(np.prod(np.broadcast_arrays(*(t.v for t in term)), axis=0)), shape))
@@ -97,7 +101,7 @@ class Measured(Tracking):
 
     def _formula(self, name, formula, terms, core, constants, shape):
         m = NotedArithmetic()
-        read = formula(m, *map(m.array, _broadcast([t.v for t in terms], core)), **constants)
+        read = formula(m, *map(m.array, broadcast([t.v for t in terms], core)), **constants)
         self.opened[0].keep(noted(read).note)
         return Reach(np.zeros(shape), *[np.zeros(shape)] * 5)
 

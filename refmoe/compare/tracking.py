@@ -102,12 +102,8 @@ class Tracking(Numerics):
         return self._as_read(name, stored, reach, np.zeros(stored.shape, np.int64))
 
     def contract_rows(self, name, a, b):
-        terms = self._term(name, a), self._term(name, b)
         stored = self.num.contract_rows(name, plain_of(a), plain_of(b))
-        with np.errstate(all="ignore"):
-            products = product_of(*terms)
-            sums = [part.sum(axis=1) for part in with_sizes(*products)]
-            return self._stored(name, stored, self._summed(name, [terms], *sums, K=a.shape[1], inner=True))
+        return self._stored(name, stored, self._product_of_rows(name, self._term(name, a), self._term(name, b)))
 
     def sum(self, name, terms):
         stored = self.num.sum(name, [tuple(map(plain_of, t)) if isinstance(t, tuple) else plain_of(t) for t in terms])
@@ -148,6 +144,12 @@ class Tracking(Numerics):
             own, own_variance = (np.where(size > LARGEST, np.inf, a) for a in (own, own_variance))  # may overflow
             common = relative(a)[:, None] * value**2 if of_rows else variance
             return Reach(value, inherited, own, variance, own_variance, common)
+
+    def _product_of_rows(self, name, a, b):
+        """The sum of each row of a * b."""
+        with np.errstate(all="ignore"):
+            sums = [part.sum(axis=1) for part in with_sizes(*product_of(a, b))]
+            return self._summed(name, [(a, b)], *sums, K=a.v.shape[1], inner=True)
 
     def _sum(self, name, terms, shape, K, inner):
         """A sum of products written out; `inner`: by the accumulator, else by the unit of other operations."""
