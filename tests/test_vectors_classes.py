@@ -12,6 +12,7 @@ from refmoe.compare.noted import NOTHING, formats_of, last_bit
 from refmoe.formats import round_to
 from refmoe.golden.cases.form import Case, f32
 from refmoe.golden.classes import held_to_every_bit, measure
+from refmoe.golden.manifest import hexed
 from refmoe.testing import assert_conforms, cases, find_case
 from refmoe.testing.vectors import results
 
@@ -233,6 +234,15 @@ def test_margins_are_those_of_the_ranked_values():
             assert np.array_equal(parsed(row["margins"]), want), row["comment"]
             checked += 1
     assert checked >= 25
+
+
+def test_the_cases_of_the_package_are_those_of_the_files():
+    for id, row in ROWS:
+        case = find_case(id)
+        assert (case.call, case.comment, list(case.flags)) == (row["call"], row["comment"], row["flags"]), id
+        assert hexed(case.config) == row["config"], id
+        for name, array in from_file(row).inputs.items():
+            assert np.array_equal(case.inputs[name], array, equal_nan=array.dtype.kind == "f"), (id, name)
 
 
 def test_every_case_has_a_class_and_no_class_is_empty():

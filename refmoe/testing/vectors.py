@@ -89,7 +89,8 @@ def _of_chapter(chapter):
 
 @lru_cache(maxsize=len(CHAPTERS))
 def _written(chapter):
-    return list(CHAPTERS[chapter].cases())
+    # A chapter may change a dictionary after it has given it away, so each case is copied as it comes.
+    return [deepcopy(case) for case in CHAPTERS[chapter].cases()]
 
 
 def judge_vector(case, mine, accumulator=None):
