@@ -118,6 +118,12 @@ def test_work_of_another_case_is_refused_and_kept(lazy, tmp_path, monkeypatch, n
     assert not (tmp_path / "b").exists() and not (tmp_path / "b.partial").exists()
 
 
+def test_work_in_another_format_is_refused_although_the_recipe_is_the_same(lazy, tmp_path, monkeypatch):
+    interrupted(tmp_path / "b", monkeypatch, store="bf16")
+    with pytest.raises(ValueError, match="it is of another"):
+        write(tmp_path / "b", case(), store="fp16")
+
+
 def test_work_of_other_inputs_is_refused(lazy, tmp_path, monkeypatch):
     x = np.ones((5, 8), np.float32)
     interrupted(tmp_path / "b", monkeypatch, arrays={"x": x})
