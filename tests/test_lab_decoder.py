@@ -79,7 +79,7 @@ PLANTED = [
     ("attention", '"d_w_attention_out", d_out, context', '"d_w_attention_out", d_out, x'),
     ("attention", 'num.contract("d_attention_weights", d_context, v, offsets)', "weights"),
     ("attention", '"d_v", weights, d_context, offsets', '"d_v", record.logits, d_context, offsets'),
-    ("attention", "weights)[:, None]) * weights", "weights)[:, None] * 0) * weights"),
+    ("attention", "weights, num)) * weights", "weights, num) * 0) * weights"),
     ("attention", "offsets) * (1 / sqrt(q.shape[-1]))", "offsets)"),
     ("attention", '"d_k", d_logits, q, offsets', '"d_k", d_logits, q * 2, offsets'),
     ("attention", "_tokens([d_q, d_k, d_v], layout)", "_tokens([d_k, d_q, d_v], layout)"),

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...numerics import Named
+from .policy import row_sums
 
 SOFTMAX = Named("softmax", lambda m, z, used: m.masked_softmax(z, m.real(used) == 1), 1.0)
 
@@ -73,7 +74,7 @@ def attention_backward(d_out, x, record, params, layout, num):
     d_weights = num.contract("d_attention_weights", d_context, v, offsets)
     d_v = num.contract_backward_w("d_v", weights, d_context, offsets)
     # weights = softmax(logits)
-    d_logits = (d_weights - num.contract_rows("weights_along", d_weights, weights)[:, None]) * weights
+    d_logits = (d_weights - row_sums("weights_along", d_weights * weights, num)) * weights
     # logits = q k^T + bias,   q = q' / sqrt(d)
     d_q = num.contract_backward_x("d_q", [(d_logits, k)], offsets) * (1 / sqrt(q.shape[-1]))
     d_k = num.contract_backward_w("d_k", d_logits, q, offsets)

@@ -13,9 +13,6 @@ from .policy import DecoderNumerics
 class WholeModelStep(ComplexStep):
     """A policy with what a decoder's forward asks of `DecoderNumerics`, in complex128."""
 
-    def contract_rows(self, name, a, b):
-        return np.sum(a * b, axis=1)
-
     def contract_backward_x(self, name, pairs, offsets):
         ((d, w),) = pairs
         return np.concatenate([d[a:b] @ part for part, a, b in zip(w, offsets, offsets[1:], strict=False)])

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .policy import row_sums
+
 
 class NormRecord(NamedTuple):
     rms: object  # (T, 1)
@@ -16,8 +18,7 @@ def rms_norm(x, w, eps, num):
 
     x (T, D), w (D,) -> NormRecord
     """
-    squares = num.contract_rows("norm_squares", x, x)[:, None]
-    rms = np.sqrt(squares / x.shape[1] + eps)
+    rms = np.sqrt(row_sums("norm_squares", x * x, num) / x.shape[1] + eps)
     normed = x / rms
     return NormRecord(rms, normed, normed * w)
 
@@ -31,5 +32,5 @@ def rms_norm_backward(d_out, record, w, num):
     d_w = num.sum_rows("d_w_norm", d_out * record.normed)
     scaled = d_out * w
     # normed = x / rms,   rms^2 = sum(x^2) / D + eps
-    along = num.contract_rows("norm_along", scaled, record.normed)[:, None] / scaled.shape[1]
+    along = row_sums("norm_along", scaled * record.normed, num) / scaled.shape[1]
     return (scaled - record.normed * along) / record.rms, d_w

@@ -29,3 +29,8 @@ class DecoderNumerics(Numerics):
 
     def format_of(self, name):
         return np.dtype(self.dtype).name if name in STAGES else super().format_of(name)
+
+
+def row_sums(name, rows, num):
+    """The sum of each row, as a contraction with ones: in the order of the row.   rows (N, K) -> (N, 1)"""
+    return num.contract(name, rows, np.ones((1, rows.shape[1]), num.dtype))
