@@ -2,18 +2,23 @@
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from cases import same_bits
 
 from refmoe import LossesConfig, MoEConfig, RoutingConfig
+from refmoe.__main__ import main
 from refmoe.lab import schedules, training
 from refmoe.lab.checkpoints import read_checkpoint, write_checkpoint
 from refmoe.lab.decoder import DecoderConfig, DecoderNumerics, DenseConfig
-from refmoe.lab.interrupts import Interrupted
 from refmoe.lab.optimisers import Optimiser
+from refmoe.lab.runs import Interrupted
 from refmoe.lab.text import Corpus, draw_batch, held_out_part, load_corpus, training_part
 from refmoe.lab.training import TrainingConfig, run_key, train
 from refmoe.lab.training_run import run_training
@@ -203,3 +208,38 @@ def test_ctrl_c_finishes_the_step_keeps_it_and_says_where(tmp_path):
     whole, _ = run_training(CONFIG, CORPUS, 0, 4, NUM, tmp_path / "whole")
     assert same_state(parts, whole)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_command_trains_goes_on_and_exits_130_after_ctrl_c(tmp_path, capsys):
+    words = ["-m", "refmoe", "lab", "train", "--size", "small", "--sequences", "1", "--out", str(tmp_path / "run")]
+    command = [sys.executable, *words, "--steps", "100000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("step 1 of 100000: loss 5.")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert process.returncode == 130
+    done = int(re.search(r"interrupted: (\d+) of 100000 steps are kept in .*/run/checkpoint\.safetensors; ", said)[1])
+    assert done >= 1 and said.count("\n") == 1 and (tmp_path / "run" / "checkpoint.safetensors").exists()
+    assert main([*words[2:], "--steps", str(done + 1)]) == 0
+    assert f"{done + 1} steps are in" in capsys.readouterr().out
+
+
+def test_the_command_refuses_in_one_line(tmp_path, capsys):
+    for words, text in [
+        (["--text", str(tmp_path / "none")], "text: expected a file that can be read, got"),
+        (["--size", "huge"], "invalid choice: 'huge'"),
+        (["--out", __file__], "out: expected a folder, got"),
+    ]:
+        try:
+            status = main(["lab", "train", "--steps", "1", *words])
+        except SystemExit as exit:
+            status = exit.code
+        assert status == 2 and text in capsys.readouterr().err
+
+
+def test_the_page_of_the_decoder_runs(capsys):
+    page = (Path(__file__).parent.parent / "spec/lab/decoder.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    exec(compile(code, "spec/lab/decoder.md", "exec"), {})
+    *steps, held_out = capsys.readouterr().out.splitlines()
+    assert len(steps) == 20 and float(held_out) < 5.6

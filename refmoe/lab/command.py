@@ -1,4 +1,4 @@
-"""`refmoe lab list`, `refmoe lab run`, `refmoe lab report`."""
+"""`refmoe lab list`, `refmoe lab run`, `refmoe lab train`, `refmoe lab report`."""
 
 import argparse
 import os
@@ -8,6 +8,7 @@ from ..refusals import require
 from .progress import live
 from .runs import Interrupted, run_experiment
 from .settings import as_text, merged_settings, settings_for_all
+from .train_command import add_train
 
 OUT = "out/lab"  # where runs go unless --out names another place
 
@@ -25,6 +26,7 @@ def add_arguments(command):
     run.add_argument("--quick", action="store_true", help="small sizes: does it work, not what comes out")
     run.add_argument("--jobs", type=positive, metavar="N", help="processes (default: the processors allowed)")
     run.set_defaults(verb=run_run)
+    add_train(verbs, positive)
     report = verbs.add_parser("report", help="one page of all runs in a folder")
     report.add_argument("--runs", metavar="DIR", default=OUT, help=f"the folder of the runs (default: {OUT})")
     report.add_argument("--out", metavar="FILE", help="the page (default: report.html in that folder)")

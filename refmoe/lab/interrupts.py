@@ -5,10 +5,6 @@ import threading
 from contextlib import contextmanager
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C was heard between two steps; the text says what is kept, and where."""
-
-
 @contextmanager
 def asked_to_stop():
     """Gives a function that tells whether Ctrl-C was pressed; a second one interrupts at once.

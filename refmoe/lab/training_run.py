@@ -8,7 +8,8 @@ from pathlib import Path
 from ..compare.command import write_whole
 from ..refusals import require
 from .checkpoints import read_checkpoint, write_checkpoint
-from .interrupts import Interrupted, asked_to_stop
+from .interrupts import asked_to_stop
+from .runs import Interrupted
 from .training import evaluate, run_key, start, train
 
 CHECKPOINT = "checkpoint.safetensors"
