@@ -174,6 +174,15 @@ def test_no_token_sees_what_comes_after_it():
         assert not same_bits(logits[at], other[at])
 
 
+def test_a_place_that_is_not_used_never_has_the_largest_logit():
+    """The formula of the softmax is shifted by the largest of the whole row."""
+    params = init_decoder(LEARNED)
+    loud = params.blocks[0]._replace(w_qkv=params.blocks[0].w_qkv * 64)
+    record, _ = run(LEARNED, DecoderNumerics("chain"), params._replace(blocks=(loud, params.blocks[1])))
+    logits, used = record.blocks[0].attention.logits, record.layout.used
+    assert (logits.max(axis=1) == np.where(used, logits, -np.inf).max(axis=1)).all()
+
+
 # --- bits -------------------------------------------------------------------------------------------------------------
 
 

@@ -94,7 +94,11 @@ def test_a_small_model_learns():
     assert np.mean([s.loss for s in steps[-5:]]) < 4.0 < steps[0].loss
 
 
-def test_a_held_out_text_is_evaluated_and_never_drawn():
+def test_a_held_out_text_is_evaluated_and_never_drawn(monkeypatch):
+    read = []
+    monkeypatch.setattr(training, "draw_batch", lambda data, *rest: (read.append(data), draw_batch(data, *rest))[1])
+    steps_of(NUM, 1)
+    assert len(read) == 1 and same_bits(read[0], training_part(CORPUS))
     data = np.concatenate([np.zeros(9000, np.uint8), np.ones(1000, np.uint8)])
     corpus = Corpus("made", "0", data)
     assert not training_part(corpus).any() and held_out_part(corpus).all()
