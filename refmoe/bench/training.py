@@ -27,7 +27,7 @@ MEASURES = ("step", "moe")
 
 def make_config(sequences):
     """The byte-level model of about five million parameters, on so many sequences of 128 bytes a step."""
-    from .. import MoEConfig, RoutingConfig
+    from ..config import MoEConfig, RoutingConfig
     from ..lab import schedules
     from ..lab.decoder import DecoderConfig
     from ..lab.optimisers import Optimiser
@@ -71,11 +71,37 @@ def make_torch(config, threads, implementation):
 
     torch.set_num_threads(threads)
     decoder = config.decoder
-    S, H, d = decoder.context, decoder.num_heads, decoder.head_size
     own = init_decoder(decoder)
     leaf = {n: torch.nn.Parameter(torch.from_numpy(a.copy())) for n, a in named(own).items() if "w_gate" not in n}
     leaf = {n: p for n, p in leaf.items() if "w_up" not in n and "w_down" not in n}
     experts = [_experts(torch, b.feed_forward, block, implementation) for b, block in zip(own.blocks, decoder.blocks)]
+
+    forward, moe = _model(decoder, leaf, experts)
+    every = [*leaf.values(), *(p for module in experts for p in module.parameters())]
+    o = config.optimiser
+    adamw = torch.optim.AdamW(every, lr=config.schedule.rate(0), betas=(o.beta1, o.beta2), eps=o.eps,
+                              weight_decay=o.weight_decay, fused=True)  # fmt: skip
+
+    def step(tokens, targets):
+        adamw.zero_grad(set_to_none=True)
+        logits = forward(torch.from_numpy(tokens))
+        loss = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), torch.from_numpy(targets).reshape(-1))
+        loss.backward()
+        adamw.step()
+        return loss.item()
+
+    def there_and_back(x, d_y):
+        adamw.zero_grad(set_to_none=True)
+        moe(torch.from_numpy(x).requires_grad_(), 0).backward(torch.from_numpy(d_y))
+
+    return step, there_and_back
+
+
+def _model(decoder, leaf, experts):
+    """forward(tokens) -> logits, moe(x, at) -> y, as functions of the parameters."""
+    from torch.nn import functional
+
+    S, H, d = decoder.context, decoder.num_heads, decoder.head_size
 
     def norm(x, name):
         return functional.rms_norm(x, (x.shape[-1],), leaf[name], decoder.norm_eps)
@@ -96,24 +122,7 @@ def make_torch(config, threads, implementation):
             x = x + moe(h, at).reshape(x.shape)
         return functional.linear(norm(x, "w_final_norm"), leaf["embedding"])
 
-    every = [*leaf.values(), *(p for module in experts for p in module.parameters())]
-    o = config.optimiser
-    adamw = torch.optim.AdamW(every, lr=config.schedule.rate(0), betas=(o.beta1, o.beta2), eps=o.eps,
-                              weight_decay=o.weight_decay, fused=True)  # fmt: skip
-
-    def step(tokens, targets):
-        adamw.zero_grad(set_to_none=True)
-        logits = forward(torch.from_numpy(tokens))
-        loss = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), torch.from_numpy(targets).reshape(-1))
-        loss.backward()
-        adamw.step()
-        return loss.item()
-
-    def there_and_back(x, d_y):
-        adamw.zero_grad(set_to_none=True)
-        moe(torch.from_numpy(x).requires_grad_(), 0).backward(torch.from_numpy(d_y))
-
-    return step, there_and_back
+    return forward, moe
 
 
 def _experts(torch, params, block, implementation):
