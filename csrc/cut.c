@@ -46,7 +46,8 @@ struct unit refmoe_make_unit(const struct product *p, const struct cut *cut, int
         int64_t a = row * o.a_row + begin * (p->sum_rows ? o.a_step : o.a_row);
         int64_t b = col * o.b_col + (p->sum_rows ? begin * o.b_step : e * o.length * p->cols);
         o.length = p->sum_rows ? owned : o.length;
-        o.a += a * item_of(o.a_format), o.b += b * item_of(o.b_format);
+        o.a += a * item_of(o.a_format), o.b += o.codes ? 0 : b * item_of(o.b_format);
+        o.expert = e, o.first = col;
         u.pair[q] = o;
     }
     u.bias = p->bias ? p->bias + (e * p->cols + col) * item : NULL;

@@ -10,7 +10,7 @@ static int64_t whole_blocks(const struct few *few, int64_t length) { return whol
 /* Products this file may compute, and how many rows an expert of them may have. */
 int64_t refmoe_few_rows(const struct product *p)
 {
-    return p->across == REFMOE_LANES_ALONG && p->kernel->few ? p->kernel->few->rows[p->profile] : 0;
+    return p->across == REFMOE_LANES_ALONG && p->kernel->few && !p->pair[0].codes ? p->kernel->few->rows[p->profile] : 0;
 }
 
 int64_t refmoe_few_room(const struct product *p, int64_t length)

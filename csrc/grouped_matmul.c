@@ -40,7 +40,8 @@ static int is_operand_format(int format, int narrow_item)
     return narrow_item ? format >= REFMOE_FLOAT32 && format <= REFMOE_FP16 : format == REFMOE_FLOAT64;
 }
 
-static int check_how(const refmoe_how *how, size_t item)
+/* Formats of 8 bits and less are for weights alone: `scaled` says whether the second operand is weights. */
+static int check_how(const refmoe_how *how, size_t item, int scaled)
 {
     if (!refmoe_kernel(how->kernel))
         return REFMOE_BAD_KERNEL;
@@ -51,7 +52,8 @@ static int check_how(const refmoe_how *how, size_t item)
         return REFMOE_BAD_PROFILE;
     if (narrow_item ? how->format < REFMOE_FLOAT32 || how->format > REFMOE_FP16 : how->format != REFMOE_FLOAT64)
         return REFMOE_BAD_FORMAT;
-    if (!is_operand_format(how->left_format, narrow_item) || !is_operand_format(how->right_format, narrow_item))
+    int read = narrow_item && scaled && is_small(how->right_format);
+    if (!is_operand_format(how->left_format, narrow_item) || (!read && !is_operand_format(how->right_format, narrow_item)))
         return REFMOE_BAD_FORMAT;
     if (how->force < 0 || how->force > (how->profile == REFMOE_EXACT ? REFMOE_FORCE_EXACT : REFMOE_FORCE_NOTHING))
         return REFMOE_BAD_FORCE;
@@ -68,15 +70,24 @@ static int check_offsets(int64_t experts, int64_t rows, const int64_t *offsets)
     return offsets[0] == 0 && offsets[experts] == rows ? REFMOE_OK : REFMOE_BAD_OFFSETS;
 }
 
-static int check(const refmoe_how *how, size_t item, int64_t e, int64_t n, int64_t m, int64_t k,
+static int check(const refmoe_how *how, size_t item, int scaled, int64_t e, int64_t n, int64_t m, int64_t k,
                  const int64_t *offsets)
 {
-    int status = check_how(how, item);
+    int status = check_how(how, item, scaled);
     if (status)
         return status;
     if (!is_product_sane(e, m, k) || !is_product_sane(n, m, 1) || !is_product_sane(n, k, 1))
         return REFMOE_BAD_SIZE;
     return check_offsets(e, n, offsets);
+}
+
+/* Weights (E, M, K): an array of numbers, or codes with scales. */
+static int check_weights(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k, const void *w,
+                         struct codes *codes)
+{
+    if (is_small(how->right_format))
+        return refmoe_describe_codes(w, how->right_format, e, m, k, n > 0, codes);
+    return is_missing(w, n > 0 ? e * m * k : 0) ? REFMOE_BAD_POINTER : REFMOE_OK;
 }
 
 /* ---- sharing out the output ---- */
@@ -199,20 +210,33 @@ static struct product describe(const refmoe_how *how, size_t item, int64_t e, in
                             .acc = acc, .out = out};
 }
 
+static void give_codes(struct product *p, int pair, const struct codes *codes)
+{
+    if (!is_small(p->pair[pair].b_format))
+        return;
+    p->codes[pair] = *codes;
+    p->pair[pair].codes = &p->codes[pair];
+    p->wide |= p->profile == REFMOE_CHAIN && codes->wide;
+}
+
 static int forward(const refmoe_how *how, size_t item, int64_t e, int64_t n, int64_t m, int64_t k,
                    const int64_t *offsets, const void *x, const void *w, const void *bias, const void *acc, void *out,
                    refmoe_report *report)
 {
-    int status = check(how, item, e, n, m, k, offsets);
+    struct codes codes;
+    int status = check(how, item, 1, e, n, m, k, offsets);
+    if (!status)
+        status = check_weights(how, e, n, m, k, w, &codes);
     if (status)
         return status;
-    if (is_missing(x, n * k) || is_missing(w, n > 0 ? e * m * k : 0) || is_missing(out, n * m))
+    if (is_missing(x, n * k) || is_missing(out, n * m))
         return REFMOE_BAD_POINTER;
     struct product p = describe(how, item, e, n, m, offsets, acc, out);
     p.pair[0] = (struct operand){.a = x, .b = w, .a_row = k, .a_step = 1, .b_step = 1, .b_col = k, .length = k,
                                  .a_format = how->left_format, .b_format = how->right_format};
     p.bias = bias;
     p.across = how->profile == REFMOE_UNFUSED ? 0 : REFMOE_LANES_ALONG;
+    give_codes(&p, 0, &codes);
     p.paired = refmoe_is_paired(&p);
     return run(&p, how->workspace, report);
 }
@@ -221,7 +245,7 @@ static int backward_w(const refmoe_how *how, size_t item, int64_t e, int64_t n, 
                       const int64_t *offsets, const void *d, const void *x, const void *acc, void *out,
                       refmoe_report *report)
 {
-    int status = check(how, item, e, n, m, k, offsets);
+    int status = check(how, item, 0, e, n, m, k, offsets);
     if (status)
         return status;
     if (is_missing(d, n * m) || is_missing(x, n * k) || is_missing(out, e * m * k))
@@ -242,11 +266,14 @@ struct pair {
 static int backward_x(const refmoe_how *how, size_t item, int64_t e, int64_t n, int64_t k, const int64_t *offsets,
                       int32_t num_pairs, const struct pair *pair, const void *acc, void *out, refmoe_report *report)
 {
+    struct codes codes[MAX_PAIRS];
     for (int q = 0; q < num_pairs; q++) {
-        int status = check(how, item, e, n, pair[q].m, k, offsets);
+        int status = check(how, item, 1, e, n, pair[q].m, k, offsets);
+        if (!status)
+            status = check_weights(how, e, n, pair[q].m, k, pair[q].w, &codes[q]);
         if (status)
             return status;
-        if (is_missing(pair[q].d, n * pair[q].m) || is_missing(pair[q].w, n > 0 ? e * pair[q].m * k : 0))
+        if (is_missing(pair[q].d, n * pair[q].m))
             return REFMOE_BAD_POINTER;
     }
     if (is_missing(out, n * k))
@@ -258,6 +285,8 @@ static int backward_x(const refmoe_how *how, size_t item, int64_t e, int64_t n, 
         p.pair[q] = (struct operand){.a = pair[q].d, .b = pair[q].w, .a_row = pair[q].m, .a_step = 1,
                                      .b_step = k, .b_col = 1, .length = pair[q].m,
                                      .a_format = how->left_format, .b_format = how->right_format};
+    for (int q = 0; q < num_pairs; q++)
+        give_codes(&p, q, &codes[q]);
     return run(&p, how->workspace, report);
 }
 

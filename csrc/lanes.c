@@ -33,11 +33,14 @@ struct band {
     int rows, index;
 };
 
-static const struct lanes *lanes_of(const struct product *p) { return &p->kernel->lanes[p->profile]; }
+static const struct lanes *lanes_of(const struct product *p)
+{
+    return &p->kernel->lanes[p->wide ? REFMOE_WIDE : p->profile];
+}
 
 static int64_t depth_of(const struct product *p)
 {
-    return LEFT_BYTES / packed_item(p) / (p->across == REFMOE_LANES_ALONG ? 1 : 2);
+    return LEFT_BYTES / left_item(p) / (p->across == REFMOE_LANES_ALONG ? 1 : 2);
 }
 
 static int bands_of(const struct product *p) { return p->across == REFMOE_LANES_ALONG ? 1 : UNIT_BANDS; }
@@ -182,7 +185,9 @@ static void start_band(const struct plan *n, const struct band *b)
             }
 }
 
-/* The error of a sum of doubles, half a unit a term, and a little for the roundings of this bound itself. */
+/* The error of a sum of doubles, half a unit a term, and a little for the roundings of this bound itself. (Products of
+   weights that are codes may have more bits than a double: where no instruction fuses, they are rounded too, all of them
+   together by less than one term more.) */
 #define HALF_UNIT 0x1.03p-53
 
 /* A run of k of one pair: where its factors begin, and the norms of its rows. */
@@ -203,32 +208,53 @@ static const char *weights_of(const struct plan *n, const struct run *r, int64_t
 static const char *ahead_of(const struct plan *n, const struct run *r, const struct band *b)
 {
     int64_t next = r->k + n->depth;
+    if (r->o->codes)
+        return n->s->left;
     if (n->along)
         return next < r->o->length ? weights_of(n, r, next, b->first) : weights_of(n, r, 0, b->first + n->lanes->rows);
     return weights_of(n, r, next < r->o->length ? next + b->index * (n->depth / UNIT_BANDS) : 0, 0);
+}
+
+/* Weights that are codes are decoded as they are copied; of matrices the rows are outputs (along), or the columns. */
+static void copy_codes(const struct plan *n, const struct run *r, int64_t first, int count, double *squares)
+{
+    int64_t output = r->o->first + first;
+    struct codes_run run = {r->o->codes, r->o->expert, n->along ? output : r->k, n->along ? r->k : output, r->length,
+                            count, n->along, left_item(n->p) == sizeof(double)};
+    n->p->kernel->copy_codes(&run, n->s->left, n->p->profile == REFMOE_EXACT ? squares : NULL);
+}
+
+static void copy_weights(const struct plan *n, const struct run *r, int64_t first, int count, double *squares)
+{
+    const struct kernel *kernel = n->p->kernel;
+    if (r->o->codes) {
+        copy_codes(n, r, first, count, squares);
+        return;
+    }
+    copy_function *copy = (n->along ? kernel->copy_along : kernel->copy_across)[n->p->profile][r->o->b_format];
+    copy(count, r->length, weights_of(n, r, r->k, first), n->along ? r->o->b_col : r->o->b_step, n->s->left, squares);
 }
 
 static void multiply_run(const struct plan *n, const struct run *r, const struct band *band, int bands)
 {
     const struct kernel *kernel = n->p->kernel;
     lane_function *const *multiply = n->along ? n->lanes->along : n->lanes->across;
-    copy_function *copy = (n->along ? kernel->copy_along : kernel->copy_across)[n->p->profile][r->o->b_format];
     int64_t first = band[0].first, count = band[bands - 1].first + band[bands - 1].rows - first;
-    int64_t step = n->along ? r->o->b_col : r->o->b_step;
-    double norm[UNIT_BANDS * MAX_TILE_ROWS] = {0};
-    copy((int)count, r->length, weights_of(n, r, r->k, first), step, n->s->left, norm);
+    int64_t step = (n->along ? r->o->b_col : r->o->b_step) * (r->o->codes ? 0 : item_of(r->o->b_format));
+    double norm[UNIT_BANDS * MAX_TILE_ROWS] = {0}, terms = (double)(r->length + (r->o->codes != NULL));
+    copy_weights(n, r, first, (int)count, norm);
     if (n->p->profile == REFMOE_EXACT)
         kernel->norms((int)count, norm);
     for (const struct band *b = band; b < band + bands; b++) {
-        const char *left = n->s->left + (b->first - first) * r->length * n->item;
+        const char *left = n->s->left + (b->first - first) * r->length * left_item(n->p);
         for (int g = 0; g < n->groups; g++) {
             const struct group *group = &n->group[g];
             if (n->p->profile == REFMOE_EXACT)
-                kernel->grow(b->rows, value_of(n, b, g), HALF_UNIT * (double)r->length, norm + (b->first - first),
+                kernel->grow(b->rows, value_of(n, b, g), HALF_UNIT * terms, norm + (b->first - first),
                              r->norm + group->first, error_of(n, b, g));
             multiply[group->shape](b->rows, r->length, left,
                                    group->right + (r->before + r->k) * group->width * n->item, value_of(n, b, g),
-                                   ahead_of(n, r, b), step * item_of(r->o->b_format));
+                                   ahead_of(n, r, b), step);
         }
     }
 }

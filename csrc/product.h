@@ -5,14 +5,18 @@
 
 #include <stdatomic.h>
 
+#include "codes.h"
 #include "tile.h"
 
 /* Two factors of a sum over `length`: element (i, k) of a is a[i * a_row + k * a_step], element (k, j) of b is
-   b[k * b_step + j * b_col]. Steps count elements of the formats, pointers count bytes. */
+   b[k * b_step + j * b_col]. Steps count elements of the formats, pointers count bytes. Of weights that are codes with
+   scales, codes says where they lie, and b is not read. */
 struct operand {
     const char *a, *b;
     int64_t a_row, a_step, b_step, b_col, length;
     int a_format, b_format;
+    const struct codes *codes; /* or NULL: b points at numbers. Of this expert, outputs from its `first` on: */
+    int64_t expert, first;
 };
 
 /* out[i,j] = sum of the pairs + acc[i,j] + bias[j] for each expert's block of the output. With sum_rows = 0 an expert
@@ -24,10 +28,12 @@ struct product {
     int profile, format, force, threads, pairs, sum_rows;
     int across; /* REFMOE_LANES_..., or 0 for unit.c */
     int paired; /* pairs.c first */
+    int wide;   /* a chain of weights that only doubles hold */
     size_t item; /* bytes of an element of acc, bias and out */
     int64_t experts, rows, cols;
     const int64_t *offsets;
     struct operand pair[MAX_PAIRS];
+    struct codes codes[MAX_PAIRS];
     const char *bias, *acc;
     char *out;
 };
@@ -76,6 +82,8 @@ struct scratch {
     const char *held;           /* the rows of x that `right` holds (few.c: likewise), and how many */
     int64_t held_rows;
     int held_pairs;             /* they are held as pairs (pairs.c) */
+    double *decoded;            /* the weights of one output, where they are codes, and its number from 1 on */
+    int64_t decoded_number;
     const char *unsafe;         /* rows of x that may not be, for what they are or for weights that they met */
     refmoe_report report;
 };
@@ -141,6 +149,12 @@ static inline int64_t whole_tiles(int64_t count, int64_t tile) { return (count +
 static inline int64_t item_of(int format)
 {
     return format == REFMOE_FLOAT64 ? 8 : format == REFMOE_FLOAT32 ? 4 : 2;
+}
+
+/* Bytes of a weight that lanes.c copied. */
+static inline int64_t left_item(const struct product *p)
+{
+    return p->profile == REFMOE_CHAIN && !p->wide ? (int64_t)sizeof(float) : (int64_t)sizeof(double);
 }
 
 /* Bytes of a packed element of the rows, and of an accumulator. */

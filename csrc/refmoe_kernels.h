@@ -16,6 +16,14 @@
    bias and out are float32; an output in a narrow format is a float32 carrier. The _f64 functions know
    REFMOE_FLOAT64 alone.
 
+   Weights of 8 bits and less. Where `right_format` is REFMOE_E5M2 .. REFMOE_INT4, each w of grouped_matmul and of
+   grouped_matmul_backward_x points at a refmoe_scaled. What enters the sum is the exact real product
+     w[e,m,k] = value(codes[e,m,k]) * scales[e, m / block_rows, k / block_cols] * tensor_scales[e]
+   never rounded, however many bits it has; a chain's s = fma(a, w, s) rounds once. Codes are a byte each, of which
+   E3M2 and E2M3 read the lower six bits, or (E2M1, INT4) half a byte, even k in the lower half, each row of the matrix
+   beginning a new byte. A code or scale that is infinite or NaN makes such products. Codes and scales are streamed as
+   they lie; nothing is expanded in memory beyond a run in cache.
+
    Profiles of the _f32 functions:
      REFMOE_EXACT   out is the exact real value, acc and bias included, rounded once to `format`, half to even,
                     with the subnormals of that format, overflow to infinity. Exact zero is +0; a value that
@@ -34,7 +42,7 @@
    nothing else is written. `acc` may be `out` itself; no other array may overlap `out`. Arrays need the alignment of
    their elements and no more.
 
-   Workspace. A call works in one block of scratch memory: for each thread at most 2.5 MiB and 288 bytes for each term of
+   Workspace. A call works in one block of scratch memory: for each thread at most 2.5 MiB and 296 bytes for each term of
    the longest sum (K; the Ms of the pairs together; the rows of the largest expert). With how->workspace NULL it takes
    the block and gives it back before it returns. With how->workspace->at NULL it checks its arguments, computes nothing
    and sets how->workspace->bytes to what the same call needs. Otherwise it works in the `bytes` at `at`, of any
@@ -76,11 +84,14 @@ enum refmoe_status {
     REFMOE_BAD_OFFSETS,  /* offsets that do not rise from 0 to N */
     REFMOE_BAD_POINTER,  /* NULL for an array that has elements */
     REFMOE_NO_MEMORY,    /* scratch memory was refused */
-    REFMOE_BAD_WORKSPACE /* the caller's workspace is smaller than the call needs */
+    REFMOE_BAD_WORKSPACE, /* the caller's workspace is smaller than the call needs */
+    REFMOE_BAD_SCALES    /* blocks below 1 x 1, not a format of scales, or more bits than a product may have */
 };
 
 enum refmoe_profile { REFMOE_EXACT = 0, REFMOE_CHAIN = 1, REFMOE_UNFUSED = 2 };
-enum refmoe_format { REFMOE_FLOAT32 = 0, REFMOE_BF16 = 1, REFMOE_FP16 = 2, REFMOE_FLOAT64 = 3 };
+enum refmoe_format { REFMOE_FLOAT32 = 0, REFMOE_BF16 = 1, REFMOE_FP16 = 2, REFMOE_FLOAT64 = 3, REFMOE_E5M2 = 4,
+                     REFMOE_E4M3 = 5, REFMOE_E3M2 = 6, REFMOE_E2M3 = 7, REFMOE_E2M1 = 8, REFMOE_INT8 = 9,
+                     REFMOE_INT4 = 10, REFMOE_E8M0 = 11 };
 enum refmoe_force { REFMOE_FORCE_NOTHING = 0, REFMOE_FORCE_COMPENSATED = 1, REFMOE_FORCE_EXACT = 2 };
 
 /* Scratch memory that the caller owns. */
@@ -103,6 +114,18 @@ typedef struct {
     refmoe_workspace *workspace;
 } refmoe_how;
 
+/* Weights as codes and scales: codes (E, M, K), scales (E, ceil(M / block_rows), ceil(K / block_cols)) in the format
+   scale_format (REFMOE_FLOAT32, _BF16, _FP16, _E4M3 or _E8M0), or NULL: none, and scale_format and blocks are not read.
+   tensor_scales (E), float32, or NULL; beside them scales are of 16 bits or less. */
+typedef struct {
+    const void *codes;
+    const void *scales;
+    const float *tensor_scales;
+    int64_t block_rows;
+    int64_t block_cols;
+    int32_t scale_format;
+} refmoe_scaled;
+
 /* How many outputs of an exact product each tier decided (the sum is the number of outputs), and the bytes of scratch
    memory that the call used, of all threads. */
 typedef struct {
@@ -113,7 +136,7 @@ typedef struct {
     int64_t workspace_bytes;
 } refmoe_report;
 
-/* One pair of grouped_matmul_backward_x: d (N, m), w (E, m, K). */
+/* One pair of grouped_matmul_backward_x: d (N, m), w (E, m, K), or a refmoe_scaled. */
 typedef struct {
     const void *d;
     const void *w;
@@ -126,7 +149,7 @@ typedef struct {
     int64_t m;
 } refmoe_pair_f64;
 
-/* x (N, K), w (E, M, K), bias (E, M) or NULL, acc (N, M) or NULL -> out (N, M). report may be NULL. */
+/* x (N, K), w (E, M, K) or a refmoe_scaled, bias (E, M) or NULL, acc (N, M) or NULL -> out (N, M). report may be NULL. */
 int refmoe_grouped_matmul_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,
                               const int64_t *offsets, const void *x, const void *w, const float *bias,
                               const float *acc, float *out, refmoe_report *report);

@@ -60,6 +60,19 @@ static void widen_run(struct grid *grid, int count, const float *x)
     grid->largest = size > grid->largest || size != size ? size : grid->largest;
 }
 
+/* The same of doubles above 2^-1022. */
+static void widen_doubles(struct grid *grid, int64_t count, const double *x)
+{
+    for (int64_t i = 0; i < count; i++) {
+        uint64_t bits = bits_of_double(x[i]), significand = (bits << 12 >> 12) | UINT64_C(1) << 52;
+        int32_t at = (int32_t)(bits >> 52 & 0x7FF) - 1075 + __builtin_ctzll(significand);
+        if (x[i] != 0 && at < grid->quantum)
+            grid->quantum = at;
+        if (magnitude(x[i]) > grid->largest || x[i] != x[i])
+            grid->largest = magnitude(x[i]);
+    }
+}
+
 /* What vectors take together, widened or gathered over their steps. */
 enum { GRID_RUN = 256 };
 
@@ -93,19 +106,33 @@ struct grid refmoe_grid(const struct kernel *kernel, int count, const struct vec
         const char *x = second ? v->b : v->a;
         int format = second ? v->b_format : v->a_format;
         int64_t step = second ? v->b_step : v->a_step;
+        if (format == REFMOE_FLOAT64) {
+            widen_doubles(&grid, v->length, (const double *)v->b);
+            continue;
+        }
         span_steps(kernel, v->length, x, format, step, &grid);
     }
     return grid;
 }
 
 static float left_of(const struct vector_pair *v, int64_t k) { return number_at(v->a, v->a_format, k * v->a_step); }
-static float right_of(const struct vector_pair *v, int64_t k) { return number_at(v->b, v->b_format, k * v->b_step); }
+static double right_of(const struct vector_pair *v, int64_t k)
+{
+    return v->b_format == REFMOE_FLOAT64 ? ((const double *)v->b)[k] : number_at(v->b, v->b_format, k * v->b_step);
+}
 
+/* What is left of a factor after its first 29 bits; nothing beside an infinity, which has met these. */
+static double low_part(float left, double right)
+{
+    return is_finite(left) && is_finite(right) ? right - high_part(right) : 0.0;
+}
+
+/* A double times a float32 is two terms. */
 static int64_t count_terms(const struct terms *terms)
 {
     int64_t count = (terms->bias != NULL) + (terms->acc != NULL);
     for (int p = 0; p < terms->pairs; p++)
-        count += terms->pair[p].length;
+        count += terms->pair[p].length * (terms->pair[p].b_format == REFMOE_FLOAT64 ? 2 : 1);
     return count;
 }
 
@@ -145,8 +172,13 @@ static struct pair_sum sum_terms(const struct terms *terms)
     struct pair_sum s = {0.0, 0.0, 0.0, 1};
     for (int p = 0; p < terms->pairs; p++) {
         const struct vector_pair *v = &terms->pair[p];
-        for (int64_t k = 0; k < v->length; k++)
-            add_term(&s, (double)left_of(v, k) * (double)right_of(v, k));
+        for (int64_t k = 0; k < v->length; k++) {
+            float left = left_of(v, k);
+            double right = right_of(v, k), low = low_part(left, right);
+            add_term(&s, (double)left * high_part(right));
+            if (low != 0)
+                add_term(&s, (double)left * low);
+        }
     }
     if (terms->acc)
         add_term(&s, *terms->acc);
@@ -176,9 +208,10 @@ static int compensated(const struct terms *terms, int format, float *out)
     return bits_of_float(below) == bits_of_float(above);
 }
 
-/* ---- exact accumulator: an integer of 704 bits in two's complement, in units of 2^-298 ---- */
+/* ---- exact accumulator: an integer of 960 bits in two's complement, in units of 2^-480 ---- */
 
-enum { LIMBS = 22, UNIT = 298 };
+/* Products of float32 are multiples of 2^-298 below 2^256; a code with two scales may take 2^-182 more, and 2^144. */
+enum { LIMBS = 30, UNIT = 480 };
 
 static void decompose(float x, uint64_t *significand, int *exponent)
 {
@@ -187,13 +220,25 @@ static void decompose(float x, uint64_t *significand, int *exponent)
     *exponent = (int)(field ? field : 1) - 150;
 }
 
-static void add_product(uint32_t *limb, float a, float b)
+/* Of a double of at most 29 bits, zero or above 2^-1022. */
+static void decompose_part(double x, uint64_t *significand, int *exponent)
+{
+    uint64_t bits = bits_of_double(x);
+    *significand = magnitude(x) == 0 ? 0 : (bits >> 24 & 0xFFFFFFF) | 0x10000000;
+    *exponent = *significand ? (int)(bits >> 52 & 0x7FF) - 1075 + 24 : 0;
+}
+
+static void add_product(uint32_t *limb, float a, double b)
 {
     uint64_t ma, mb;
     int ea, eb;
     decompose(a, &ma, &ea);
-    decompose(b, &mb, &eb);
-    int shift = ea + eb + UNIT, at = shift / 32, negative = (bits_of_float(a) ^ bits_of_float(b)) >> 31;
+    decompose_part(b, &mb, &eb);
+    if (ma == 0 || mb == 0)
+        return;
+    int zeros = __builtin_ctzll(mb); /* whose places may be below the accumulator's unit */
+    mb >>= zeros, eb += zeros;
+    int shift = ea + eb + UNIT, at = shift / 32, negative = (bits_of_float(a) >> 31) ^ (int)(bits_of_double(b) >> 63);
     uint64_t low = (ma * mb & UINT32_MAX) << shift % 32, high = (ma * mb >> 32) << shift % 32;
     const int64_t part[3] = {low & UINT32_MAX, (int64_t)((low >> 32) + (high & UINT32_MAX)), (int64_t)(high >> 32)};
     int64_t carry = 0;
@@ -252,7 +297,7 @@ static int nonfinite(const struct terms *terms, float *out)
     for (int p = 0; p < terms->pairs; p++) {
         const struct vector_pair *v = &terms->pair[p];
         for (int64_t k = 0; k < v->length; k++) {
-            double product = (double)left_of(v, k) * (double)right_of(v, k);
+            double product = (double)left_of(v, k) * right_of(v, k);
             if (!is_finite(product))
                 special += product;
         }
@@ -273,13 +318,16 @@ static float exact(const struct terms *terms, int format)
         return out;
     for (int p = 0; p < terms->pairs; p++) {
         const struct vector_pair *v = &terms->pair[p];
-        for (int64_t k = 0; k < v->length; k++)
-            add_product(limb, left_of(v, k), right_of(v, k));
+        for (int64_t k = 0; k < v->length; k++) {
+            double right = right_of(v, k);
+            add_product(limb, left_of(v, k), high_part(right));
+            add_product(limb, left_of(v, k), right - high_part(right));
+        }
     }
     if (terms->acc)
-        add_product(limb, *terms->acc, 1.0f);
+        add_product(limb, *terms->acc, 1.0);
     if (terms->bias)
-        add_product(limb, *terms->bias, 1.0f);
+        add_product(limb, *terms->bias, 1.0);
     return round_limbs(limb, format);
 }
 

@@ -68,6 +68,8 @@ struct tile {
 typedef void lane_function(int rows, int64_t length, const void *left, const void *right, void *acc,
                            const char *ahead, int64_t step);
 
+enum { REFMOE_WIDE = REFMOE_UNFUSED }; /* the profile that has no lanes of its own lends them its place */
+
 enum { LEFT_BYTES = 1024, LEFT_PITCH = LEFT_BYTES + 64 };
 
 struct lanes {
@@ -79,6 +81,10 @@ struct lanes {
 /* Copies `count` rows (along) or columns (across) of `length` weights for such tiles; in the exact profile as double,
    and squares[i] += sum_k of the squares of the i-th. `step`: elements from one row of the matrix to the next. */
 typedef void copy_function(int count, int64_t length, const void *w, int64_t step, void *left, double *squares);
+
+/* The same for weights that are codes with scales (codes.h); squares is NULL in the chain profile. */
+struct codes_run;
+typedef void copy_codes_function(const struct codes_run *run, void *left, double *squares);
 
 /* to[i] = the number that the code from[i] stands for, exactly. */
 typedef void widen_function(int64_t count, const void *from, float *to);
@@ -121,7 +127,8 @@ struct kernel {
     const char *needs;
     int (*runs_here)(void);
     struct tile tile[NUM_PROFILES]; /* indexed by refmoe_profile */
-    struct lanes lanes[NUM_PROFILES]; /* of exact and chain */
+    struct lanes lanes[NUM_PROFILES]; /* of exact, chain, and of chains whose left factors are doubles (REFMOE_WIDE) */
+    copy_codes_function *copy_codes;
     copy_function *copy_along[NUM_PROFILES][NUM_STORES], *copy_across[NUM_PROFILES][NUM_STORES];
     widen_function *widen[NUM_STORES]; /* of the codes of 16 bits */
     norms_function *norms;
@@ -166,7 +173,8 @@ struct format {
 
 extern const struct format refmoe_formats[NUM_STORES];
 
-/* One output of an exact product: two strided vectors a pair, and two scalars that may be NULL. */
+/* One output of an exact product: two strided vectors a pair, and two scalars that may be NULL. A second vector may be
+   REFMOE_FLOAT64: weights that were codes and scales. */
 struct vector_pair {
     const void *a, *b;
     int64_t a_step, b_step, length;
@@ -230,6 +238,13 @@ static inline double round_to_odd(double sum, double error)
     return double_of_bits((error > 0) == (sum > 0) ? bits + 1 : bits - 1);
 }
 
+/* The first 29 bits of a number: times a float32 they are exact, and so are the others. */
+static inline double high_part(double x)
+{
+    return is_finite(x) ? double_of_bits(bits_of_double(x) & ~(uint64_t)0xFFFFFF) : x;
+}
+
+float refmoe_fused_wide(float x, double w, float c); /* round(x * w + c), once */
 float refmoe_round(double x, int format);
 float refmoe_canonical(float x);
 double refmoe_norm_above(double squares);

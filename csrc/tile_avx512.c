@@ -17,6 +17,7 @@
 #define SIGNS(v) _mm256_movemask_ps((__m256)(v))
 #define FLOATS_FP16(p) ((vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p))))
 #define DOUBLES_FP16(p) ((vd)_mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))))
+#define FUSE(w, x, c) ((vd)fuse((__m512d)(w), (__m512d)(x), (__m512d)(c)))
 #define LANE_ROWS 12
 #define LANE_SHAPES                                                                                                   \
     LANE_TILE(chain_32, float, __m512, 2, 32, _mm512_fmadd_ps, _mm512_set1_ps)                                        \
@@ -26,6 +27,17 @@
     LANE_TILE(exact_16, double, __m512d, 2, 16, _mm512_fmadd_pd, _mm512_set1_pd)                                      \
     LANE_TILE(exact_8, double, __m512d, 1, 16, _mm512_fmadd_pd, _mm512_set1_pd)                                       \
     LANE_TILE(exact_4, double, __m256d, 1, 16, _mm256_fmadd_pd, _mm256_set1_pd)
+
+/* Towards zero, and the last bit set where anything was lost. */
+static inline __attribute__((always_inline)) TARGET __m512d fuse(__m512d w, __m512d x, __m512d c)
+{
+    __m512i cut = (__m512i)_mm512_fmadd_round_pd(w, x, c, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+    __m512d below = _mm512_fmadd_round_pd(w, x, c, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512d above = _mm512_fmadd_round_pd(w, x, c, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
+    __mmask8 lost = _mm512_cmp_pd_mask(below, above, _CMP_LT_OQ);
+    return (__m512d)_mm512_mask_or_epi64(cut, lost, cut, _mm512_set1_epi64(1));
+}
+
 #include "sums.h"
 #include "tile_template.h"
 
@@ -47,7 +59,8 @@ const struct kernel refmoe_avx512 = {
                                 {exact_16_across, exact_8_across, exact_4_across}},
               [REFMOE_CHAIN] = {LANE_ROWS, 4, {32, 16, 8, 4},
                                 {chain_32_along, chain_16_along, chain_8_along, chain_4_along},
-                                {chain_32_across, chain_16_across, chain_8_across, chain_4_across}}},
+                                {chain_32_across, chain_16_across, chain_8_across, chain_4_across}},
+              [REFMOE_WIDE] = WIDE_LANES},
     VECTOR_COPIES,
     .squares = squares,
     .test = test,

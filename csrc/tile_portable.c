@@ -75,6 +75,27 @@ LANE_TILE(exact_across, double, ACROSS, ADD_EXACT)
 LANE_TILE(chain_along, float, ALONG, fused)
 LANE_TILE(chain_across, float, ACROSS, fused)
 
+#define WIDE_TILE(name, at)                                                                                           \
+    static void name(int rows, int64_t length, const void *left, const void *right, void *acc_, const char *ahead,    \
+                     int64_t step)                                                                                    \
+    {                                                                                                                 \
+        float *acc = acc_;                                                                                            \
+        for (int64_t k = 0; k < length; k++)                                                                          \
+            for (int i = 0; i < rows; i++)                                                                            \
+                for (int j = 0; j < COLS; j++)                                                                        \
+                    acc[i * COLS + j] = refmoe_fused_wide(((const float *)right)[k * COLS + j], at(double, i, k),     \
+                                                          acc[i * COLS + j]);                                         \
+        (void)ahead, (void)step;                                                                                      \
+    }
+
+WIDE_TILE(wide_along, ALONG)
+WIDE_TILE(wide_across, ACROSS)
+
+#define TARGET
+#define INLINE static inline
+#define LANE_ROWS ROWS
+#include "codes_template.h"
+
 #define COPIES(name, type, form, item, number)                                                                        \
     static void copy_along_##name##_##form(int rows, int64_t length, const void *w, int64_t step, void *left,         \
                                            double *squares)                                                           \
@@ -170,7 +191,9 @@ const struct kernel refmoe_portable = {
              [REFMOE_CHAIN] = {ROWS, COLS, multiply_chain},
              [REFMOE_UNFUSED] = {ROWS, COLS, multiply_unfused}},
     .lanes = {[REFMOE_EXACT] = {ROWS, 1, {COLS}, {exact_along}, {exact_across}},
-              [REFMOE_CHAIN] = {ROWS, 1, {COLS}, {chain_along}, {chain_across}}},
+              [REFMOE_CHAIN] = {ROWS, 1, {COLS}, {chain_along}, {chain_across}},
+              [REFMOE_WIDE] = {ROWS, 1, {COLS}, {wide_along}, {wide_across}}},
+    .copy_codes = copy_codes,
     .copy_along = {[REFMOE_EXACT] = OF_EACH_FORMAT(copy_along_exact),
                    [REFMOE_CHAIN] = OF_EACH_FORMAT(copy_along_chain)},
     .copy_across = {[REFMOE_EXACT] = OF_EACH_FORMAT(copy_across_exact),

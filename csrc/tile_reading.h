@@ -114,4 +114,4 @@ READING(fp16, uint16_t, FLOATS_FP16, DOUBLES_FP16, float_of_fp16)
                    [REFMOE_CHAIN] = OF_EACH_FORMAT(copy_along_chain)},                                                \
     .copy_across = {[REFMOE_EXACT] = OF_EACH_FORMAT(copy_across_exact),                                               \
                     [REFMOE_CHAIN] = OF_EACH_FORMAT(copy_across_chain)},                                              \
-    .widen = OF_EACH_FORMAT(widen), .norms = norms, .grow = grow
+    .copy_codes = copy_codes, .widen = OF_EACH_FORMAT(widen), .norms = norms, .grow = grow

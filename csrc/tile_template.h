@@ -8,6 +8,7 @@
      LANE_ROWS    rows of a tile of lanes.c, at most MAX_TILE_ROWS; their accumulators are two vectors a row
      LANE_SHAPES  the tiles of lanes.c, made by LANE_TILE
      FLOATS_FP16(p), DOUBLES_FP16(p)   2 * LANES codes of fp16 at p as floats, LANES of them as doubles
+     FUSE(w, x, c)   optional: w * x + c as doubles that a rounding to float32 rounds as it would the exact numbers
      PASS(p, v)   optional: stores 2 * LANES floats past the caches, p a multiple of their size
      WIDEN(p)     LANES floats at p as doubles;  NARROW(v)  doubles to floats;  SIGNS(v)  sign bits of LANES floats
 
@@ -151,6 +152,8 @@ INLINE void rows_unfused(const int rows, int64_t length, const double *a, const 
 LANE_SHAPES
 
 #include "tile_reading.h"
+#include "codes_template.h"
+#include "tile_wide.h"
 
 #define CASE(inner, count)                                                                                            \
     case count:                                                                                                       \

@@ -93,11 +93,36 @@ static void start(const struct product *p, const struct unit *u, struct block *t
     }
 }
 
-static struct terms terms_of(const struct product *p, const struct unit *u, int64_t row, int64_t col)
+/* The weights of one output of the unit, decoded, unless the one before was the same. */
+static void decode_weights(const struct product *p, const struct unit *u, struct scratch *s, int64_t col)
 {
-    struct terms terms = {.pairs = p->pairs};
+    int64_t number = u->pair[0].expert * p->cols + u->pair[0].first + col + 1, done = 0;
+    if (s->decoded_number == number)
+        return;
     for (int q = 0; q < p->pairs; q++) {
         const struct operand *o = &u->pair[q];
+        int along = p->across == REFMOE_LANES_ALONG;
+        refmoe_decode_codes(o->codes, o->expert, along ? o->first + col : 0, along ? 0 : o->first + col, o->length,
+                            !along, s->decoded + done);
+        done += o->length;
+    }
+    s->decoded_number = number;
+}
+
+static struct terms terms_of(const struct product *p, const struct unit *u, struct scratch *s, int64_t row, int64_t col)
+{
+    struct terms terms = {.pairs = p->pairs};
+    const double *decoded = s->decoded;
+    if (u->pair[0].codes)
+        decode_weights(p, u, s, col);
+    for (int q = 0; q < p->pairs; q++) {
+        const struct operand *o = &u->pair[q];
+        if (o->codes) {
+            terms.pair[q] = (struct vector_pair){o->a + row * o->a_row * item_of(o->a_format), decoded, o->a_step, 1,
+                                                 o->length, o->a_format, REFMOE_FLOAT64};
+            decoded += o->length;
+            continue;
+        }
         terms.pair[q] = (struct vector_pair){o->a + row * o->a_row * item_of(o->a_format),
                                              o->b + col * o->b_col * item_of(o->b_format), o->a_step, o->b_step,
                                              o->length, o->a_format, o->b_format};
@@ -110,7 +135,7 @@ static struct terms terms_of(const struct product *p, const struct unit *u, int6
 float refmoe_resolve_output(const struct product *p, const struct unit *u, struct scratch *s, int64_t row, int64_t col,
                             double value, int slot)
 {
-    struct terms terms = terms_of(p, u, row, col);
+    struct terms terms = terms_of(p, u, s, row, col);
     if (p->force == REFMOE_FORCE_NOTHING && !s->row_grid[row].known)
         s->row_grid[row] = refmoe_grid(p->kernel, p->pairs, terms.pair, 0);
     if (p->force == REFMOE_FORCE_NOTHING && !s->col_grid[slot].known)

@@ -29,6 +29,8 @@ static void lay_out_lanes(const struct product *p, const struct cut *cut, struct
     s->right = take(room, 1, lanes.right > few ? lanes.right : few);
     s->left = take(room, 1, lanes.left), s->value = take(room, 1, lanes.value);
     s->error = take(room, 1, lanes.error), s->norm = take(room, 1, lanes.norm);
+    if (p->pair[0].codes)
+        s->decoded = take(room, cut->length, sizeof(double));
 }
 
 static void lay_out_panels(const struct product *p, const struct cut *cut, struct scratch *s, struct room *room)

@@ -21,7 +21,8 @@ def grouped_matmul(name, x_rows, w, expert_offsets, bias, num):
         return num.contract(name, x_rows, w, expert_offsets, bias)
     out = np.zeros_like(x_rows, shape=(len(x_rows), w.shape[1]), order="C")
     for e, rows in _experts_with_rows(expert_offsets):
-        out[rows] = num.contract(name, x_rows[rows], _of(name, w, e), bias=None if bias is None else bias[e])
+        (own,) = _of_all(name, [w], e, num)
+        out[rows] = num.contract(name, x_rows[rows], own, bias=None if bias is None else bias[e])
     return out
 
 
@@ -34,7 +35,8 @@ def grouped_matmul_backward_x(name, pairs, expert_offsets, num):
         return num.contract_backward_x(name, pairs, expert_offsets)
     out = np.zeros_like(pairs[0][0], shape=(len(pairs[0][0]), pairs[0][1].shape[2]), order="C")
     for e, rows in _experts_with_rows(expert_offsets):
-        out[rows] = num.contract_backward_x(name, [(d[rows], _of(name, w, e)) for d, w in pairs])
+        own = _of_all(name, [w for _, w in pairs], e, num)
+        out[rows] = num.contract_backward_x(name, [(d[rows], w) for (d, _), w in zip(pairs, own, strict=True)])
     return out
 
 
@@ -65,6 +67,15 @@ def _at_once(num, *weights):
     """Whether one contraction takes all experts."""
     arrays = all(isinstance(w, np.ndarray) for w in weights)
     return arrays or getattr(num, "takes_codes", lambda *weights: False)(*weights)
+
+
+def _of_all(name, weights, e, num):
+    """Expert e's weights: codes where the engine reads all of them, else numbers."""
+    if all(hasattr(w, "one") for w in weights):
+        own = [w.one(e) for w in weights]
+        if _at_once(num, *own):
+            return own
+    return [_of(name, w, e) for w in weights]
 
 
 def _of(name, w, e):

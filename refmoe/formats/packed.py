@@ -1,6 +1,6 @@
 """Weights held at their stored width: codes and scales, read as the exact products they stand for.   Spec 6.2"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -66,6 +66,18 @@ class Packed:
         return len(self.codes), rows, columns if self.columns is None else self.columns
 
     @property
+    def blocks(self):
+        """The shape of the scales: (E, rows of blocks, columns of blocks)."""
+        E, M, K = self.shape
+        return E, -(-M // self.block[0]), -(-K // self.block[1])
+
+    @property
+    def kind_of_scales(self):
+        """The format that the scales stand in; float32 where they are numbers."""
+        dtype = self.scales[0].dtype
+        return "float32" if dtype.kind == "f" else self.scale_format or SCALES[dtype.itemsize]
+
+    @property
     def dtype(self):
         """float32 where it holds every product: a code alone, or times a power of two; else float64."""
         powers = self.scales is None or (self.scales[0].dtype == np.uint8 and self.scale_format in (None, "E8M0"))
@@ -90,6 +102,14 @@ class Packed:
 
     weights = __getitem__ = __call__
 
+    def one(self, e):
+        """Expert e alone, as `Packed`: what is read of it, and nothing of the others."""
+        codes, scales, tensor = (
+            None if part is None else np.asarray(part[e])[None]
+            for part in (self.codes, self.scales, self.tensor_scales)
+        )
+        return replace(self, codes=codes, scales=scales, tensor_scales=tensor)
+
     def exact(self, e):
         """Expert e's products as float64, which holds each: at most 24 bits times 24, or 30 and one factor more."""
         values = self._decoded(e).astype(np.float64)
@@ -99,7 +119,7 @@ class Packed:
         wanted = -(-values.shape[0] // rows), -(-values.shape[1] // columns)
         require(scale.shape == wanted, ValueError, f"scales of expert {e}", wanted, scale.shape, "check the block")
         if scale.dtype.kind == "u":
-            scale = decode(scale, self.scale_format or SCALES[scale.dtype.itemsize])
+            scale = decode(scale, self.kind_of_scales)
         with np.errstate(invalid="ignore"):
             values *= spread(scale.astype(np.float64), self.block, values.shape)
             values *= 1.0 if self.tensor_scales is None else float(self.tensor_scales[e])

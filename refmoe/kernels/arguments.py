@@ -21,22 +21,6 @@ def operand_of(name, given, rule, shape):
     return array_of(name, given.codes, np.dtype(np.uint16), shape), given.format
 
 
-def pairs_of(pairs, rule):
-    """([(d, w) as arrays], format of every d, format of every w). Raises TypeError or ValueError."""
-    if not 1 <= len(pairs) <= 2:
-        raise ValueError(f"pairs: expected 1 or 2 pairs (d, w), got {len(pairs)}; add further sums with acc")
-    made, formats, N, E, K = [], [], None, None, None
-    for index, (d, w) in enumerate(pairs):
-        w, right = operand_of(f"pairs[{index}] w", w, rule, (E, None, K))
-        d, left = operand_of(f"pairs[{index}] d", d, rule, (N, w.shape[1]))
-        made.append((d, w))
-        formats.append((left, right))
-        N, (E, _, K) = len(d), w.shape
-    if len(set(formats)) > 1:
-        raise ValueError(f"pairs: expected one format of every d and one of every w, got {formats}; decode the narrow")
-    return made, *formats[0]
-
-
 def array_of(name, array, dtype, shape, optional=False):
     """The array, or a dense copy of it; None in `shape` is any size. Raises TypeError or ValueError."""
     if array is None and optional:

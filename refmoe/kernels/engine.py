@@ -5,8 +5,8 @@ from collections import Counter
 
 import numpy as np
 
-from . import memory
-from .arguments import array_of, dtype_of, offsets_of, operand_of, pairs_of
+from . import codes, memory
+from .arguments import array_of, dtype_of, offsets_of, operand_of
 from .compiled import load_module, text
 from .formulas import Formulas
 from .sums import Sums
@@ -14,7 +14,8 @@ from .sums import Sums
 WORK_OF_A_THREAD = 1 << 18  # multiplications; below this a second thread is slower than none
 TIERS = ("rounding_test", "grid", "compensated", "exact")
 _PROFILES = {"exact": "REFMOE_EXACT", "chain": "REFMOE_CHAIN", "float64": "REFMOE_UNFUSED"}
-_FORMATS = {"float32": "REFMOE_FLOAT32", "bf16": "REFMOE_BF16", "fp16": "REFMOE_FP16", "float64": "REFMOE_FLOAT64"}
+_NAMES = ("float32", "bf16", "fp16", "float64", "E5M2", "E4M3", "E3M2", "E2M3", "E2M1", "int8", "int4", "E8M0")
+_FORMATS = {name: f"REFMOE_{name.upper()}" for name in _NAMES}
 _POINTERS = {"u2": "uint16_t *", "f4": "float *", "f8": "double *", "i8": "int64_t *"}
 _FORCES = {None: "REFMOE_FORCE_NOTHING", "compensated": "REFMOE_FORCE_COMPENSATED", "exact": "REFMOE_FORCE_EXACT"}
 
@@ -27,10 +28,11 @@ class CEngine(Formulas, Sums):
     memory and runs without the interpreter's lock; the counters are added under a lock of their own. Large arrays and
     scratch memory are lent by `memory`, again and again; `release` gives back what lies idle. An operand of a product
     is an array, or anything with `codes` and a `format`, bf16 or fp16, as a `Packed`: these are read as codes.
+    Weights may be a `Packed` of fewer bits with its scales.
     """
 
     name = "c"
-    reads_codes = True
+    reads_codes = staticmethod(codes.reads)
 
     def __init__(self, kernel, threads, adapt=False):
         self.kernel, self.threads, self._adapt = kernel, threads, adapt
@@ -52,8 +54,7 @@ class CEngine(Formulas, Sums):
         x_rows (N, K), w (E, M, K), offsets (E + 1,), bias (E, M), acc (N, M) -> new array (N, M).
         """
         dtype = dtype_of(rule)
-        w, right = operand_of("w", w, rule, (None, None, None))
-        E, M, K = w.shape
+        w, right, (E, M, K) = codes.weights_of("w", w, rule, (None, None, None))
         x_rows, left = operand_of("x_rows", x_rows, rule, (None, K))
         N = len(x_rows)
         offsets = offsets_of(offsets, E, N)
@@ -70,8 +71,8 @@ class CEngine(Formulas, Sums):
         -> new array (N, K).
         """
         dtype = dtype_of(rule)
-        pairs, left, right = pairs_of(pairs, rule)
-        (N, _), (E, _, K) = pairs[0][0].shape, pairs[0][1].shape
+        pairs, left, right, E, K = codes.pairs_of(pairs, rule)
+        N = len(pairs[0][0])
         offsets, acc = offsets_of(offsets, E, N), array_of("acc", acc, dtype, (N, K), True)
         out = memory.empty((N, K), dtype)
         rows = [(self._pointer(d), self._pointer(w), d.shape[1]) for d, w in pairs]
@@ -99,6 +100,8 @@ class CEngine(Formulas, Sums):
 
     def _pointer(self, array):
         """A C pointer that keeps nothing alive: the arrays live in the caller's frame for the time of the call."""
+        if codes.is_small(array):
+            return codes.scaled_of(self._ffi, self._lib, _FORMATS, array)
         if array is None or array.size == 0:
             return self._ffi.NULL
         return self._ffi.cast(_POINTERS[array.dtype.str[1:]], self._ffi.from_buffer(array))

@@ -154,11 +154,12 @@ class Numerics:
         return self.engine.grouped_matmul(self._rule(name), a, b[:, None, :], offsets)[:, 0]
 
     def takes_codes(self, *weights):
-        """Whether one contraction takes all experts of these `Packed` weights: codes of 16 bits, and C, which reads
-        them where they lie. What overrides `contract` is given arrays."""
-        if type(self) is not Numerics or self.profile == "float64" or not getattr(self.engine, "reads_codes", False):
+        """Whether one contraction takes all experts of these `Packed` weights: the engine reads their codes where they
+        lie. What overrides `contract` is given arrays."""
+        reads = getattr(self.engine, "reads_codes", None)
+        if type(self) is not Numerics or self.profile == "float64" or reads is None:
             return False
-        return all(_is_codes(w) for w in weights) and len({w.format for w in weights}) == 1
+        return all(isinstance(w, Packed) and reads(w) for w in weights) and len({w.format for w in weights}) == 1
 
     def _weights(self, w):
         """(E, M, K), in binary64 for the profile that computes in it; what a narrower format holds is exact there."""
@@ -166,8 +167,8 @@ class Numerics:
         return w.astype(np.float64) if self.profile == "float64" and w.dtype == np.float32 else w
 
     def _engine_for(self, *weights):
-        """The engine; NumPy's where weights are products of codes and scales beyond float32, which C does not read."""
-        wide = self.profile != "float64" and any(w.dtype == np.float64 for w in weights)
+        """The engine; NumPy's where weights are arrays of products beyond float32: C reads them as codes and scales."""
+        wide = self.profile != "float64" and any(isinstance(w, np.ndarray) and w.dtype == np.float64 for w in weights)
         return NumpyEngine() if wide else self.engine
 
     def _rule(self, name):
@@ -298,15 +299,6 @@ def _check_choice(name, value, allowed):
     require(
         value in allowed, ValueError, name, f"one of {', '.join(map(str, allowed))}", repr(value), "choose one of these"
     )
-
-
-def _is_codes(w):
-    """Packed bf16 or fp16 without scales, dense in memory: what C reads where it lies."""
-    if not isinstance(w, Packed) or w.format not in ("bf16", "fp16") or w.scales is not None:
-        return False
-    codes = w.codes
-    whole = isinstance(codes, np.ndarray) and codes.ndim == 3 and codes.dtype == np.uint16 and codes.dtype.isnative
-    return whole and codes.flags.c_contiguous and codes.flags.aligned
 
 
 def _make_engine(backend, kernel, threads):

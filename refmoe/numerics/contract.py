@@ -28,7 +28,7 @@ class NumpyEngine:
     name = "numpy"
     kernel = None
     threads = 1
-    reads_codes = False
+    reads_codes = None
 
     def __init__(self):
         self.calls = Counter()
