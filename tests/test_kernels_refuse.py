@@ -151,7 +151,7 @@ REFUSED = [
     (lib.REFMOE_BAD_PROFILE, {"profile": lib.REFMOE_UNFUSED}), (lib.REFMOE_BAD_PROFILE, {"profile": 7}),
     (lib.REFMOE_BAD_FORMAT, {"format": lib.REFMOE_FLOAT64}), (lib.REFMOE_BAD_FORMAT, {"format": -1}),
     (lib.REFMOE_BAD_FORMAT, {"left_format": lib.REFMOE_FLOAT64}), (lib.REFMOE_BAD_FORMAT, {"left_format": -1}),
-    (lib.REFMOE_BAD_FORMAT, {"right_format": lib.REFMOE_FLOAT64}), (lib.REFMOE_BAD_FORMAT, {"right_format": 4}),
+    (lib.REFMOE_BAD_FORMAT, {"right_format": lib.REFMOE_FLOAT64}), (lib.REFMOE_BAD_FORMAT, {"right_format": 12}),
     (lib.REFMOE_BAD_FORCE, {"force": 3}), (lib.REFMOE_BAD_FORCE, {"profile": lib.REFMOE_CHAIN, "force": 1}),
     (lib.REFMOE_BAD_SIZE, {"e": -1}), (lib.REFMOE_BAD_SIZE, {"n": -1}), (lib.REFMOE_BAD_SIZE, {"m": -1}),
     (lib.REFMOE_BAD_SIZE, {"k": -1}), (lib.REFMOE_BAD_SIZE, {"m": 2**61}),

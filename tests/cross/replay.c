@@ -133,7 +133,7 @@ static void compare_tiers(const struct replay *r, int call, const struct way *wa
         fail(r, call, way, "the tiers do not add up to the outputs");
 }
 
-/* The header's bound: 2.5 MiB a thread, and 288 bytes for each term of the longest sum; and what the call reports. */
+/* The header's bound: 2.5 MiB a thread, and 296 bytes for each term of the longest sum; and what the call reports. */
 static void compare_workspace(const struct replay *r, int call, const struct way *way, const refmoe_report *report)
 {
     const refmoe_workspace *own = way->how.workspace;
@@ -145,7 +145,7 @@ static void compare_workspace(const struct replay *r, int call, const struct way
     if (own && taken_bytes > 0)
         fail(r, call, way, "memory was taken beside the caller's workspace");
     taken_bytes = own ? own->bytes : taken_bytes;
-    if (taken_bytes > way->how.threads * ((5 << 19) + 288 * longest))
+    if (taken_bytes > way->how.threads * ((5 << 19) + 296 * longest))
         fail(r, call, way, "more scratch memory than the header allows");
     if (r->item == sizeof(float) && report->workspace_bytes != taken_bytes)
         fail(r, call, way, "another amount of scratch memory than reported");
