@@ -11,12 +11,6 @@ const struct small refmoe_small[REFMOE_E8M0] = {
 
 /* ---- scales ---- */
 
-/* 2^(code - 127); the least of them is a subnormal float32, the code of all ones is NaN. */
-static float float_of_power(uint32_t code)
-{
-    return float_of_bits(code == 255 ? 0x7FC00000 : code ? code << 23 : 0x00400000);
-}
-
 static float given_scale(const struct codes *c, int64_t at)
 {
     int format = c->given.scale_format;

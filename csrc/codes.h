@@ -57,6 +57,12 @@ static inline float float_of_small(const struct small *s, uint32_t code)
     return code & half ? -number : number;
 }
 
+/* 2^(code - 127); the least of them is a subnormal float32, the code of all ones is NaN. */
+static inline float float_of_power(uint32_t code)
+{
+    return float_of_bits(code == 255 ? 0x7FC00000 : code ? code << 23 : 0x00400000);
+}
+
 static inline const uint8_t *row_of_codes(const struct codes *c, int64_t expert, int64_t row)
 {
     return (const uint8_t *)c->given.codes + (expert * c->rows + row) * c->pitch;

@@ -7,10 +7,19 @@
 
 static int64_t whole_blocks(const struct few *few, int64_t length) { return whole_tiles(length, few->cols); }
 
+/* Codes whose scales change between vectors only, and that need no doubles in a chain. */
+static int64_t rows_of_codes(const struct product *p, const struct codes *c)
+{
+    int whole = !c->given.scales || c->given.block_cols % MAX_FEW_COLS == 0;
+    return whole && !p->wide ? FEW_CODES_ROWS : 0;
+}
+
 /* Products this file may compute, and how many rows an expert of them may have. */
 int64_t refmoe_few_rows(const struct product *p)
 {
-    return p->across == REFMOE_LANES_ALONG && p->kernel->few && !p->pair[0].codes ? p->kernel->few->rows[p->profile] : 0;
+    if (p->across != REFMOE_LANES_ALONG || !p->kernel->few)
+        return 0;
+    return p->pair[0].codes ? rows_of_codes(p, p->pair[0].codes) : p->kernel->few->rows[p->profile];
 }
 
 int64_t refmoe_few_room(const struct product *p, int64_t length)
@@ -34,11 +43,19 @@ static int place(const struct few *few, int format, int k)
     return format == REFMOE_BF16 ? k / 2 + k % 2 * (few->cols / 2) : k;
 }
 
+/* The power of two that numbers of a format are given with. */
+static int exponent_of(const struct few *few, const struct operand *o)
+{
+    if (o->codes)
+        return few->kind_of(o->codes->small) == FEW_MINI ? few->mini_exponent : 0;
+    return o->b_format == REFMOE_BF16 ? few->bf16_exponent : 0;
+}
+
 /* Returns an upper bound of the sum of magnitudes of row i. */
 static double turn_exact(const struct few *few, const struct unit *u, int64_t i, double *to)
 {
     const struct operand *o = &u->pair[0];
-    double sum = 0.0, scale = power_of_two(o->b_format == REFMOE_BF16 ? few->bf16_exponent : 0);
+    double sum = 0.0, scale = power_of_two(exponent_of(few, o));
     to += i * few->cols;
     for (int64_t k = 0; k < o->length; k += few->cols, to += u->rows * few->cols) {
         int count = (int)lower(few->cols, o->length - k);
@@ -55,10 +72,13 @@ static double turn_exact(const struct few *few, const struct unit *u, int64_t i,
 }
 
 /* A sum of doubles takes every second number of a block or every one, so a term meets at most twice as many additions as
-   there are blocks. Then the last block, two sums, at most eight lanes, acc and bias. */
+   there are blocks. Then the last block, two sums, at most eight lanes, acc and bias. Codes meet two additions more for
+   each scale. */
 static double error_factor(const struct product *p, const struct unit *u)
 {
-    return HALF_UNIT * (double)(2 * (u->pair[0].length / p->kernel->few->cols) + 8);
+    const struct operand *o = &u->pair[0];
+    int64_t scales = !o->codes ? 0 : o->codes->given.scales ? o->length / o->codes->given.block_cols + 1 : 1;
+    return HALF_UNIT * (double)(2 * (o->length / p->kernel->few->cols + scales) + 8);
 }
 
 /* A thread that stays with an expert finds its rows turned already. (lanes.c turns them otherwise, but not these: the
@@ -123,15 +143,29 @@ static void add_terms(const struct product *p, const struct unit *u, struct part
 }
 
 /* Infinite and NaN weights decide the sums of their output: any way to add them up will do. */
-static void repair(const struct unit *u, struct part *t, int j)
+static void repair(const struct product *p, const struct unit *u, struct scratch *s, struct part *t, int j)
 {
     const struct operand *o = &u->pair[0];
+    const double *decoded = o->codes ? refmoe_decoded(p, u, s, t->col + j) : NULL;
     for (int i = 0; i < t->rows; i++) {
         double sum = 0.0;
         for (int64_t k = 0; k < o->length; k++)
             sum += (double)number_at(o->a, o->a_format, i * o->a_row + k)
-                   * (double)number_at(o->b, o->b_format, (t->col + j) * o->b_col + k);
+                   * (decoded ? decoded[k] : number_at(o->b, o->b_format, (t->col + j) * o->b_col + k));
         t->value[i * t->pitch + j] = sum;
+    }
+}
+
+/* The chains of an output with infinite or NaN codes, one step after the other. */
+static void repair_chain(const struct product *p, const struct unit *u, struct scratch *s, struct part *t, int j)
+{
+    const struct operand *o = &u->pair[0];
+    const double *decoded = refmoe_decoded(p, u, s, t->col + j);
+    for (int i = 0; i < t->rows; i++) {
+        float sum = u->acc ? acc_at(u, t, i, j) : 0.0f;
+        for (int64_t k = 0; k < o->length; k++)
+            sum = refmoe_fused_wide(number_at(o->a, o->a_format, i * o->a_row + k), decoded[k], sum);
+        ((float *)t->value)[i * t->pitch + j] = sum;
     }
 }
 
@@ -141,7 +175,7 @@ static void finish_exact(const struct product *p, const struct unit *u, struct s
     int more = u->acc || u->bias;
     for (int j = 0; j < t->cols; j++)
         if (!is_finite(t->largest[j]))
-            repair(u, t, j);
+            repair(p, u, s, t, j);
     if (more)
         add_terms(p, u, t);
     p->kernel->test(t->rows, t->value, s->row_bound, t->largest, more ? t->extra : NULL, p->format, t->result, open);
@@ -163,9 +197,34 @@ static void store(const struct unit *u, const struct part *t)
         memcpy((float *)u->out + i * u->out_row + t->col, t->result + i * t->pitch, (size_t)t->cols * sizeof(float));
 }
 
+static void compute_codes(const struct product *p, const struct unit *u, struct scratch *s, struct part *t)
+{
+    const struct operand *o = &u->pair[0];
+    const struct few *few = p->kernel->few;
+    struct few_block block = {.cols = t->cols, .length = o->length, .x = s->right, .value = t->value,
+                              .largest = t->largest, .codes = o->codes, .expert = o->expert, .row = o->first + t->col};
+    few_function *compute = few->codes[p->profile][few->kind_of(o->codes->small)][t->rows];
+    if (p->profile == REFMOE_EXACT) {
+        compute(&block);
+        finish_exact(p, u, s, t);
+    } else {
+        start_chain(u, t);
+        compute(&block);
+        for (int j = 0; j < t->cols; j++)
+            if (t->largest[j] != 0)
+                repair_chain(p, u, s, t, j);
+        finish_chain(p, u, t);
+    }
+    store(u, t);
+}
+
 static void compute_part(const struct product *p, const struct unit *u, struct scratch *s, struct part *t)
 {
     const struct operand *o = &u->pair[0];
+    if (o->codes) {
+        compute_codes(p, u, s, t);
+        return;
+    }
     int64_t step = o->b_col * item_of(o->b_format);
     struct few_block block = {.cols = t->cols, .length = o->length, .step = step, .w = o->b + t->col * step,
                               .ahead = o->b + (t->col + t->pitch) * step, .x = s->right, .value = t->value,

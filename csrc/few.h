@@ -8,6 +8,8 @@
 
 #include <stdint.h>
 
+struct codes;
+
 enum { MAX_FEW_ROWS = 8, MAX_FEW_COLS = 16 };
 
 /* One block: `cols` outputs of each row of x, 1 <= cols <= the kernel's.
@@ -16,7 +18,9 @@ enum { MAX_FEW_ROWS = 8, MAX_FEW_COLS = 16 };
               in a block row after row, as double; where weights are bf16, its even k before the odd ones
      value    (rows, kernel's cols). chain: float, what the sums start from, then the sums. exact: double, the sums
      largest  exact: the greatest magnitude among the weights of each output
-     ahead    chain: weights to be fetched meanwhile, from here on */
+     ahead    chain: weights to be fetched meanwhile, from here on
+   Weights of 8 bits and less are the rows of a matrix from `row` on instead, of `expert`; x is as for float32. A chain's
+   `largest` is then not 0 where an output has infinite or NaN codes: its sums are no use. */
 struct few_block {
     int cols;
     int64_t length, step;
@@ -24,6 +28,8 @@ struct few_block {
     const void *x;
     void *value;
     double *largest;
+    const struct codes *codes;
+    int64_t expert, row;
 };
 
 typedef void few_function(const struct few_block *block);
@@ -31,9 +37,15 @@ typedef void few_function(const struct few_block *block);
 /* By profile (exact, chain): the most rows; functions by the format of the weights (float32, bf16, fp16) and the number
    of rows, from 1 on. In the exact profile x is to be given times 2^bf16_exponent where weights are bf16, and the sums of
    an output with an infinite or NaN weight are then no use. */
+enum { FEW_CODES_ROWS = 4, FEW_KINDS = 3, FEW_MINI = 1 };
+
+struct small;
+
+/* Codes are of a kind, FEW_MINI or another; x of that one is given times 2^mini_exponent in the exact profile. */
 struct few {
-    int cols, rows[2], bf16_exponent;
-    few_function *run[2][3][MAX_FEW_ROWS + 1];
+    int cols, rows[2], bf16_exponent, mini_exponent;
+    few_function *run[2][3][MAX_FEW_ROWS + 1], *codes[2][FEW_KINDS][FEW_CODES_ROWS + 1];
+    int (*kind_of)(const struct small *small);
 };
 
 #endif

@@ -55,9 +55,65 @@ HERE void turn(__m256 *v)
     }
 }
 
-#include "few_template.h"
+#include "codes.h"
 
-const struct few refmoe_few_avx2 = {FEW_FUNCTIONS};
+#define SPREAD64(x) ((vd)_mm256_set1_pd(x))
+#define MINI_EXPONENT 0
+#define FOUR_POWER(s) (s)->power
+#define FOUR_DOUBLES(p, half, shape) ((vd)four_doubles((p) + 2 * (half), (shape)))
+#define MINI_DOUBLES(p, shape) ((vd)placed(_mm_cvtepu8_epi32(load_four(p)), (shape)))
+#define INT_DOUBLES(p, shape) ((void)(shape), (vd)_mm256_cvtepi32_pd(_mm_cvtepi8_epi32(load_four(p))))
+#define FOUR_FLOATS(v, shape) ((vf)four_floats((__m256i)(v), (shape)))
+
+/* Sign, exponent and fraction of a code go where a float32 has them: numbers times 2^(bias - 127). */
+struct shape {
+    __m128i kept, up, down;
+    float power;
+    int integer;
+};
+
+HERE struct shape shape_of(const struct small *s)
+{
+    int exponent = s->bits - 1 - s->fraction;
+    uint32_t kept = UINT32_C(1) << 31 | ((UINT32_C(1) << (s->bits - 1)) - 1) << (23 - s->fraction);
+    return (struct shape){_mm_set1_epi32((int32_t)kept), _mm_cvtsi32_si128(32 - s->bits),
+                          _mm_cvtsi32_si128(s->integer ? 32 - s->bits : 8 - exponent), s->power, s->integer};
+}
+
+HERE __m128i load_four(const uint8_t *p)
+{
+    int32_t codes;
+    memcpy(&codes, p, sizeof codes);
+    return _mm_cvtsi32_si128(codes);
+}
+
+HERE __m256d placed(__m128i codes, const struct shape *shape)
+{
+    __m128i top = _mm_sra_epi32(_mm_sll_epi32(codes, shape->up), shape->down);
+    return _mm256_cvtps_pd(_mm_castsi128_ps(_mm_and_si128(top, shape->kept)));
+}
+
+HERE __m256d four_doubles(const uint8_t *p, const struct shape *shape)
+{
+    __m128i codes = _mm_srlv_epi32(_mm_set1_epi32(p[0] | p[1] << 8), _mm_setr_epi32(0, 4, 8, 12));
+    if (shape->integer)
+        return _mm256_cvtepi32_pd(_mm_sra_epi32(_mm_sll_epi32(codes, shape->up), shape->down));
+    return placed(codes, shape);
+}
+
+HERE __m256 four_floats(__m256i codes, const struct shape *shape)
+{
+    __m256i top = _mm256_sra_epi32(_mm256_sll_epi32(codes, shape->up), shape->down);
+    __m256i kept = _mm256_broadcastsi128_si256(shape->kept);
+    if (shape->integer)
+        return _mm256_cvtepi32_ps(top);
+    return _mm256_mul_ps(_mm256_castsi256_ps(_mm256_and_si256(top, kept)), _mm256_set1_ps(shape->power));
+}
+
+#include "few_template.h"
+#include "few_codes.h"
+
+const struct few refmoe_few_avx2 = {FEW_FUNCTIONS, CODES_FUNCTIONS};
 
 #else
 typedef int refmoe_no_few_avx2; /* a translation unit may not be empty */

@@ -57,9 +57,60 @@ static inline __attribute__((always_inline)) TARGET __m512d place_bf16(__m256i p
     return _mm512_castsi512_pd(_mm512_and_si512(_mm512_srai_epi64(top, 3), kept));
 }
 
-#include "few_template.h"
+#include "codes.h"
 
-const struct few refmoe_few_avx512 = {FEW_FUNCTIONS};
+#define SPREAD64(x) ((vd)_mm512_set1_pd(x))
+#define MINI_EXPONENT 896
+#define FOUR_POWER(s) 1.0
+#define FOUR_DOUBLES(p, half, shape) ((vd)four_doubles((p), (half), (shape)))
+#define MINI_DOUBLES(p, shape) ((vd)mini_doubles((p), (shape)))
+#define INT_DOUBLES(p, shape)                                                                                         \
+    ((void)(shape), (vd)_mm512_cvtepi32_pd(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p)))))
+#define FOUR_FLOATS(v, shape) ((vf)_mm512_permutexvar_ps((__m512i)(v), (shape)->floats))
+
+/* Codes of 4 bits are looked up in registers. Of others, sign and fraction go where a double has them, and the exponent to
+   the end of its own, as for bf16: numbers times 2^(bias - 1023). */
+struct shape {
+    __m512 floats;
+    __m512d low, high;
+    __m512i kept;
+    __m128i up, down;
+};
+
+static inline __attribute__((always_inline)) TARGET struct shape shape_of(const struct small *s)
+{
+    float number[16] = {0};
+    double wide[16];
+    int exponent = s->bits - 1 - s->fraction;
+    for (uint32_t i = 0; i < 16; i++)
+        wide[i] = number[i] = s->bits == 4 ? float_of_small(s, i) : 0;
+    uint64_t kept = UINT64_C(1) << 63 | ((UINT64_C(1) << (s->bits - 1)) - 1) << (52 - s->fraction);
+    return (struct shape){_mm512_loadu_ps(number), _mm512_loadu_pd(wide), _mm512_loadu_pd(wide + 8),
+                          _mm512_set1_epi64((int64_t)kept), _mm_cvtsi32_si128(64 - s->bits),
+                          _mm_cvtsi32_si128(11 - exponent)};
+}
+
+static inline __attribute__((always_inline)) TARGET __m512d four_doubles(const uint8_t *p, int half,
+                                                                         const struct shape *shape)
+{
+    const __m512i first = _mm512_setr_epi64(0, 4, 8, 12, 16, 20, 24, 28);
+    int64_t codes;
+    memcpy(&codes, p, sizeof codes);
+    __m512i at = half ? _mm512_add_epi64(first, _mm512_set1_epi64(32)) : first;
+    return _mm512_permutex2var_pd(shape->low, _mm512_srlv_epi64(_mm512_set1_epi64(codes), at), shape->high);
+}
+
+static inline __attribute__((always_inline)) TARGET __m512d mini_doubles(const uint8_t *p, const struct shape *shape)
+{
+    __m512i codes = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(const void *)p));
+    __m512i top = _mm512_sra_epi64(_mm512_sll_epi64(codes, shape->up), shape->down);
+    return _mm512_castsi512_pd(_mm512_and_si512(top, shape->kept));
+}
+
+#include "few_template.h"
+#include "few_codes.h"
+
+const struct few refmoe_few_avx512 = {FEW_FUNCTIONS, CODES_FUNCTIONS};
 
 #else
 typedef int refmoe_no_few_avx512; /* a translation unit may not be empty */

@@ -137,6 +137,8 @@ int64_t refmoe_few_rows(const struct product *product);
 int64_t refmoe_few_room(const struct product *product, int64_t length);
 void refmoe_compute_few(const struct product *product, const struct unit *unit, struct scratch *scratch);
 
+/* The weights of one output of the unit, one pair after the other, where they are codes: they stay until the next call. */
+const double *refmoe_decoded(const struct product *product, const struct unit *unit, struct scratch *scratch, int64_t col);
 double refmoe_error_factor(const struct product *product, int64_t length);
 float refmoe_resolve_output(const struct product *product, const struct unit *unit, struct scratch *scratch,
                             int64_t row, int64_t col, double value, int slot);

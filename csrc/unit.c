@@ -93,12 +93,12 @@ static void start(const struct product *p, const struct unit *u, struct block *t
     }
 }
 
-/* The weights of one output of the unit, decoded, unless the one before was the same. */
-static void decode_weights(const struct product *p, const struct unit *u, struct scratch *s, int64_t col)
+/* Decodes them, unless the output before was the same. */
+const double *refmoe_decoded(const struct product *p, const struct unit *u, struct scratch *s, int64_t col)
 {
     int64_t number = u->pair[0].expert * p->cols + u->pair[0].first + col + 1, done = 0;
     if (s->decoded_number == number)
-        return;
+        return s->decoded;
     for (int q = 0; q < p->pairs; q++) {
         const struct operand *o = &u->pair[q];
         int along = p->across == REFMOE_LANES_ALONG;
@@ -107,14 +107,13 @@ static void decode_weights(const struct product *p, const struct unit *u, struct
         done += o->length;
     }
     s->decoded_number = number;
+    return s->decoded;
 }
 
 static struct terms terms_of(const struct product *p, const struct unit *u, struct scratch *s, int64_t row, int64_t col)
 {
     struct terms terms = {.pairs = p->pairs};
-    const double *decoded = s->decoded;
-    if (u->pair[0].codes)
-        decode_weights(p, u, s, col);
+    const double *decoded = u->pair[0].codes ? refmoe_decoded(p, u, s, col) : NULL;
     for (int q = 0; q < p->pairs; q++) {
         const struct operand *o = &u->pair[q];
         if (o->codes) {
