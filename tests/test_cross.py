@@ -49,6 +49,16 @@ def test_every_rule_replays(drivers, tmp_path):
     assert run_driver(drivers[0], tmp_path / "f", content) == (0, f"replayed {len(cases)} cases, every bit alike", "")
 
 
+def test_codes_with_scales_are_replayed_and_one_bit_off_is_found(drivers, tmp_path):
+    """The last byte of all: of the gradient, of two pairs, through the last scheme's weights."""
+    rules = [rule for rule in made.RULES if rule.profile != "float64" and rule.format == "float32"]
+    cases = [(rule, *case) for rule in rules for case in replay.of_scales(True)]
+    content = b"".join(replay.encode_scaled(f"{rule.profile} of codes", name, rule, case) for rule, name, case in cases)
+    assert run_driver(drivers[0], tmp_path / "f", content) == (0, f"replayed {len(cases)} cases, every bit alike", "")
+    code, said, _ = run_driver(drivers[0], tmp_path / "f", content[:-2] + bytes([content[-2] ^ 1, content[-1]]))
+    assert code == 1 and "grouped_matmul_backward_x of two pairs with acc: number 554: expected 0x" in said
+
+
 def test_one_bit_off_is_found_and_named(drivers, one_case, tmp_path):
     last = len(one_case) - 2  # a middle byte of the last number of the last call
     wrong = one_case[:last] + bytes([one_case[last] ^ 1]) + one_case[last + 1 :]

@@ -9,10 +9,12 @@
      int32   profile, format, left_format, right_format     as in refmoe_kernels.h
      int64   E, N, M, K, M2               M2 is the second pair's M
      int64   offsets[E + 1]
+     int64   scale_format, block_rows, block_cols, tensor      where right_format is of 8 bits or less, else nothing
      left    x (N, K), d (N, M), d2 (N, M2)
      right   w (E, M, K), w2 (E, M2, K), x_right (N, K)      x_right: the second operand of backward_w
      item    bias (E, M), acc_rows (N, M), acc_x (N, K), acc_w (E, M, K)
-     item    the outputs of the seven calls below, in their order
+     byte    scales of w, scales of w2, tensor scales of w, of w2 (E float each; none where tensor is 0): likewise
+     item    the outputs of the seven calls below, in their order; of weights of few bits, which are codes, of five
 
    where item is double for the profile REFMOE_UNFUSED and float for the others, and left and right are as their formats
    say. Every kernel that runs here makes each
@@ -43,7 +45,8 @@ struct head {
 
 _Static_assert(sizeof(struct head) == 120, "the head has no holes");
 
-enum { X, D, D2, W, W2, X_RIGHT, BIAS, ACC_ROWS, ACC_X, ACC_W, OPERANDS, CALLS = 7, GUARD = 29 };
+enum { X, D, D2, W, W2, X_RIGHT, BIAS, ACC_ROWS, ACC_X, ACC_W, SCALES, SCALES2, TENSOR, TENSOR2, OPERANDS };
+enum { CALLS = 7, GUARD = 29 };
 
 struct array {
     int64_t count, item;
@@ -53,7 +56,9 @@ struct array {
 struct replay {
     struct head head;
     int64_t item;
+    int calls;
     struct array offsets, operand[OPERANDS], want[CALLS];
+    refmoe_scaled scaled[2]; /* w and w2, where they are codes with scales */
 };
 
 static const char *const call_name[CALLS] = {
@@ -71,6 +76,8 @@ static const char *const call_name[CALLS] = {
         const void *operand[OPERANDS];                                                                                \
         for (int i = 0; i < OPERANDS; i++)                                                                            \
             operand[i] = r->operand[i].data;                                                                          \
+        if (r->calls < CALLS)                                                                                         \
+            operand[W] = &r->scaled[0], operand[W2] = &r->scaled[1];                                                  \
         const void *x = operand[X], *w = operand[W], *d = operand[D];                                                 \
         const type *bias = call < 1 ? NULL : operand[BIAS];                                                           \
         const type *acc_rows = call < 2 ? NULL : operand[ACC_ROWS], *acc_x = call < 4 ? NULL : operand[ACC_X];        \
@@ -215,9 +222,9 @@ static void check_call(const struct replay *r, int call, const struct way *way)
 
 static int64_t check_calls(const struct replay *r, struct way way)
 {
-    for (int call = 0; call < CALLS; call++)
+    for (int call = 0; call < r->calls; call++)
         check_call(r, call, &way);
-    return CALLS;
+    return r->calls;
 }
 
 static int64_t check_case(const struct replay *r)
@@ -269,6 +276,41 @@ static struct array read_array(FILE *file, int64_t count, int64_t item)
 
 static int64_t bytes_of(int format) { return format == REFMOE_FLOAT64 ? 8 : format == REFMOE_FLOAT32 ? 4 : 2; }
 
+static int is_small(int format) { return format >= REFMOE_E5M2 && format <= REFMOE_INT4; }
+
+static int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+/* Elements and bytes of one of every operand. */
+static void sizes_of(const struct replay *r, const int64_t *scaling, int64_t *count, int64_t *item)
+{
+    int64_t e = r->head.e, n = r->head.n, m = r->head.m, k = r->head.k, m2 = r->head.m2;
+    int right = r->head.right_format, small = is_small(right), four = right == REFMOE_E2M1 || right == REFMOE_INT4;
+    const int64_t counts[SCALES] = {n * k,      n * m, n * m2, e * m * k, e * m2 * k, n * k,
+                                    e * m, n * m, n * k,      e * m * k};
+    for (int i = 0; i < SCALES; i++) {
+        count[i] = counts[i];
+        item[i] = i < W ? bytes_of(r->head.left_format) : i < BIAS ? bytes_of(right) : r->item;
+    }
+    if (!small)
+        return;
+    int64_t pitch = four ? parts(k, 2) : k, wide = scaling[0] == REFMOE_FLOAT32 ? 4 : 1;
+    count[W] = e * m * pitch, count[W2] = e * m2 * pitch, item[W] = item[W2] = 1, count[X_RIGHT] = count[ACC_W] = 0;
+    count[SCALES] = e * parts(m, scaling[1]) * parts(k, scaling[2]), item[SCALES] = wide;
+    count[SCALES2] = e * parts(m2, scaling[1]) * parts(k, scaling[2]), item[SCALES2] = wide;
+    count[TENSOR] = count[TENSOR2] = scaling[3] ? e : 0, item[TENSOR] = item[TENSOR2] = sizeof(float);
+}
+
+static void describe(struct replay *r, const int64_t *scaling)
+{
+    for (int i = 0; i < 2; i++)
+        r->scaled[i] = (refmoe_scaled){r->operand[W + i].data,
+                                       r->operand[SCALES + i].data,
+                                       scaling[3] ? r->operand[TENSOR + i].data : NULL,
+                                       scaling[1],
+                                       scaling[2],
+                                       (int32_t)scaling[0]};
+}
+
 static int read_case(FILE *file, struct replay *r)
 {
     size_t got = fread(&r->head, 1, sizeof r->head, file);
@@ -276,18 +318,20 @@ static int read_case(FILE *file, struct replay *r)
         give_up("the file ends within a case");
     if (got == 0)
         return 0;
-    int64_t e = r->head.e, n = r->head.n, m = r->head.m, k = r->head.k, m2 = r->head.m2;
-    const int64_t operand[OPERANDS] = {n * k,      n * m, n * m2, e * m * k, e * m2 * k, n * k,
-                                       e * m, n * m, n * k,      e * m * k};
-    const int64_t want[CALLS] = {n * m, n * m, n * m, n * k, n * k, e * m * k, e * m * k};
+    int64_t n = r->head.n, m = r->head.m, k = r->head.k, scaling[4] = {0, 1, 1, 0};
+    int64_t count[OPERANDS] = {0}, item[OPERANDS] = {0};
+    const int64_t want[CALLS] = {n * m, n * m, n * m, n * k, n * k, r->head.e * m * k, r->head.e * m * k};
     r->item = r->head.profile == REFMOE_UNFUSED ? sizeof(double) : sizeof(float);
-    r->offsets = read_array(file, e + 1, sizeof(int64_t));
+    r->calls = is_small(r->head.right_format) ? 5 : CALLS;
+    r->offsets = read_array(file, r->head.e + 1, sizeof(int64_t));
+    if (r->calls < CALLS && fread(scaling, sizeof scaling, 1, file) != 1)
+        give_up("the file ends within a case");
+    sizes_of(r, scaling, count, item);
     for (int i = 0; i < OPERANDS; i++)
-        r->operand[i] = read_array(file, operand[i], i < W      ? bytes_of(r->head.left_format)
-                                                     : i < BIAS ? bytes_of(r->head.right_format)
-                                                                : r->item);
+        r->operand[i] = read_array(file, count[i], item[i]);
     for (int i = 0; i < CALLS; i++)
-        r->want[i] = read_array(file, want[i], r->item);
+        r->want[i] = read_array(file, i < r->calls ? want[i] : 0, r->item);
+    describe(r, scaling);
     return 1;
 }
 

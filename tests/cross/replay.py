@@ -15,6 +15,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import codes_cases  # noqa: E402
 import kernel_cases as made  # noqa: E402
 from kernel_cases import Case, CodeCase  # noqa: E402
 from kernel_oracle import dtype  # noqa: E402
@@ -22,7 +23,8 @@ from kernel_oracle import dtype  # noqa: E402
 from refmoe.numerics.contract import NumpyEngine  # noqa: E402
 
 PROFILES = {"exact": 0, "chain": 1, "float64": 2}  # enum refmoe_profile
-FORMATS = {"float32": 0, "bf16": 1, "fp16": 2, "float64": 3}  # enum refmoe_format
+FORMATS = {"float32": 0, "bf16": 1, "fp16": 2, "float64": 3, "E5M2": 4, "E4M3": 5, "E3M2": 6, "E2M3": 7, "E2M1": 8,
+           "int8": 9, "int4": 10, "E8M0": 11}  # enum refmoe_format
 LEFT, RIGHT, ADDED = ("x", "d", "d2"), ("w", "w2", "x_right"), ("bias", "acc_rows", "acc_x", "acc_w")
 PAIRS = [("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp16"), ("float32", "bf16"), ("fp16", "float32")]
 # (rows, columns) of every kernel's tiles: sizes next to them are worth a case. tests/test_cross.py asks the kernels.
@@ -128,6 +130,31 @@ def encode(group, name, rule, case):
     return b"".join([head, case.offsets.astype("<i8").tobytes(), *(a.tobytes() for a in items)])
 
 
+def of_scales(whole):
+    """(name, case) of weights of 8 bits and less: experts of few rows and many, blocks that vectors fit and others."""
+    schemes = codes_cases.SCHEMES if whole else ("mxfp4", "fp8-block", "int8", "nvfp4")
+    for number, scheme in enumerate(schemes):
+        makers = [(made.coarse, None), (made.special, (3, 5))][:: 1 if whole else 2]
+        for make, block in makers:
+            yield f"{make.__name__} {scheme}", codes_cases.ScaledCase(make, scheme, (5, 0, 1, 9), 17, 37,
+                  codes_cases.SCALE_MAKERS[number % 3], block, seed=number)  # fmt: skip
+
+
+def encode_scaled(group, name, rule, case):
+    """The bytes of a case whose weights are codes with scales."""
+    both, (E, M, K) = (case.w, case.w2), case.w.shape
+    codes, sizes = (FORMATS[rule.format], 0, FORMATS[case.w.format]), (E, len(case.x), M, K, case.w2.shape[1])
+    head = struct.pack("<32s32s4i5q", group.encode(), name.encode(), PROFILES[rule.profile], *codes, *sizes)
+    beside = FORMATS[case.w.kind_of_scales], *case.w.block, case.w.tensor_scales is not None
+    tensors = [w.tensor_scales for w in both if w.tensor_scales is not None]
+    outputs = [np.where(np.isnan(out), np.nan, out).astype("<f4")
+               for out in case.outputs(NumpyEngine(), rule, codes_cases.products)]  # fmt: skip
+    operands = [case.x, case.d, case.d2, *(w.codes for w in both), case.bias, case.acc_rows, case.acc_x]
+    items = [*operands, *(w.scales for w in both), *tensors, *outputs]
+    return b"".join([head, case.offsets.astype("<i8").tobytes(), struct.pack("<4q", *beside)]
+                    + [a.astype(a.dtype.newbyteorder("<")).tobytes() for a in items])  # fmt: skip
+
+
 def write(path, whole=True):
     """The number of cases written."""
     count = 0
@@ -141,6 +168,9 @@ def write(path, whole=True):
             formats = ("float32", "bf16", "fp16") if whole else ("float32",)
             for name, case in of_codes(rule) if rule.format in formats else ():
                 file.write(encode(f"{group} of 16 bits", name, rule, case))
+                count += 1
+            for name, case in of_scales(whole) if rule.format == "float32" else ():
+                file.write(encode_scaled(f"{group} of codes", name, rule, case))
                 count += 1
     return count
 
