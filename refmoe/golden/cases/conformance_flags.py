@@ -31,7 +31,7 @@ FLAGS = {
     "weights and biases": ["RowOrder", "Offsets", "PaddedRows", "CombineAdd", "WeightTwice", "WeightGradient",
         "WeightPlace", "DownBias", "BiasGradient"],
     "the same in bf16, with a full significand": ["RowOrder", "Offsets", "PaddedRows", "CombineAdd", "WeightTwice",
-        "WeightGradient", "WeightPlace", "Orientation"],
+        "WeightGradient", "WeightPlace", "Orientation", "NarrowSum"],
     "gate and up differ": ["Offsets", "PaddedRows", "GateUp", "BothPaths", "GatedBackward"],
     "two gates and two ups": ["Offsets", "PaddedRows", "GateUpLayout", "Orientation", "BothPaths", "GatedBackward"],
     "D = F = 2": ["Offsets", "PaddedRows", "Orientation"],
