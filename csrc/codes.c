@@ -42,12 +42,12 @@ static int is_wide(const struct codes *c, int64_t experts)
 {
     if (c->given.tensor_scales || (c->given.scales && c->given.scale_format != REFMOE_E8M0))
         return 1;
-    uint8_t most = 0;
+    uint8_t most = 0; /* of codes plus 1, where the NaN is the least */
     for (int64_t i = 0; c->given.scales && i < experts * c->scale_rows * c->scale_cols; i++) {
-        uint8_t code = ((const uint8_t *)c->given.scales)[i];
-        most = code != 255 && code > most ? code : most;
+        uint8_t next = (uint8_t)(((const uint8_t *)c->given.scales)[i] + 1);
+        most = next > most ? next : most;
     }
-    return (double)float_of_power(most) * c->small->largest > FLT_MAX;
+    return (double)float_of_power(most > 0 ? most - 1u : 0) * c->small->largest > FLT_MAX;
 }
 
 static int64_t parts(int64_t count, int64_t size) { return count / size + (count % size != 0); }

@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -23,6 +25,13 @@ def place(array):
 
 
 # ---- the pool ----
+
+
+def test_a_system_without_these_calls_imports_and_keeps_nothing():
+    """Others than POSIX have neither."""
+    code = "import os; del os.sysconf, os.register_at_fork; import refmoe.kernels.memory as m; print(m.POOL.most)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
 
 
 def test_memory_is_lent_again_when_its_array_is_gone():

@@ -45,7 +45,7 @@ def _is_refused(w):
         return True
     if w.scales is None or w.kind_of_scales != "E8M0" or w.tensor_scales is not None:
         return False
-    most = int(w.scales.max(initial=0, where=w.scales != 255))
+    most = max(int((w.scales + np.uint8(1)).max(initial=0)), 1) - 1  # plus 1 the NaN, 255, is the least
     return 2.0 ** (most - 127) * LARGEST[w.format] > float(np.finfo(np.float32).max)
 
 

@@ -79,6 +79,14 @@ class Pool:
         self._lock = threading.RLock()
 
 
-POOL = Pool(min(MOST, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE))
-os.register_at_fork(after_in_child=POOL.renew_lock)
+def _bound():
+    """Bytes that may lie idle; none where the system does not tell how much memory it has."""
+    if not hasattr(os, "sysconf"):
+        return 0
+    return min(MOST, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE)
+
+
+POOL = Pool(_bound())
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=POOL.renew_lock)
 empty, release = POOL.empty, POOL.release
