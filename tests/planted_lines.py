@@ -234,7 +234,7 @@ MUTANTS = {
             "np.concatenate([y_rows, y_rows], axis=1)",
             "complement",
         ),
-        ("d_rows = d_routed[token]", "d_rows = d_routed[token[::-1]]", "silu"),
+        ("_rows_of(d_routed, token, num)", "_rows_of(d_routed, token[::-1], num)", "silu"),
         ("Gathered(d_routed, token)", "Gathered(d_routed, token[::-1])", "silu"),
         ("(row_weights(topk_weights, plan)[", "(row_weights(topk_weights * 2, plan)[", "silu"),
         ('("d_topk_weights", d_rows, y_rows)', '("d_topk_weights", d_rows, d_rows)', "silu"),
@@ -246,7 +246,7 @@ MUTANTS = {
             "return num.contract_backward_x(name, pairs[:1], expert_offsets)",
             "silu",
         ),
-        ("[(d[rows], _of(name, w, e)) for d, w in pairs]", "[(d[rows], _of(name, w, 0)) for d, w in pairs]", "lazy"),
+        ("[w for _, w in pairs], e, num)", "[w for _, w in pairs], 0, num)", "lazy"),
         (
             "num.contract_backward_w(name, d_rows, x_rows, expert_offsets, acc=into)",
             "num.contract_backward_w(name, -d_rows, x_rows, expert_offsets, acc=into)",

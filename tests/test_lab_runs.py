@@ -214,11 +214,17 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path, ca
     assert len(calls) == 4 and contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
+def hears_ctrl_c():
+    """A job in the background of a shell inherits an ignored SIGINT; the run under test must not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_the_workers_too(tmp_path):
     """The real signal, to a real process with two workers."""
     command = [sys.executable, "-m", "refmoe", "lab", "run", "E1", "--out", str(tmp_path), "--jobs", "2", "--set",
                "steps=20", "--set", "tokens=32", "--seeds", "400"]  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               preexec_fn=hears_ctrl_c)  # fmt: skip
     seeds = tmp_path / "E1-collapse/seeds"
     while not (seeds.exists() and list(seeds.glob("*.json"))):
         assert process.poll() is None

@@ -22,7 +22,7 @@ from ..recipes import generate
 from .children import clean_environment
 
 SIDES = ("refmoe", "eager", "grouped_mm")  # this library, then transformers' experts by their implementation
-MEASURES = ("step", "moe")
+MEASURES = STEP, MOE = "step", "moe"
 
 
 def make_config(sequences):
@@ -150,7 +150,7 @@ def serve(side, threads, sequences):
     x, d_y = (generate(name, (config.sequences * config.decoder.context, 128), 0) for name in ("x", "d_y"))
     batches = batches_of(config)
     for line in sys.stdin:
-        work, read = (step, next(batches)) if line.strip() == "step" else (moe, (x, d_y))
+        work, read = (moe, (x, d_y)) if line.strip() == MOE else (step, next(batches))
         wall, used = time.perf_counter(), time.process_time()
         made = work(*read)
         print(json.dumps([time.perf_counter() - wall, time.process_time() - used, made]), flush=True)
@@ -197,7 +197,7 @@ def report(found):
         best = [min(middle[side][measure][i] for side in SIDES[1:]) for i in (0, 1)]
         wall, used = (theirs / ours for theirs, ours in zip(best, middle["refmoe"][measure], strict=True))
         yield f"{measure}: refmoe is {wall:.2f} times as fast as the faster of the others, {used:.2f} by processor time"
-    losses = {side: [row[2] for row in found[side]["step"]] for side in SIDES}
+    losses = {side: [row[2] for row in found[side][STEP]] for side in SIDES}
     furthest = max(abs(a - b) for a, b in zip(losses["refmoe"], losses["eager"], strict=True))
     yield f"loss from {losses['refmoe'][0]:.4f} to {losses['refmoe'][-1]:.4f}; eager's is at most {furthest:.1e} away"
 
