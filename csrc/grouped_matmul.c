@@ -1,6 +1,6 @@
 /* grouped_matmul.c: the public functions: check, describe the product, share out its output. All threads live here. */
 
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE /* of placement.h, and POSIX */
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -10,6 +10,7 @@
 #endif
 
 #include "environment.h"
+#include "placement.h"
 #include "product.h"
 
 /* ---- fork ---- */
@@ -149,8 +150,13 @@ static void run_threads(const struct product *p, const struct cut *cut, struct s
     }
 #if defined(_OPENMP)
     if (threads > 1) {
+        const int core = current_core();
 #pragma omp parallel num_threads(threads)
-        work(p, cut, scratch, threads, omp_get_thread_num());
+        {
+            if (omp_get_thread_num() > 0)
+                leave_core(core);
+            work(p, cut, scratch, threads, omp_get_thread_num());
+        }
         return;
     }
 #endif

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -255,3 +256,19 @@ def test_a_workspace_grows_with_what_is_asked_and_serves_the_next_call():
         engine.grouped_matmul(rule, case.x, case.w, case.offsets)
     small, large = asked[1], asked[-1]
     assert asked == [1, small, small, small, large, large] and 1 < small < large
+
+
+# ---- threads ----
+
+
+def test_threads_may_run_where_they_might_before():
+    """A thread that leaves another one's core is free again: masks of all threads, after calls that wake them."""
+    allowed = os.sched_getaffinity(0)
+    config = MoEConfig(hidden_size=256, intermediate_size=1024, num_experts=8, top_k=8)
+    params, num = init_params(config, seed=0), Numerics(profile="chain", backend="c", threads=2)
+    x = np.ones((8, 256), np.float32)
+    for _ in range(12):
+        time.sleep(0.15)
+        moe_forward(x, params, config, num)
+    masks = [os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task")]
+    assert all(mask == allowed for mask in masks) and len(masks) > 1

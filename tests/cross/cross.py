@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,18 +61,23 @@ def compiler(target, *more):
 
 def build(target, folder):
     """The drivers of a target, each linked with the kernels."""
-    kernels = [ROOT / "csrc" / name for name in SOURCES]
-    must([*compiler(target, "-c"), *kernels], folder)
+    must([compiler(target, "-c", ROOT / "csrc" / name) for name in SOURCES], folder)
     objects = [Path(name).with_suffix(".o") for name in SOURCES]
-    for driver in DRIVERS:
-        must([*compiler(target, HERE / f"{driver}.c", *objects), "-Wl,--wrap=aligned_alloc", "-o", driver], folder)
+    linked = "-Wl,--wrap=aligned_alloc", "-o"
+    must([[*compiler(target, HERE / f"{driver}.c", *objects), *linked, driver] for driver in DRIVERS], folder)
     return [folder / driver for driver in DRIVERS]
 
 
-def must(command, folder):
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"cross: {' '.join(map(str, command))}\n{done.stderr}")
+def must(commands, folder):
+    """All of them at once, a core each."""
+
+    def one(command):
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for command, done in zip(commands, pool.map(one, commands), strict=True):
+            if done.returncode:
+                raise SystemExit(f"cross: {' '.join(map(str, command))}\n{done.stderr}")
 
 
 def assert_refused(target, folder):

@@ -1,0 +1,32 @@
+/* placement.h: a thread that slept is often woken on the core of the one that woke it, and a call of a few milliseconds
+   is over before the system parts them: one core does the work of two. A thread that finds itself there leaves, once;
+   where it may run stays as it was.                                                                                  */
+
+#ifndef REFMOE_PLACEMENT_H
+#define REFMOE_PLACEMENT_H
+
+#if defined(__linux__)
+
+#include <sched.h>
+
+static inline int current_core(void) { return sched_getcpu(); }
+
+static inline void leave_core(int core)
+{
+    cpu_set_t allowed, others;
+    if (core < 0 || sched_getcpu() != core || sched_getaffinity(0, sizeof allowed, &allowed))
+        return;
+    others = allowed;
+    CPU_CLR((size_t)core, &others);
+    if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0)
+        (void)sched_setaffinity(0, sizeof allowed, &allowed);
+}
+
+#else
+
+static inline int current_core(void) { return -1; }
+static inline void leave_core(int core) { (void)core; }
+
+#endif
+
+#endif
