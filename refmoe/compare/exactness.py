@@ -7,6 +7,7 @@ partial sum in any order, and p bits hold it: each implementation must give the 
 import numpy as np
 
 from ..formats import FORMATS
+from .noted import NOTHING, last_bit
 
 SAMPLE = 64  # elements of an operand that are looked at first: most operands are told by them
 
@@ -35,18 +36,11 @@ def _fits(size, least, bits, quantum):
 
 def quantum(values):
     """The greatest q such that every element is a multiple of 2^q; infinite where all are zero."""
-    return _lowest_bits(values).min(initial=np.inf)
+    least = last_bit(values).min(initial=NOTHING)
+    return least if least < NOTHING else np.inf
 
 
 def significand(values):
     """The most bits that an element takes from its first to its last that is set."""
     exponents = np.where(values == 0, -np.inf, np.frexp(values)[1])
-    return (exponents - np.where(values == 0, 0.0, _lowest_bits(values))).max(initial=0.0)
-
-
-def _lowest_bits(values):
-    """The exponent of the last bit that is set in each element; infinite for zero."""
-    fraction, exponents = np.frexp(values)
-    whole = (fraction * 2.0**53).astype(np.int64)
-    last = np.frexp((whole & -whole).astype(np.float64))[1] - 1
-    return np.where(values == 0, np.inf, last + (exponents - 53.0))
+    return (exponents - np.where(values == 0, 0.0, last_bit(values))).max(initial=0.0)

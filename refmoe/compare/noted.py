@@ -5,6 +5,7 @@ import numpy as np
 from ..formats import FORMATS
 from ..numerics import elementary
 from ..numerics.arithmetic import Arithmetic
+from ..numerics.bounded import Enclosed
 from ..numerics.rounding import two_sum
 
 OFFERED = ("bf16", "fp16", "float32")  # the formats that a kernel may keep everything in
@@ -31,11 +32,10 @@ def _holds(row, size, bit):
     return empty | (np.isfinite(size) & few & (bit >= row.quantum) & (size <= row.largest))
 
 
-class Noted:
+class Noted(Enclosed):
     """A value and its note."""
 
     __slots__ = ("note", "v")
-    __array_ufunc__ = None  # an ndarray on the left defers to the methods below
 
     def __init__(self, v, note=None):
         self.v = np.asarray(v, np.float64)
@@ -53,8 +53,8 @@ class Noted:
     def __neg__(self):
         return Noted(-self.v, self.note)
 
-    def __sub__(self, other):
-        return self + -noted(other)
+    def like(self, x):
+        return noted(x)
 
     def __mul__(self, other):
         other = noted(other)  # 24 bits by 24: what does not fit has no note anyway
@@ -64,18 +64,6 @@ class Noted:
         other = noted(other)
         v = self.v / other.v
         return self._made(v, other, v * other.v == self.v)
-
-    def __radd__(self, other):
-        return self + other
-
-    def __rsub__(self, other):
-        return -self + other
-
-    def __rmul__(self, other):
-        return self * other
-
-    def __rtruediv__(self, other):
-        return noted(other) / self
 
 
 def noted(x):
