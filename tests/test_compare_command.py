@@ -12,12 +12,12 @@ from other_kernels import Case, Other, mine_of, plain_config
 
 import refmoe
 from refmoe.__main__ import main
-from refmoe.compare.command import write_whole
 from refmoe.compare.guesses import HYPOTHESES, guesses
 from refmoe.compare.page import _colours, _png
 from refmoe.formats import round_to
 from refmoe.golden import write_bundle
 from refmoe.safetensors import write_tensors
+from refmoe.writing import write_whole
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from ..refusals import require
+from ..writing import check_folder, write_whole
 from . import bars, cases, machine, measure, report
 from .measure import PEERS
 
@@ -54,7 +54,7 @@ def run(args, say=lambda step: None):
     def keep(result):
         judge(result, chosen, args)
         if args.json:
-            write(args.json, result)
+            write_whole(args.json, json.dumps(result, indent=1) + "\n")
 
     try:
         result = measure.run(list(chosen.values()), options, say, keep)
@@ -70,24 +70,11 @@ def run(args, say=lambda step: None):
     return tell_interruption(result, args) if result["interrupted"] else 0
 
 
-def check_folder(option, path):
-    """Before the first minute is spent. Raises ValueError."""
-    ok = path is None or Path(path).parent.is_dir()
-    require(ok, ValueError, option, "a file in a folder that exists", repr(path), "make the folder first")
-
-
 def judge(result, chosen, args):
     """Adds the bars' verdicts on the cases there are."""
     by_key = {case["key"]: case for case in result["cases"]}
     measured = {label: by_key[case.key] for label, case in chosen.items() if case.key in by_key}
     result["bars"] = bars.judge(measured, result["limits"]) if barred(args) else []
-
-
-def write(path, result):
-    """The whole file or the one before it."""
-    aside = Path(f"{path}.part")
-    aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
 
 
 def tell_interruption(result, args):

@@ -1,13 +1,11 @@
 """`refmoe compare BUNDLE MINE`: who is wrong, where first, and perhaps why.   Spec 7.12"""
 
-import os
 import sys
-import tempfile
-from pathlib import Path
 from typing import NamedTuple
 
 from ..golden.errors import BundleError
 from ..golden.verify import open_case
+from ..writing import check_folder, write_whole
 from .accumulators import ACCUMULATORS, find_accumulator
 from .files import open_submission, read_map
 from .guesses import guesses
@@ -49,6 +47,7 @@ def add_arguments(command):
 
 def run(args, spec_version, say=str):
     """Exit status: 0 passed, 1 wrong or suspicious, 2 unreadable."""
+    check_folder("--html", args.html)
     try:
         result = compare_files(args.bundle, args.mine, spec_version, args.map, args.accumulator, args.rigorous,
                                backend=args.backend, threads=args.threads, kernel=args.kernel, say=say)  # fmt: skip
@@ -86,18 +85,3 @@ def _check_any(submitted, rows, path):
     if not submitted.keys() & rows.keys():
         names = ", ".join(sorted(submitted)[:5]) or "none"
         raise ValueError(f"{path}: expected tensors named as in the bundle (y, grads.d_x ...), got {names}; use --map")
-
-
-def write_whole(path, text):
-    """A file that is there whole, or as it was before."""
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent or ".", prefix=path.name, suffix=".partial")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

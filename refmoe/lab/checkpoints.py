@@ -4,13 +4,12 @@ Tensors: params.*, first.*, second.* (the moments), step, beta_powers, losses (o
 """
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 
 from ..refusals import require
 from ..safetensors import FileError, open_tensors, parse_json, write_tensors
+from ..writing import whole
 from .optimisers import OptimiserState
 from .training import TrainingState
 from .trees import named, rebuilt
@@ -20,20 +19,14 @@ _DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.float64): "F64", np.dtype(np
 
 def write_checkpoint(path, state, losses, key):
     """The file is there whole, or as it was before.   losses: a number for each step done"""
-    path = Path(path)
     moments = state.optimiser
     powers = np.array([moments.beta1_power, moments.beta2_power])
     arrays = _under("params", named(state.params)) | _under("first", moments.first) | _under("second", moments.second)
     arrays |= {"step": np.array([state.step], np.int64), "beta_powers": powers, "losses": np.array(losses, np.float64)}
     tensors = {name: (_DTYPES[array.dtype], array) for name, array in arrays.items()}
     text = np.frombuffer(canonical_json(key).encode(), np.uint8)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with whole(path) as partial:
         write_tensors(partial, tensors | {"key": ("U8", text)})
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def read_checkpoint(path, state, key):

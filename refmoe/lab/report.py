@@ -5,9 +5,9 @@ import re
 from html import escape
 from pathlib import Path
 
-from ..compare.command import write_whole
 from ..models.presets import spec_folder
 from ..refusals import require
+from ..writing import check_folder, write_whole
 from .results import PICTURE, RESULTS, RUN, read_json
 
 STYLE = """
@@ -29,8 +29,7 @@ def write_report(folder, out=None):
     fix = "make one with `refmoe lab run NAME`"
     require(runs, ValueError, "--runs", "a folder with finished runs in it", repr(str(folder)), fix)
     path = Path(out) if out else folder / "report.html"
-    wanted = "a file in a folder that exists"
-    require(path.parent.is_dir(), ValueError, "--out", wanted, repr(str(path)), "make the folder first")
+    check_folder("--out", path)
     write_whole(path, page([_section(run.parent) for run in runs]))
     return path, len(runs)
 

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 
 from .. import SPEC_VERSION, __version__
-from ..compare.command import write_whole
 from ..refusals import require
+from ..writing import whole, write_whole
 from .experiment import Table
 from .measures import mean
 from .settings import as_words
@@ -152,6 +152,6 @@ def write_picture(path, experiment, table, settings):
     with style:
         experiment.draw(fig, table, settings)
         fig.suptitle(f"{experiment.id}  {experiment.title}", x=0.01, ha="left", fontsize=17, fontweight="bold")
-        fig.savefig(path.with_suffix(".partial"), format="png", metadata={"Software": None})
-    path.with_suffix(".partial").replace(path)
+        with whole(path) as partial:
+            fig.savefig(partial, format="png", metadata={"Software": None})
     return None

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..compare.command import write_whole
 from ..golden.arrays import load_arrays
 from ..inputs import Given
 from ..layer import moe_forward
@@ -14,6 +13,7 @@ from ..models.presets import load_preset
 from ..numerics import Numerics
 from ..recipes import carried, generate, init_given, init_params
 from ..refusals import require
+from ..writing import check_folder, write_whole
 from .command import positive
 from .measures import dead_experts, entropy, log, max_violation
 from .tasks import in_float64
@@ -52,8 +52,7 @@ def run(args):
     wanted = "None with --record" if args.record else "a file with --preset"
     require(bool(args.text) != bool(args.record), ValueError, "--text", wanted, repr(args.text), fix)
     for option, path in (("--plot", args.plot), ("--json", args.json)):
-        ok = path is None or Path(path).parent.is_dir()
-        require(ok, ValueError, option, "a file in a folder that exists", repr(path), "make the folder first")
+        check_folder(option, path)
     if args.record:
         routed = read_record(args.record)
     else:

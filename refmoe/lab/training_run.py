@@ -5,8 +5,8 @@ import io
 import json
 from pathlib import Path
 
-from ..compare.command import write_whole
 from ..refusals import require
+from ..writing import write_whole
 from .checkpoints import read_checkpoint, write_checkpoint
 from .interrupts import asked_to_stop
 from .runs import Interrupted
