@@ -116,15 +116,16 @@ class MoEGrads(NamedTuple):
 # --- forward: Spec 3.5 -----------------------------------------------------------------------------------------------
 
 
-def forward(x, params, config, num, given, chosen=None, seen=None):
+def forward(x, params, config, num, given, chosen=None, seen=None, reports=True):
     """moe_forward without its door.   Spec 3.5
 
     chosen: a record whose selection, plan and counts are taken over. seen: what the router reads in place of x.
+    reports: whether to make lse, which nothing reads.
     """
     if chosen is not None:
         given = given._replace(topk_indices=chosen.routing.topk_indices)
     mixed = _soft if config.routing.selection == "soft" else _routed
-    record = mixed(x, params, config, num, given, chosen, x if seen is None else seen)
+    record = mixed(x, params, config, num, given, chosen, x if seen is None else seen, reports)
     x = _read_by_all(x, record.routing, config, given)
     has_shared = config.experts.shared_intermediate_size > 0
     weights = record.routing.shared_weights
@@ -134,9 +135,9 @@ def forward(x, params, config, num, given, chosen=None, seen=None):
     return record._replace(shared=shared, unnormed_y=unnormed, output_rms=rms, y=y)
 
 
-def _routed(x, params, config, num, given, chosen, seen):
+def _routed(x, params, config, num, given, chosen, seen, reports):
     """A plan says who goes where."""
-    routing = route(seen, params, config, num, given)
+    routing = route(seen, params, config, num, given, reports)
     x = _read_by_all(x, routing, config, given)
     routing, plan = _weights_and_plan(routing, params, config, num, given, chosen)
     experts, routed = routed_experts(x, routing.topk_weights, plan, params, config.experts, num)
@@ -144,7 +145,7 @@ def _routed(x, params, config, num, given, chosen, seen):
     return MoERecord(routing=routing, plan=plan, experts=experts, routed=routed, losses=made)
 
 
-def _soft(x, params, config, num, given, chosen, seen):
+def _soft(x, params, config, num, given, chosen, seen, reports):
     """Everybody goes everywhere, in part."""
     logits, soft, experts, routed = soft_experts(x, seen, params, config, num, given)
     routing = RoutingRecord(logits=logits)
@@ -196,7 +197,7 @@ def moe_forward(x, params, config, num, given=None, keep="all"):
     """
     given = Given() if given is None else given
     check_inputs(x, params, config, num, given, keep)
-    return _keep(forward(x, params, config, num, given), keep)
+    return _keep(forward(x, params, config, num, given, reports=keep == "all"), keep)
 
 
 def moe_backward(d_y, x, params, record, config, num, given=None, d_losses=None, d_logits=None, into=None):

@@ -104,6 +104,7 @@ def shapes_of_terms(make, rng, n, m):
     yield [(weights[:, :1], parts[0])]
     yield [*((weights[:, k, None], part) for k, part in enumerate(parts[:2])), make(rng, (m,)), make(rng, (n, m))]
     yield [make(rng, (n, m)), make(rng, (n, m))]
+    yield [rows[:n], parts[0], rows[:n], Gathered(rows[:n], index[:, 0] % n), (rows[:n], parts[1])]
     yield [make(rng, (n, 2 * m))[:, ::2], make(rng, (m, n)).T, make(rng, (n, 1)), make(rng, (2 * n, m))[::-2]]
     yield [make(rng, (n, m)), np.ndarray((n, m), np.float32, rng.bytes(n * (4 * m + 2)), 0, (4 * m + 2, 4))]
     yield [make(rng, (m,)), (make(rng, (m,)), make(rng, (m,)))]

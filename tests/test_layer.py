@@ -241,6 +241,18 @@ def test_keeping_less_changes_neither_the_output_nor_the_gradients(name):
     assert not differing(*grads)
 
 
+def test_what_is_only_reported_is_made_for_a_whole_record_alone():
+    config = refmoe.MoEConfig(hidden_size=4, intermediate_size=4, num_experts=4, top_k=2)
+    num, params = Numerics(backend="c"), refmoe.init_params(config, seed=0)
+    x = generate("x", (3, config.hidden_size), 0)
+    made = []
+    for keep in ("all", "backward", "y"):
+        num.engine.calls.clear()
+        refmoe.moe_forward(x, params, config, num, keep=keep)
+        made.append(num.engine.calls["log_sum_exp", num.engine.kernel])
+    assert made == [1, 0, 0]
+
+
 def test_a_record_without_its_stages_cannot_go_back():
     config = CONFIGS["top_1"]
     x, params, d_y = make(config, EXACT)

@@ -1,6 +1,6 @@
 """The sections of the losses a router adds to the task's.   Spec 4"""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from .checks import FLOAT, POSITIVE, WEIGHT, Section, one_of
 
@@ -101,4 +101,4 @@ class LossesConfig(Section):
     @property
     def by_sequence(self):
         """Does a loss take its fractions by sequence?"""
-        return any(getattr(getattr(self, f.name), "scope", None) == "sequence" for f in fields(self))
+        return any(getattr(section, "scope", None) == "sequence" for section in vars(self).values())

@@ -101,8 +101,10 @@ def is_representable(array, name):
 
 def _is_bf16(values):
     """The upper half of a float32: the lower one is clear, except in a NaN."""
-    extra = np.ascontiguousarray(values).view(np.uint32) & np.uint32(0xFFFF) != 0
-    return not extra.any() or bool(np.isnan(values[extra]).all())
+    bits, low = np.ascontiguousarray(values).view(np.uint32), np.uint32(0xFFFF)
+    if not np.bitwise_or.reduce(bits) & low:  # of all at once: four times as fast, and what it mostly is
+        return True
+    return bool(np.isnan(values[bits & low != 0]).all())
 
 
 def _is_fp16(values):

@@ -2,23 +2,24 @@
 
 import numpy as np
 
+FLOAT32, FLOAT64, UINT16 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.uint16)
+NAMES = {FLOAT32: "float32", FLOAT64: "float64"}  # NumPy takes longer to tell than C to add up a row
+CODES = ("bf16", "fp16")  # formats whose codes of 16 bits C reads
+
 
 def dtype_of(rule):
-    return np.dtype(np.float64 if rule.profile == "float64" else np.float32)
-
-
-CODES = ("bf16", "fp16")  # formats whose codes of 16 bits C reads
+    return FLOAT64 if rule.profile == "float64" else FLOAT32
 
 
 def operand_of(name, given, rule, shape):
     """(array, format): an array of numbers, or the codes of a `Packed` of 16 bits. Raises TypeError or ValueError."""
     dtype = dtype_of(rule)
     if not hasattr(given, "codes"):
-        return array_of(name, given, dtype, shape), dtype.name
-    if given.format not in CODES or given.scales is not None or dtype != np.float32:
+        return array_of(name, given, dtype, shape), NAMES[dtype]
+    if given.format not in CODES or given.scales is not None or dtype != FLOAT32:
         raise ValueError(f"{name}: expected codes of {' or '.join(CODES)} without scales, in profile exact or chain, "
                          f"got {given.format} in profile {rule.profile}; decode them first")
-    return array_of(name, given.codes, np.dtype(np.uint16), shape), given.format
+    return array_of(name, given.codes, UINT16, shape), given.format
 
 
 def array_of(name, array, dtype, shape, optional=False):
@@ -29,21 +30,32 @@ def array_of(name, array, dtype, shape, optional=False):
         raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}; convert it with numpy.asarray")
     if array.dtype != dtype or not array.dtype.isnative:
         raise TypeError(f"{name}: expected native {dtype.name}, got {array.dtype.str}; use .astype(numpy.{dtype.name})")
-    if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
+    if array.shape != shape and not _fits(shape, array.shape):
         wanted = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
         raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}; check the axes against the others")
-    return np.require(array, requirements=("C", "A"))
+    return dense(array)
 
 
-def offsets_of(offsets, experts, rows):
-    """(E + 1,) rising from 0 to N, as int64. Raises TypeError or ValueError."""
+def _fits(shape, got):
+    return len(shape) == len(got) and all(want in (None, size) for want, size in zip(shape, got, strict=True))
+
+
+def dense(array):
+    """The array, or a copy that C can read from one end to the other."""
+    return array if array.flags.carray else np.require(array, requirements=("C", "A"))
+
+
+def offsets_of(offsets, experts):
+    """(E + 1,) integers, as int64: C looks whether they rise from 0 to N. Raises TypeError or ValueError."""
     array = np.asarray(offsets)
     if array.dtype.kind not in "iu":
         raise TypeError(f"offsets: expected integers, got {array.dtype.str}; use .astype(numpy.int64)")
     if array.shape != (experts + 1,):
         raise ValueError(f"offsets: expected shape ({experts + 1},), got {array.shape}; give E + 1 entries")
-    array = np.require(array, np.int64, ("C", "A"))
-    if array[0] != 0 or array[-1] != rows or (array[1:] < array[:-1]).any():
-        got = np.array2string(array, threshold=8)
-        raise ValueError(f"offsets: expected values rising from 0 to {rows}, got {got}; take them from the plan")
-    return array
+    return dense(array if array.dtype == np.int64 and array.dtype.isnative else array.astype(np.int64))
+
+
+def refuse_offsets(offsets, rows):
+    """Raises ValueError."""
+    got = np.array2string(offsets, threshold=8)
+    raise ValueError(f"offsets: expected values rising from 0 to {rows}, got {got}; take them from the plan")

@@ -99,5 +99,5 @@ def scaled_of(ffi, lib, formats, w):
 def _address(ffi, array):
     if array is None or array.size == 0:
         return ffi.NULL
-    return ffi.cast("void *", array.ctypes.data)
+    return ffi.cast("void *", ffi.from_buffer(array))
 

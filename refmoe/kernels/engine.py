@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 
 from . import codes, memory
-from .arguments import array_of, dtype_of, offsets_of, operand_of
+from .arguments import array_of, dtype_of, offsets_of, operand_of, refuse_offsets
 from .compiled import load_module, text
 from .formulas import Formulas
 from .sums import Sums
@@ -16,7 +16,8 @@ TIERS = ("rounding_test", "grid", "compensated", "exact")
 _PROFILES = {"exact": "REFMOE_EXACT", "chain": "REFMOE_CHAIN", "float64": "REFMOE_UNFUSED"}
 _NAMES = ("float32", "bf16", "fp16", "float64", "E5M2", "E4M3", "E3M2", "E2M3", "E2M1", "int8", "int4", "E8M0")
 _FORMATS = {name: f"REFMOE_{name.upper()}" for name in _NAMES}
-_POINTERS = {"u2": "uint16_t *", "f4": "float *", "f8": "double *", "i8": "int64_t *"}
+_POINTERS = {np.dtype(np.uint16): "uint16_t *", np.dtype(np.float32): "float *", np.dtype(np.float64): "double *",
+             np.dtype(np.int64): "int64_t *", np.dtype(bool): "uint8_t *"}  # fmt: skip
 _FORCES = {None: "REFMOE_FORCE_NOTHING", "compensated": "REFMOE_FORCE_COMPENSATED", "exact": "REFMOE_FORCE_EXACT"}
 
 
@@ -37,6 +38,7 @@ class CEngine(Formulas, Sums):
     def __init__(self, kernel, threads, adapt=False):
         self.kernel, self.threads, self._adapt = kernel, threads, adapt
         self.calls, self.tiers, self.workspace_bytes, self._room = Counter(), Counter(), 0, 0
+        self._hows = {}
         self._lock = threading.Lock()
         self._ffi, self._lib = load_module()
         names = [text(self._ffi, self._lib.refmoe_kernel_name(i)) for i in range(self._lib.refmoe_kernel_count())]
@@ -57,11 +59,11 @@ class CEngine(Formulas, Sums):
         w, right, (E, M, K) = codes.weights_of("w", w, rule, (None, None, None))
         x_rows, left = operand_of("x_rows", x_rows, rule, (None, K))
         N = len(x_rows)
-        offsets = offsets_of(offsets, E, N)
+        offsets = offsets_of(offsets, E)
         bias, acc = array_of("bias", bias, dtype, (E, M), True), array_of("acc", acc, dtype, (N, M), True)
         out = memory.empty((N, M), dtype)
-        sizes, arrays = (E, N, M, K, self._pointer(offsets)), map(self._pointer, (x_rows, w, bias, acc, out))
-        self._call("grouped_matmul", rule, (left, right), N * M * K, *sizes, *arrays)
+        arrays = map(self._pointer, (x_rows, w, bias, acc, out))
+        self._call("grouped_matmul", rule, (left, right), N * M * K, (E, N, M, K), offsets, *arrays)
         return out
 
     def grouped_matmul_backward_x(self, rule, pairs, offsets, acc=None):
@@ -73,13 +75,13 @@ class CEngine(Formulas, Sums):
         dtype = dtype_of(rule)
         pairs, left, right, E, K = codes.pairs_of(pairs, rule)
         N = len(pairs[0][0])
-        offsets, acc = offsets_of(offsets, E, N), array_of("acc", acc, dtype, (N, K), True)
+        offsets, acc = offsets_of(offsets, E), array_of("acc", acc, dtype, (N, K), True)
         out = memory.empty((N, K), dtype)
         rows = [(self._pointer(d), self._pointer(w), d.shape[1]) for d, w in pairs]
         table = self._ffi.new(f"refmoe_pair_f{8 * dtype.itemsize}[]", rows)
         work = N * K * sum(d.shape[1] for d, _ in pairs)
-        sizes, arrays = (E, N, K, self._pointer(offsets)), map(self._pointer, (acc, out))
-        self._call("grouped_matmul_backward_x", rule, (left, right), work, *sizes, len(pairs), table, *arrays)
+        rest = len(pairs), table, self._pointer(acc), self._pointer(out)
+        self._call("grouped_matmul_backward_x", rule, (left, right), work, (E, N, K), offsets, *rest)
         return out
 
     def grouped_matmul_backward_w(self, rule, d_rows, x_rows, offsets, acc=None):
@@ -92,30 +94,33 @@ class CEngine(Formulas, Sums):
         N, M = d_rows.shape
         x_rows, right = operand_of("x_rows", x_rows, rule, (N, None))
         E, K = max(len(offsets) - 1, 0), x_rows.shape[1]
-        offsets, acc = offsets_of(offsets, E, N), array_of("acc", acc, dtype, (E, M, K), True)
+        offsets, acc = offsets_of(offsets, E), array_of("acc", acc, dtype, (E, M, K), True)
         out = memory.empty((E, M, K), dtype)
-        sizes, arrays = (E, N, M, K, self._pointer(offsets)), map(self._pointer, (d_rows, x_rows, acc, out))
-        self._call("grouped_matmul_backward_w", rule, (left, right), N * M * K, *sizes, *arrays)
+        arrays = map(self._pointer, (d_rows, x_rows, acc, out))
+        self._call("grouped_matmul_backward_w", rule, (left, right), N * M * K, (E, N, M, K), offsets, *arrays)
         return out
 
     def _pointer(self, array):
         """A C pointer that keeps nothing alive: the arrays live in the caller's frame for the time of the call."""
-        if codes.is_small(array):
+        if type(array) is not np.ndarray and codes.is_small(array):
             return codes.scaled_of(self._ffi, self._lib, _FORMATS, array)
         if array is None or array.size == 0:
             return self._ffi.NULL
-        return self._ffi.cast(_POINTERS[array.dtype.str[1:]], self._ffi.from_buffer(array))
+        return self._ffi.cast(_POINTERS[array.dtype], self._ffi.from_buffer(array))
 
     def _threads_for(self, work):
         """One thread where waking another would cost more than it does, unless a count was asked for."""
         return min(self.threads, 1 + work // WORK_OF_A_THREAD) if self._adapt else self.threads
 
-    def _call(self, name, rule, formats, work, *arguments):
+    def _call(self, name, rule, formats, work, sizes, offsets, *rest):
         narrow = rule.profile != "float64"
         function = getattr(self._lib, f"refmoe_{name}_f{32 if narrow else 64}")
         how = self._ffi.new("refmoe_how *", self._how(rule, self._threads_for(work), formats))
         report = self._ffi.new("refmoe_report *")
-        status = self._in_workspace(how, lambda: function(how, *arguments, *([report] if narrow else [])))
+        arguments = (*sizes, self._pointer(offsets), *rest, *([report] if narrow else []))
+        status = self._in_workspace(how, lambda: function(how, *arguments))
+        if status == self._lib.REFMOE_BAD_OFFSETS:
+            refuse_offsets(offsets, sizes[1])
         if status == self._lib.REFMOE_NO_MEMORY:
             raise MemoryError(f"{name}: expected memory for {self.threads} threads to work in, got none; use fewer")
         if status != self._lib.REFMOE_OK:
@@ -123,8 +128,8 @@ class CEngine(Formulas, Sums):
         with self._lock:
             self.calls[name, self.kernel] += 1
             self.workspace_bytes = max(self.workspace_bytes, report.workspace_bytes)
-            if rule.profile == "exact":
-                self.tiers.update({tier: getattr(report, tier) for tier in TIERS})
+            for tier in TIERS if rule.profile == "exact" else ():
+                self.tiers[tier] += getattr(report, tier)
 
     def _in_workspace(self, how, call):
         """The call's status, in scratch memory as large as any call so far needed; if it wants more, in more."""
@@ -140,6 +145,13 @@ class CEngine(Formulas, Sums):
     release = staticmethod(memory.release)
 
     def _how(self, rule, threads, formats=("float32", "float32")):
+        """The fields of refmoe_how but for the workspace."""
+        key = rule, threads, formats
+        if key not in self._hows:
+            self._hows[key] = self._new_how(*key)
+        return self._hows[key]
+
+    def _new_how(self, rule, threads, formats):
         codes = (
             _code("profile", rule.profile, _PROFILES),
             _code("format", rule.format, _FORMATS),

@@ -1,8 +1,11 @@
 """Named formulas in C, as a method of the engine.   csrc/refmoe_formulas.h"""
 
+import math
+
 import numpy as np
 
 from . import memory
+from .arguments import dense
 
 WORK_OF_AN_ELEMENT = 16  # multiplications and their like, for the choice of threads
 _READ = (np.dtype(np.float32), np.dtype(bool))
@@ -26,7 +29,7 @@ class Formulas:
 
     def _evaluate(self, name, rule, size, parameters, operands, results):
         """refmoe_`name`(how, parameters, operands, results, lists); `size` elements of work, None is NULL there."""
-        operands = [None if array is None else np.require(array, requirements=("C", "A")) for array in operands]
+        operands = [None if array is None else dense(array) for array in operands]
         room = _ROOM
         while True:
             index = [None if array is None else np.empty(room, np.int64) for array in results]
@@ -43,16 +46,11 @@ class Formulas:
             return self._ffi.NULL
         return self._ffi.new("refmoe_open *", (0, len(index), self._pointer(index)))
 
-    def _place(self, array):
-        if array is None or array.dtype != bool:
-            return self._pointer(array)
-        return self._ffi.cast("uint8_t *", array.ctypes.data)
-
     def _ask(self, name, rule, size, before, arrays, lists):
         """One call of C; False where it does not offer these parameters."""
         threads = self._threads_for(size * WORK_OF_AN_ELEMENT)
         how = self._ffi.new("refmoe_how *", self._how(rule._replace(force_tier=None), threads))
-        status = getattr(self._lib, f"refmoe_{name}")(how, *before, *map(self._place, arrays), *lists)
+        status = getattr(self._lib, f"refmoe_{name}")(how, *before, *map(self._pointer, arrays), *lists)
         if status == self._lib.REFMOE_BAD_PROFILE:
             return False
         if status != self._lib.REFMOE_OK:
@@ -122,7 +120,7 @@ def _log_sum_exp(engine, rule, _, stored):
 
 def _table(array):
     """Rows and columns of an array of any number of axes."""
-    return int(np.prod(array.shape[:-1])), array.shape[-1]
+    return math.prod(array.shape[:-1]), array.shape[-1]
 
 
 def _like(array):

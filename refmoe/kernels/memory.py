@@ -8,6 +8,7 @@ import math
 import os
 import threading
 import weakref
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,17 @@ class Loan(weakref.ref):
     __slots__ = ("memory",)
 
 
+class Memory(NamedTuple):
+    """A buffer, and its first byte at the beginning of a line."""
+
+    view: memoryview
+    first: int
+
+    @property
+    def nbytes(self):
+        return self.view.nbytes
+
+
 class Pool:
     """`idle`: memory that nobody refers to, the longest idle first; at most `most` bytes of it."""
 
@@ -35,8 +47,8 @@ class Pool:
         size = math.prod(shape) * dtype.itemsize
         if size < LEAST:
             return np.empty(shape, dtype)
-        owner = self._lend(self._take(size + LINE))
-        first = -owner.ctypes.data % LINE
+        memory = self._take(size + LINE)
+        owner, first = self._lend(memory), memory.first
         return owner[first : first + size].view(dtype).reshape(shape)
 
     def _take(self, size):
@@ -44,11 +56,11 @@ class Pool:
         with self._lock:
             fits = [(m.nbytes, key) for key, m in list(self.idle.items()) if size <= m.nbytes <= FIT * size]
             found = self.idle.pop(min(fits)[1], None) if fits else None
-        return memoryview(np.empty(size, np.uint8)) if found is None else found
+        return _fresh(size) if found is None else found
 
     def _lend(self, memory):
         """The array that every view of the loan refers to: NumPy looks no further than one that is on a memoryview."""
-        owner = np.frombuffer(memory, np.uint8)
+        owner = np.frombuffer(memory.view, np.uint8)
         loan = Loan(owner, self._give_back)
         loan.memory = memory
         self._loans[id(loan)] = loan
@@ -77,6 +89,11 @@ class Pool:
     def renew_lock(self):
         """After a fork, where another thread may have held it."""
         self._lock = threading.RLock()
+
+
+def _fresh(size):
+    made = np.empty(size, np.uint8)
+    return Memory(memoryview(made), -made.ctypes.data % LINE)
 
 
 def _bound():

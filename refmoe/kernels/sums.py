@@ -1,8 +1,12 @@
 """Exact sums of few terms in C, as methods of the engine.   csrc/refmoe_sums.h"""
 
+import math
+
 import numpy as np
 
 from . import memory
+
+_FLOAT32 = np.dtype(np.float32)
 
 
 class Sums:
@@ -15,11 +19,11 @@ class Sums:
         arrays that C does not read: other types, no axis, more than two axes that differ.
         """
         arrays = [array for term in terms for array, _ in term]
-        if not all(isinstance(a, np.ndarray) and a.dtype == np.float32 and a.dtype.isnative for a in arrays):
+        if not all(isinstance(a, np.ndarray) and a.dtype == _FLOAT32 and a.dtype.isnative for a in arrays):
             return None
-        shape = np.broadcast_shapes(*(_shape(*factor) for term in terms for factor in term))
+        shape = np.broadcast_shapes(*{_shape(*factor) for term in terms for factor in term})
         n, m = _table(shape)
-        held = []
+        held = {}
         views = [[self._view(factor, shape, held) for factor in term] for term in terms]
         if n * m == 0 or any(view is None for term in views for view in term):
             return None
@@ -30,21 +34,32 @@ class Sums:
         return out
 
     def _view(self, factor, shape, held):
-        """What refmoe_view says of an array; it and what it points to are put into `held`."""
+        """What refmoe_view says of an array. `held`: what views point to, and where, by the array it stands for."""
         array, index = factor
-        if index is None and len(shape) > 2:
-            if array.shape != shape:
-                return None
-            array = np.ascontiguousarray(array).reshape(-1, shape[-1])
-        array = _readable(array)
-        held.append(array)
-        row, col = _steps(array)
-        start = self._ffi.cast("float *", array.ctypes.data)
+        key = id(array), index is None
+        if key not in held:
+            held[key] = array, *self._read(array, index, shape)
+        _, readable, start, row, col = held[key]
+        if readable is None:
+            return None
         if index is None:
             return (start, row, col, self._ffi.NULL, 0, 0)
         index = index if index.dtype == np.int64 and index.strides[0] % 8 == 0 else index.astype(np.int64)
-        held.append(index)
-        return (start, row, col, self._ffi.cast("int64_t *", index.ctypes.data), index.strides[0] // 8, len(array))
+        held[id(index)] = index
+        return (start, row, col, self._start("int64_t *", index), index.strides[0] // 8, len(readable))
+
+    def _read(self, array, index, shape):
+        """The array as C reads it, or None; where it begins, and its steps."""
+        if index is None and len(shape) > 2:
+            if array.shape != shape:
+                return None, None, 0, 0
+            array = np.ascontiguousarray(array).reshape(-1, shape[-1])
+        array = _readable(array)
+        return array, self._start("float *", array), *_steps(array)
+
+    def _start(self, kind, array):
+        dense = array.flags.c_contiguous and array.size  # NumPy takes ten times as long to tell where others begin
+        return self._ffi.cast(kind, self._ffi.from_buffer(array) if dense else array.ctypes.data)
 
     def _add_up(self, name, rule, work, *arguments):
         how = self._ffi.new("refmoe_how *", self._how(rule, self._threads_for(work)))
@@ -63,7 +78,7 @@ def _shape(array, index):
 
 def _table(shape):
     """The sum's shape as rows and columns."""
-    return (int(np.prod(shape[:-1])), shape[-1]) if shape else (0, 0)
+    return (math.prod(shape[:-1]), shape[-1]) if shape else (0, 0)
 
 
 def _readable(array):
@@ -75,5 +90,5 @@ def _readable(array):
 
 def _steps(array):
     """Elements from a row to the next, from a column to the next; 0 where one stands for all."""
-    steps = [0 if size == 1 else step // 4 for size, step in zip(array.shape, array.strides, strict=True)]
-    return (0,) * (2 - len(steps)) + tuple(steps)
+    shape, steps = (1,) * (2 - array.ndim) + array.shape, (0,) * (2 - array.ndim) + array.strides
+    return (0 if shape[0] == 1 else steps[0] // 4), (0 if shape[1] == 1 else steps[1] // 4)

@@ -268,14 +268,16 @@ class Numerics:
 
         Raises TypeError for a wrong type, dtype or byte order, ValueError for a wrong shape or a value out of format.
         """
-        shape, got = tuple(shape), type(array).__name__
-        wanted = f"a NumPy array of shape {shape}"
-        require(isinstance(array, np.ndarray), TypeError, name, wanted, got, "convert it with numpy.asarray")
-        if array.dtype != self.dtype or not array.dtype.isnative:  # names of types take longer than the comparison
+        shape = tuple(shape)
+        if not isinstance(array, np.ndarray):  # words take longer than the comparison: here and below
+            wanted, got = f"a NumPy array of shape {shape}", type(array).__name__
+            require(False, TypeError, name, wanted, got, "convert it with numpy.asarray")
+        if array.dtype != self.dtype or not array.dtype.isnative:
             kind = np.dtype(self.dtype).name
             wanted, fix = f"native {kind} in profile {self.profile!r}", f"use .astype(numpy.{kind})"
             require(False, TypeError, name, wanted, array.dtype.str, fix)
-        require(array.shape == shape, ValueError, name, f"shape {shape}", array.shape, "check its axes")
+        if array.shape != shape:
+            require(False, ValueError, name, f"shape {shape}", array.shape, "check its axes")
         store = self.format_of(name.rpartition(".")[2])
         fits = store in ("float32", "float64") or is_representable(array, store)
         fix = f"round it with refmoe.formats.round_to(array, {store!r})"
@@ -284,15 +286,19 @@ class Numerics:
 
     def check_environment(self):
         """Raises RuntimeError unless this thread rounds to nearest even and keeps subnormals.   Spec 6.1"""
-        least = np.full(2, 2.0**-149, np.float32)
-        half = np.full(2, UNIT)
-        keeps = (least * np.float32(1) == least).all() and (least.astype(np.float64) > 0).all()
-        nearest = (1.0 + half == 1.0).all() and (-1.0 - half == -1.0).all() and (1.0 + 3 * half == 1.0 + 4 * half).all()
-        if not (keeps and nearest):
+        keeps = (_LEAST * _ONE).tobytes() == _LEAST.tobytes() and _LEAST.astype(np.float64).tobytes() == _WIDE.tobytes()
+        if not keeps or (_UNITS + _HALVES).tobytes() != _NEAREST.tobytes():
             raise RuntimeError(
                 "floating-point environment: expected round-to-nearest with subnormals kept, got another mode; "
                 "some library changed it in this thread (fast-math code does): restore it or use a fresh process"
             )
+
+
+# What tells one environment from another, as bits: a changed one would change the numbers.
+_LEAST, _ONE = np.ones(2, np.uint32).view(np.float32), np.ones(2, np.float32)
+_WIDE = np.full(2, (1023 - 149) << 52, np.uint64).view(np.float64)
+_UNITS, _HALVES = np.array([1.0, -1.0, 1.0]), np.array([UNIT, -UNIT, 3 * UNIT])
+_NEAREST = np.array([1.0, -1.0, 1.0 + 4 * UNIT])
 
 
 def _check_choice(name, value, allowed):

@@ -19,23 +19,26 @@ from .scope import make_scores
 from .weights import topk_weights, topk_weights_backward
 
 
-def route(x, params, config, num, given):
+def route(x, params, config, num, given, reports=True):
     """Logits to selection; the weights follow in `layer`, which may have to drop slots first.   Spec 1
 
-    x (T, D) -> RoutingRecord with topk_weights still None
+    x (T, D) -> RoutingRecord with topk_weights still None, without lse unless `reports`
     """
     record = make_logits(x, params, config, num, given)
     logits = record.logits
     for made in (record.raw_logits, record.shared_logits, logits):
         refuse_nonfinite(made)
     scores = make_scores(logits, config, num, given)
-    lse = num.evaluate("lse", Named("log_sum_exp", lambda m, z: m.logsumexp(z)), logits, core=1)
+    lse = num.evaluate("lse", LOG_SUM_EXP, logits, core=1) if reports else None
     if given.topk_indices is not None:
         indices = selection.given(given.topk_indices, config.num_choices)
         if given.assignment_duals is not None:
             selection.check_assignment(logits, indices, given.assignment_duals, num)
         return record._replace(scores=scores, topk_indices=indices, lse=lse)
     return _choose(record._replace(scores=scores, lse=lse), params, config, num, given)
+
+
+LOG_SUM_EXP = Named("log_sum_exp", lambda m, z: m.logsumexp(z))
 
 
 def _choose(record, params, config, num, given):

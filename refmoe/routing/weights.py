@@ -27,16 +27,16 @@ def topk_weights(logits, scores, topk_indices, kept, config, num, given=None):
     kept = kept & counted(topk_indices, config)
     c = routing.scaling_factor
     index = _safe(topk_indices, kept)
+    if softmax_of_kept(config):
+        z = np.take_along_axis(logits, index, axis=-1)
+        formula = Named("softmax", lambda m, z, u: m.masked_softmax(z, m.real(u) == 1) * c, c)
+        return num.evaluate("topk_weights", formula, z, kept, core=1)
     s = np.take_along_axis(scores, index, axis=-1)
     if routing.divide_by_count:
         return num.evaluate("topk_weights", _shared_out, s, kept, core=1, c=c)
     if not routing.normalize:
         w = s if c == 1.0 else num.evaluate("topk_weights", lambda m, s: s * c, s)
         return np.where(kept, w, np.zeros_like(w))
-    if softmax_of_kept(config):
-        z = np.take_along_axis(logits, index, axis=-1)
-        formula = Named("softmax", lambda m, z, u: m.masked_softmax(z, m.real(u) == 1) * c, c)
-        return num.evaluate("topk_weights", formula, z, kept, core=1)
     _refuse_zero_sums(s, kept, routing)
     return num.evaluate("topk_weights", lambda m, s, u: _normalized(m, s, u, routing) * c, s, kept, core=1)
 
@@ -178,6 +178,8 @@ def _refuse_zero_sums(s, kept, routing):
 
 def _safe(topk_indices, used):
     """The indices, an unused slot pointing where a used one of its token does, so that every slot can be gathered."""
+    if used.all():
+        return topk_indices
     stand_in = np.take_along_axis(topk_indices, used.argmax(axis=-1)[:, None], axis=-1)
     return np.where(used, topk_indices, np.maximum(stand_in, 0))
 

@@ -10,9 +10,10 @@ def given(topk_indices, num_experts):
 
     topk_indices (T, K) -> the same, int64. Raises ValueError for an id outside -1 .. E-1, or one a token names twice.
     """
-    outside = topk_indices[(topk_indices < -1) | (topk_indices >= num_experts)]
-    wanted, fix = f"ids from -1 to {num_experts - 1}", "use -1 for an unused slot"
-    require(not outside.size, ValueError, "given.topk_indices", wanted, outside[:1], fix)
+    if topk_indices.size and (topk_indices.min() < -1 or topk_indices.max() >= num_experts):
+        outside = topk_indices[(topk_indices < -1) | (topk_indices >= num_experts)]
+        wanted, fix = f"ids from -1 to {num_experts - 1}", "use -1 for an unused slot"
+        require(False, ValueError, "given.topk_indices", wanted, outside[:1], fix)
     wanted, fix = "each token to name an expert once", "replace the repeat by -1"
     require_distinct("given.topk_indices", topk_indices, wanted, fix)
     return topk_indices.astype(np.int64)
@@ -21,5 +22,6 @@ def given(topk_indices, num_experts):
 def require_distinct(argument, indices, wanted, fix):
     """Raises ValueError for the first row that names an id twice; -1 does not count.   Spec 1.6"""
     ordered = np.sort(indices, axis=-1)
-    repeats = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=-1)
-    require(not repeats.any(), ValueError, argument, wanted, indices[repeats][:1].tolist(), fix)
+    repeats = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    if repeats.any():
+        require(False, ValueError, argument, wanted, indices[repeats.any(axis=-1)][:1].tolist(), fix)
