@@ -143,7 +143,7 @@ cross: $(BUILT)
 include csrc/flags.mk
 LIBRARY := $(LIB)/lib/librefmoe_kernels
 PC      := $(LIB)/lib/pkgconfig/refmoe_kernels.pc
-OFFERED := refmoe_kernels.h refmoe_formulas.h refmoe_sums.h
+OFFERED := refmoe_kernels.h refmoe_formulas.h refmoe_sums.h refmoe_written.h
 OBJECTS := $(SOURCES:%.c=$(LIB)/obj/%.o)
 
 lib: $(LIBRARY).a $(LIBRARY).so $(OFFERED:%=$(LIB)/include/%) $(PC)

@@ -24,7 +24,8 @@ def shared_list(name):
 
 
 SOURCES, MEASURES, ARITHMETIC, OTHER = map(shared_list, ("SOURCES", "MEASURES", "ARITHMETIC", "OTHER"))
-HEADERS = "refmoe_kernels.h", "refmoe_formulas.h", "refmoe_sums.h", "refmoe_limits.h"  # what the module offers
+OFFERED = "kernels", "formulas", "sums", "written", "limits"  # what the module offers
+HEADERS = [f"refmoe_{name}.h" for name in OFFERED]
 
 
 def declarations():

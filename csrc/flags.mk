@@ -3,9 +3,10 @@ SOURCES := grouped_matmul.c workspace.c cut.c pack.c unit.c lanes.c few.c codes.
            kernel_table.c tile_portable.c tile_neon.c tile_avx2.c tile_avx512.c \
            few_avx2.c few_avx512.c pairs.c pairs_avx512.c \
            formulas.c formulas_portable.c formulas_neon.c formulas_avx2.c formulas_avx512.c \
-           sums.c sums_portable.c sums_avx2.c sums_avx512.c
+           sums.c sums_portable.c sums_avx2.c sums_avx512.c written.c
 # Of the Python module alone: what `refmoe bench` measures the machine with.
 MEASURES := limits.c
-# Bits depend on these: no fused multiply-add that is not written, no reordering, no excess precision.
-ARITHMETIC := -std=c11 -ffp-contract=off -fno-fast-math -fexcess-precision=standard
+# Bits depend on these: no fused multiply-add that is not written, no reordering, no excess precision. Where
+# nobody asks for errno a square root is an instruction and no symbol of libm.
+ARITHMETIC := -std=c11 -ffp-contract=off -fno-fast-math -fexcess-precision=standard -fno-math-errno
 OTHER := -O3 -Wall -Wextra -fvisibility=hidden

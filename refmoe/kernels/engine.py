@@ -10,6 +10,7 @@ from .arguments import array_of, dtype_of, offsets_of, operand_of, refuse_offset
 from .compiled import load_module, text
 from .formulas import Formulas
 from .sums import Sums
+from .written import Written
 
 WORK_OF_A_THREAD = 1 << 18  # multiplications; below this a second thread is slower than none
 TIERS = ("rounding_test", "grid", "compensated", "exact")
@@ -21,8 +22,8 @@ _POINTERS = {np.dtype(np.uint16): "uint16_t *", np.dtype(np.float32): "float *",
 _FORCES = {None: "REFMOE_FORCE_NOTHING", "compensated": "REFMOE_FORCE_COMPENSATED", "exact": "REFMOE_FORCE_EXACT"}
 
 
-class CEngine(Formulas, Sums):
-    """The three grouped products in C, named formulas and exact sums.
+class CEngine(Formulas, Sums, Written):
+    """The three grouped products in C, named formulas, exact sums and written operations.
 
     `calls` counts (function, kernel), `tiers` the outputs that each tier of `exact` decided; `workspace_bytes` is the
     most scratch memory that one call used. Safe to call from several threads: a call has its own output and scratch

@@ -63,10 +63,11 @@ def start(optimiser, params):
     return OptimiserState(0, zeros[0], {} if optimiser.kind == "sgd" else zeros[1])
 
 
-def step(optimiser, params, grads, state, rate):
+def step(optimiser, params, grads, state, rate, engine=None):
     """One step: the arrays of params and state are changed in place -> the new state.
 
-    grads: a tree like params; what has no gradient stays as it is. rate: the step's learning rate.
+    grads: a tree like params; what has no gradient stays as it is. rate: the step's learning rate. engine: whose C may
+    take the step, to the same bits.
     Raises TypeError or ValueError, before anything is changed, for a gradient that does not fit its parameter.
     """
     rate = float(rate)
@@ -84,11 +85,24 @@ def step(optimiser, params, grads, state, rate):
         beta2_power=state.beta2_power * optimiser.beta2,
     )
     update = OPTIMISERS[optimiser.kind]
+    compiled = _compiled(optimiser, state, rate, engine)
     for name in names:
         moments = [m[name] for m in (state.first, state.second) if name in m]
-        for part in _blocks(arrays[name], gradients[name], *moments):
-            update(optimiser, state, rate, *part)
+        if not compiled(gradients[name], arrays[name], *moments):
+            for part in _blocks(arrays[name], gradients[name], *moments):
+                update(optimiser, state, rate, *part)
     return state
+
+
+def _compiled(optimiser, state, rate, engine):
+    """adamw(g, p, m, v) in C, whether it took the step; without an engine that has it, none does."""
+    function = getattr(engine, optimiser.kind, None)
+    if function is None:
+        return lambda *_: False
+    o = optimiser
+    scales = rate / (1 - state.beta1_power), 1 / sqrt(1 - state.beta2_power), o.eps
+    constants = (1 - rate * o.weight_decay, o.beta1, 1 - o.beta1, o.beta2, 1 - o.beta2, *scales)
+    return lambda *arrays: function(constants, *arrays)
 
 
 # --- the rules: each changes one block of a parameter and of its moments ----------------------------------------------

@@ -95,7 +95,7 @@ def train_step(state, tokens, targets, config, seed, num):
     given = _given(tokens, decoder, seed, state.step, num)
     record = decoder_forward(tokens, targets, state.params, decoder, num, given)
     grads = decoder_backward(tokens, targets, state.params, record, decoder, num, given)
-    moved = optimisers.step(config.optimiser, state.params, grads, state.optimiser, rate)
+    moved = optimisers.step(config.optimiser, state.params, grads, state.optimiser, rate, num.engine)
     loads = tuple(map(_load, decoder.blocks, record.blocks))
     _balance(state.params, decoder, loads, num)
     losses = tuple(map(_losses, decoder.blocks, record.blocks))

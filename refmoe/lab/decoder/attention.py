@@ -6,9 +6,16 @@ from typing import NamedTuple
 import numpy as np
 
 from ...numerics import Named
-from .policy import row_sums
+from .policy import empty, row_sums, scaled_copy
 
-SOFTMAX = Named("softmax", lambda m, z, used: m.masked_softmax(z, m.real(used) == 1), 1.0)
+
+def _causal_softmax(m, z, used):
+    """softmax over the places used; the others read as the first, which always is: none exceeds those used."""
+    mask = m.real(used) == 1
+    return m.masked_softmax(m.where(mask, z, m.take(z, (..., slice(1)))), mask)
+
+
+SOFTMAX = Named("softmax", _causal_softmax, 1.0)
 
 
 class Layout(NamedTuple):
@@ -24,7 +31,7 @@ class AttentionRecord(NamedTuple):
     q: object  # (R, d), scaled by 1 / sqrt(d)
     k: object  # (B H, S, d)
     v: object  # (B H, S, d)
-    logits: object  # (R, S); a place that is not used repeats the first one
+    logits: object  # (R, S), of places that are not used too
     weights: object  # (R, S)
     context: object  # (T, D)
     out: object  # (T, D)
@@ -53,11 +60,13 @@ def attention(x, params, layout, num):
 
     x (T, D) -> AttentionRecord
     """
-    q, k, v = _heads(num.contract("qkv", x, params.w_qkv), layout)
-    q = q.reshape(-1, q.shape[-1]) * (1 / sqrt(q.shape[-1]))
-    logits = _masked(num.contract("attention_logits", q, k, layout.offsets), layout)
+    root = 1 / sqrt(layout.shape[-1])
+    q, k, v = _heads(num.contract("qkv", x, params.w_qkv), (root, 1.0, 1.0), layout, num)
+    q = q.reshape(-1, q.shape[-1])
+    logits = _biased(num.contract("attention_logits", q, k, layout.offsets), layout)
     weights = num.evaluate("attention_weights", SOFTMAX, logits, layout.used, core=1)
-    context = _tokens([num.contract_backward_x("context", [(weights, v)], layout.offsets)], layout)
+    context = num.contract_backward_x("context", [(weights, v)], layout.offsets)
+    context = _tokens([context], (1.0,), layout, num)
     out = num.contract("attention_out", context, params.w_attention_out)
     return AttentionRecord(q, k, v, logits, weights, context, out)
 
@@ -65,42 +74,52 @@ def attention(x, params, layout, num):
 def attention_backward(d_out, x, record, params, layout, num):
     """d_out (T, D), x (T, D) -> d_x (T, D), dictionary of the parameters' gradients by name."""
     q, k, v, _, weights, context, _ = record
-    offsets = layout.offsets
+    offsets, root = layout.offsets, 1 / sqrt(layout.shape[-1])
     # out = W_out context
     d_context = num.contract_backward_x("d_context", [(d_out, params.w_attention_out)])
     d_w_out = num.contract_backward_w("d_w_attention_out", d_out, context)
-    d_context = _heads(d_context, layout)[0].reshape(q.shape)
+    d_context = _heads(d_context, (1.0,), layout, num)[0].reshape(q.shape)
     # context = weights v
     d_weights = num.contract("d_attention_weights", d_context, v, offsets)
     d_v = num.contract_backward_w("d_v", weights, d_context, offsets)
     # weights = softmax(logits)
-    d_logits = (d_weights - row_sums("weights_along", d_weights * weights, num)) * weights
-    # logits = q k^T + bias,   q = q' / sqrt(d)
-    d_q = num.contract_backward_x("d_q", [(d_logits, k)], offsets) * (1 / sqrt(q.shape[-1]))
+    d_logits = _shares_backward(d_weights, weights, num)
+    # logits = q k^T + bias
+    d_q = num.contract_backward_x("d_q", [(d_logits, k)], offsets)
     d_k = num.contract_backward_w("d_k", d_logits, q, offsets)
-    # q', k, v = W x
-    d_qkv = _tokens([d_q, d_k, d_v], layout)
+    # q sqrt(d), k, v = W x
+    d_qkv = _tokens([d_q, d_k, d_v], (root, 1.0, 1.0), layout, num)
     grads = {"w_qkv": num.contract_backward_w("d_w_qkv", d_qkv, x), "w_attention_out": d_w_out}
     return num.contract_backward_x("d_attention_x", [(d_qkv, params.w_qkv)]), grads
 
 
-def _masked(logits, layout):
-    """With the bias; a place that is not used repeats the first one, which always is: none exceeds those used."""
+def _shares_backward(d_weights, weights, num):
+    """(d_p - sum_j d_p_j p_j) p, row by row."""
+    made = num.compiled("shares_backward", d_weights, weights)
+    if made is not None:
+        return made
+    return (d_weights - row_sums("weights_along", d_weights * weights, num)) * weights
+
+
+def _biased(logits, layout):
     B, S, H, _ = layout.shape
-    table = logits.reshape(B, H, S, S)
-    table = table if layout.bias is None else table + layout.bias
-    return np.where(layout.used[:S], table, table[..., :1]).reshape(-1, S)
+    return logits if layout.bias is None else (logits.reshape(B, H, S, S) + layout.bias).reshape(-1, S)
 
 
-def _heads(rows, layout):
-    """(T, n D) -> (n, B H, S, d): token by token to head by head."""
+def _heads(rows, factors, layout, num):
+    """(T, n D) -> (n, B H, S, d): token by token to head by head, each of n parts times its factor."""
     B, S, H, d = layout.shape
-    parts = rows.reshape(B, S, -1, H, d).transpose(2, 0, 3, 1, 4)
-    return np.ascontiguousarray(parts).reshape(-1, B * H, S, d)
+    parts = rows.reshape(B, S, len(factors), H, d).transpose(2, 0, 3, 1, 4)
+    out = empty(parts.shape, rows.dtype)
+    for part, factor, place in zip(parts, factors, out, strict=True):
+        scaled_copy(part, factor, place, num)
+    return out.reshape(-1, B * H, S, d)
 
 
-def _tokens(parts, layout):
-    """n parts (R, d) -> (T, n D): head by head to token by token."""
+def _tokens(parts, factors, layout, num):
+    """n parts (R, d) -> (T, n D): head by head to token by token, each times its factor."""
     B, S, H, d = layout.shape
-    rows = np.stack([part.reshape(B, H, S, d).transpose(0, 2, 1, 3) for part in parts], axis=2)
-    return rows.reshape(B * S, -1)
+    out = empty((B, S, len(parts), H, d), parts[0].dtype)
+    for at, (part, factor) in enumerate(zip(parts, factors, strict=True)):
+        scaled_copy(part.reshape(B, H, S, d), factor, out[:, :, at].transpose(0, 2, 1, 3), num)
+    return out.reshape(B * S, -1)

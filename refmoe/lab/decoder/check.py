@@ -20,6 +20,9 @@ class WholeModelStep(ComplexStep):
     def sum_rows(self, name, rows):
         return np.sum(rows, axis=0)
 
+    def compiled(self, name, *arguments):
+        """None: C knows no complex numbers."""
+
 
 def check_decoder(config, seed=0, sequences=2, backend="numpy"):
     """name -> max|gradient - reference| / max|reference| of each parameter, in profile float64.
