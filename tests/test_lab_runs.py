@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from refmoe.__main__ import main
-from refmoe.lab import measures, report, results, runs, settings, tasks
+from refmoe.lab import measures, page, results, runs, settings, tasks
 from refmoe.lab.experiment import Experiment, Finding, Table, check
 from refmoe.lab.experiments import EXPERIMENTS, find_experiments
 from refmoe.models.presets import spec_folder
@@ -346,8 +346,15 @@ def test_a_report_of_nothing_is_refused(tmp_path, capsys):
     assert "expected a JSON object" in capsys.readouterr().err
 
 
+def test_results_that_are_not_the_labs_are_refused(tmp_path, capsys):
+    (tmp_path / "results.json").write_text("{}")
+    assert main(["lab", "report", "--runs", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert "expected results of the lab" in told and told.count("\n") == 1 and not (tmp_path / "report.html").exists()
+
+
 def test_the_pages_markdown_becomes_html():
-    html = report.to_html("# A & b\n\ntext `x < y` **bold**\n\n* one\n* two\n\n```\na < b\n```")
+    html = page.to_html("# A & b\n\ntext `x < y` **bold**\n\n* one\n* two\n\n```\na < b\n```")
     assert "<h3>A &amp; b</h3>" in html and "<code>x &lt; y</code> <strong>bold</strong>" in html
     assert html.count("<li>") == 2 and "<pre>a &lt; b" in html
 

@@ -1,8 +1,10 @@
 """Training in the lab: runs repeat bit for bit from their key, go on where they stopped, and say what they refuse."""
 
+import html
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -226,6 +228,30 @@ def test_the_command_trains_goes_on_and_exits_130_after_ctrl_c(tmp_path, capsys)
     assert done >= 1 and said.count("\n") == 1 and (tmp_path / "run" / "checkpoint.safetensors").exists()
     assert main([*words[2:], "--steps", str(done + 1)]) == 0
     assert f"{done + 1} steps are in" in capsys.readouterr().out
+
+
+def test_the_report_shows_the_curve_the_command_and_the_key(tmp_path, capsys):
+    run, page = tmp_path / "lab" / "mine", tmp_path / "lab" / "report.html"
+    words = ["lab", "train", "--size", "small", "--steps", "2", "--sequences", "1", "--seed", "3"]
+    assert main([*words, "--out", str(run)]) == 0
+    assert f"refmoe lab report --runs {run}" in capsys.readouterr().out
+    results = json.loads((run / "results.json").read_text())
+    assert shlex.split(results["command"]) == ["refmoe", *words] and results["key"]["seed"] == 3
+    assert (run / "picture.png").read_bytes().startswith(b"\x89PNG")
+    for folder in (run, tmp_path / "lab"):
+        assert main(["lab", "report", "--runs", str(folder), "--out", str(page)]) == 0
+        told = html.unescape(page.read_text())
+        assert "data:image/png;base64," in told and results["command"] in told and results["key"]["text"] in told
+        assert f"{results['last_loss']:.4f} at the last of 2; {results['held_out']:.4f}" in told
+        assert "Decoder of 2 blocks, hidden size 64: 4 experts, top 2" in told
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path, capsys):
+    (tmp_path / "results.json").write_text("mine")
+    assert main(["lab", "train", "--size", "small", "--steps", "1", "--out", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert "expected an empty folder or a training run's" in told and told.count("\n") == 1
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("results.json", "mine")]
 
 
 def test_the_command_refuses_in_one_line(tmp_path, capsys):

@@ -28,8 +28,9 @@ def add_arguments(command):
     run.set_defaults(verb=run_run)
     add_train(verbs, positive)
     report = verbs.add_parser("report", help="one page of all runs in a folder")
-    report.add_argument("--runs", metavar="DIR", default=OUT, help=f"the folder of the runs (default: {OUT})")
-    report.add_argument("--out", metavar="FILE", help="the page (default: report.html in that folder)")
+    report.add_argument("--runs", metavar="DIR", nargs="+", default=[OUT],
+                        help=f"runs of experiments and of training, or folders of them (default: {OUT})")  # fmt: skip
+    report.add_argument("--out", metavar="FILE", help="the page (default: report.html in the first folder)")
     report.set_defaults(verb=run_report)
 
 

@@ -143,6 +143,12 @@ def _points(values, at=""):
 
 def write_picture(path, experiment, table, settings):
     """Draws it; returns None, or why not."""
+    title = f"{experiment.id}  {experiment.title}"
+    return draw_picture(path, title, lambda fig: experiment.draw(fig, table, settings))
+
+
+def draw_picture(path, title, draw):
+    """A picture of a run, as draw(figure) makes it, under its title -> None, or why there is none."""
     from ..models.accounting.plots import figure
 
     try:
@@ -150,8 +156,8 @@ def write_picture(path, experiment, table, settings):
     except ImportError as error:
         return str(error)
     with style:
-        experiment.draw(fig, table, settings)
-        fig.suptitle(f"{experiment.id}  {experiment.title}", x=0.01, ha="left", fontsize=17, fontweight="bold")
+        draw(fig)
+        fig.suptitle(title, x=0.01, ha="left", fontsize=17, fontweight="bold")
         with whole(path) as partial:
             fig.savefig(partial, format="png", metadata={"Software": None})
     return None

@@ -15,14 +15,15 @@ from .training import evaluate, run_key, start, train
 CHECKPOINT = "checkpoint.safetensors"
 
 
-def run_training(config, corpus, seed, steps, num, out, every=100, progress=lambda made: None):
+def run_training(config, corpus, seed, steps, num, out, every=100, progress=lambda made: None, **about):
     """Trains until `steps` steps are done, or goes on from out/checkpoint.safetensors -> TrainingState, losses.
 
-    A checkpoint and losses.csv are written every so many steps and at the end, results.json at the end. Raises
-    ValueError for a folder of another run, Interrupted after Ctrl-C: the step is finished and kept first.
+    A checkpoint and losses.csv are written every so many steps and at the end, results.json at the end; `about` is
+    what else it shall say. Raises ValueError for a folder of another run or of other files, Interrupted after Ctrl-C:
+    the step is finished and kept first.
     """
     out = Path(out)
-    require(not out.exists() or out.is_dir(), ValueError, "out", "a folder", str(out), "choose another name")
+    _check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     key, (state, losses) = run_key(config, corpus, seed, num), (start(config, seed, num), [])
     if (out / CHECKPOINT).exists():
@@ -41,8 +42,16 @@ def run_training(config, corpus, seed, steps, num, out, every=100, progress=lamb
                 raise Interrupted(f"{said}; the same command goes on from there")
     held_out = evaluate(state.params, config, corpus, num)
     results = {"key": key, "steps": state.step, "first_loss": losses[0], "last_loss": losses[-1], "held_out": held_out}
+    results |= about
     write_whole(out / "results.json", json.dumps(results, indent=2, sort_keys=True) + "\n")
     return state, losses
+
+
+def _check_folder(out):
+    fix = "choose another name"
+    require(not out.exists() or out.is_dir(), ValueError, "out", "a folder", str(out), fix)
+    own = not out.exists() or (out / CHECKPOINT).exists() or not any(out.iterdir())
+    require(own, ValueError, "out", "an empty folder or a training run's", f"other files in {out}", fix)
 
 
 def _keep(out, state, losses, key):
