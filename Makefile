@@ -26,7 +26,7 @@ export OPENBLAS_NUM_THREADS ?= 2
 WORKERS := -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help build golden test smoke kernels vectors mutants lint interop consumers fuzz exhaustive digests faults cross lib example bench-peers size clean
+.PHONY: help build golden test smoke kernels vectors mutants lint interop consumers browser fuzz exhaustive digests faults cross lib example bench-peers size clean
 
 help:
 	@echo "make golden      build, then write and verify $(GOLDEN): a full-size layer, forward and backward"
@@ -38,6 +38,7 @@ help:
 	@echo "make lint        ruff"
 	@echo "make interop     compare with every block of transformers, in an environment of its own ($(PEERS))"
 	@echo "make consumers   bundles read, recomputed and judged in C, C++, JavaScript, PyTorch and JAX; wrong copies refused"
+	@echo "make browser     the HTML pages in Chromium, at a phone's width and a desk's; copies with a fault refused"
 	@echo "make fuzz        five minutes of layers drawn at random: every reading must agree"
 	@echo "make exhaustive  every float32 input of the functions of one variable: hours"
 	@echo "make digests     the full-size bundle under every kernel, thread count, Python and NumPy: one digest, minutes"
@@ -118,6 +119,9 @@ consumers: $(INTEROP)/.ready
 	$(INTEROP)/bin/python -c 'import jax' 2>/dev/null || \
 	  timeout 60 $(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check jax==0.10.2 || true
 	OMP_WAIT_POLICY=passive $(INTEROP)/bin/python tests/consumers/run.py
+
+browser: $(READY)
+	$(BIN)/python tests/browser/run.py
 
 bench-peers: $(RIVALS)/.ready
 

@@ -13,13 +13,15 @@ from .report import first_lines, headline, notes
 WIDE, HIGH = 14, 10  # pixels of a cell
 HEADS = ("stage", "section", "verdict", "matched", "ulp", "of rigorous", "of expected", "of trend", "expert", "row")
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:64em;padding:0 1em;color:#222}
-table{border-collapse:collapse}td,th{padding:.15em .7em;text-align:left}
+body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:64em;padding:0 1em;color:#222;
+background:#fff;overflow-wrap:anywhere}
+.scroll{overflow-x:auto}table{border-collapse:collapse}td,th{padding:.15em .7em;text-align:left;white-space:nowrap}
 td.n{text-align:right;font-variant-numeric:tabular-nums}.wrong{color:#b00020;font-weight:600}
-.suspicious{color:#9a5b00;font-weight:600}.passed{color:#1b6e3a}pre{background:#f6f6f4;padding:1em;overflow:auto}
-.map{display:flex}
-.map div{font:9px/10px system-ui;width:6.5em;white-space:nowrap}.map img{image-rendering:pixelated}
+.suspicious{color:#9a5b00;font-weight:600}.passed{color:#1b6e3a}pre{background:#f6f6f4;padding:1em;white-space:pre-wrap}
+.map{display:flex;overflow-x:auto}
+.map div{font:9px/10px system-ui;width:6.5em;flex:none;white-space:nowrap}.map img{flex:none;image-rendering:pixelated}
 h2{font-size:1.05em;margin:1.4em 0 .3em}
+@media(max-width:46em){body{margin:1em auto}td,th{padding:.15em .35em}td a{font-size:.85em}}
 """
 
 
@@ -31,12 +33,14 @@ def html_page(result):
     maps = "\n".join(_map(v) for v in comparison.verdicts if v.map is not None)
     heads = "".join(f"<th>{word}</th>" for word in HEADS)
     return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{escape(headline(result))}</title><style>{STYLE}</style></head><body>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<title>{escape(headline(result))}</title><style>{STYLE}</style></head><body>
 <h1>{escape(result.title)}</h1>
 <pre>{escape(chr(10).join(told))}</pre>
-<table><tr>{heads}</tr>
+<div class="scroll"><table><tr>{heads}</tr>
 {rows}
-</table>
+</table></div>
 <p>The maps show the greatest error over the expected one: white 0, yellow near the bound, red beyond it. A row is an
 expert where the elements of a stage belong to experts, else a run of its rows; across, its columns.</p>
 {maps}

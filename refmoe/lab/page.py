@@ -11,7 +11,7 @@ overflow-wrap:anywhere}h1{font-size:1.6em}h2{margin-top:2.2em;border-top:3px sol
 img{display:block;width:100%;height:auto;background:#fff;border-radius:4px}.scroll{overflow-x:auto}.hint{display:none}
 table{border-collapse:collapse;font-size:.9em}td,th{padding:.2em .8em;text-align:right;white-space:nowrap}
 td:first-child,th:first-child{text-align:left}th{border-bottom:1px solid #888}
-pre{white-space:pre-wrap;padding:.7em;background:#8882;border-radius:4px}
+pre{white-space:pre-wrap;padding:.7em;background:#8882;border-radius:4px}pre span{display:inline-block}
 .yes{color:#1b7a3d}.no{color:#b3261e}.open{color:#8a6100}li{margin:.3em 0}nav a{display:inline-block;margin-right:1em}
 details{margin:.8em 0}summary{cursor:pointer}
 @media(max-width:46em){.scroll img{width:46em}.hint{display:block;font-size:.8em;opacity:.7}}
@@ -48,6 +48,11 @@ def picture(path, title):
     data = base64.b64encode(path.read_bytes()).decode()
     hint = '<div class="hint">The picture moves sideways.</div>'
     return f'<div class="scroll"><img alt="{escape(title)}" src="data:image/png;base64,{data}"></div>{hint}'
+
+
+def command(text):
+    """What was typed; it is not broken within a word, where a phone would part -- from what follows."""
+    return f"<pre>{' '.join(f'<span>{escape(word)}</span>' for word in text.split())}</pre>"
 
 
 def fold(summary, html):

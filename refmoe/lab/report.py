@@ -7,7 +7,7 @@ from pathlib import Path
 from ..models.presets import spec_folder
 from ..refusals import require
 from ..writing import check_folder, write_whole
-from .page import fold, page, picture, section, to_html
+from .page import command, fold, page, picture, section, to_html
 from .results import PICTURE, RESULTS, RUN, read_json
 from .training_page import training_section
 
@@ -54,7 +54,7 @@ def _of_experiment(folder, results):
         f"<p><em>{escape(results['question'])}</em></p>",
         picture(folder / PICTURE, results["title"]),
         f"<ul>\n{told}\n</ul>",
-        f"<pre>{escape(read_json(folder / RUN)['command'])} --seeds {seeds}</pre>",
+        command(f"{read_json(folder / RUN)['command']} --seeds {seeds}"),
         fold(f"Numbers: mean of {seeds} seeds, least to largest", f'<div class="scroll">{_table(results)}</div>'),
         fold("What was done", done),
     ])  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..models.accounting.plots import ACTIVE, INK, TOTAL
 from .measures import mean
-from .page import fold, picture, section
+from .page import command, fold, picture, section
 from .plots import label_panel
 from .results import PICTURE, RESULTS, draw_picture, read_json
 
@@ -45,9 +45,9 @@ def training_section(folder, results):
     r, title = results, _title(results)
     told = (f"Loss {r['first_loss']:.4f} at the first step, {r['last_loss']:.4f} at the last of {r['steps']}; "
             f"{r['held_out']:.4f} nats a byte on held-out text.")  # fmt: skip
-    command = f"<pre>{escape(r['command'])}</pre>" if "command" in r else "<p>Made by a program.</p>"
+    made = command(r["command"]) if "command" in r else "<p>Made by a program.</p>"
     key = f"<pre>{escape(json.dumps(r['key'], indent=1))}</pre>"
-    parts = [picture(folder / PICTURE, title), f"<ul><li>{told}</li></ul>", command]
+    parts = [picture(folder / PICTURE, title), f"<ul><li>{told}</li></ul>", made]
     return section(folder.name, title, [*parts, fold("Its key: what decides every bit of it", key)])
 
 
