@@ -2,6 +2,8 @@
 
 #include "product.h"
 
+enum { UNITS_A_THREAD = 4 };
+
 static int64_t rows_of(const struct product *p, int64_t e) { return p->offsets[e + 1] - p->offsets[e]; }
 
 static int64_t most_rows_of_an_expert(const struct product *p)
@@ -13,6 +15,35 @@ static int64_t most_rows_of_an_expert(const struct product *p)
     return most;
 }
 
+static int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+static int64_t parts_of(const struct product *p, const struct cut *cut, int64_t rows)
+{
+    return parts(rows, cut->rows) * parts(p->cols, cut->cols);
+}
+
+/* At most `size`, whole tiles, and as even as those allow. */
+static int64_t even(int64_t count, int64_t size, int64_t tile)
+{
+    return count > 0 ? whole_tiles(parts(count, parts(count, size)), tile) : tile;
+}
+
+/* Units so small that the largest is at most one part in UNITS_A_THREAD of what a thread has to do. Columns are cut first:
+   a thread that goes on with the same rows has packed them already. One thread shares with nobody. */
+static struct cut share_out(const struct product *p, struct cut cut, int64_t most)
+{
+    int64_t rows = p->sum_rows ? p->rows : most, all = p->offsets[p->experts];
+    double needed = all > 0 && p->threads > 1 ? (double)UNITS_A_THREAD * p->threads * (double)most / (double)all : 0;
+    while ((double)parts_of(p, &cut, rows) < needed) {
+        int by_cols = cut.cols > p->tile->cols;
+        int64_t *side = by_cols ? &cut.cols : &cut.rows, tile = by_cols ? p->tile->cols : p->tile->rows;
+        if (*side <= tile)
+            break;
+        *side = whole_tiles(parts(*side, 2), tile);
+    }
+    return cut;
+}
+
 /* Packed rows of a unit take up to 2 MiB: enough to pay for the packed columns they meet, and still in cache. */
 struct cut refmoe_cut(const struct product *p)
 {
@@ -22,15 +53,13 @@ struct cut refmoe_cut(const struct product *p)
         return (struct cut){refmoe_lane_rows(p, length), refmoe_lane_cols(p), length};
     int64_t fit = (INT64_C(1) << 18) / (length > 0 ? length : 1) / tile * tile;
     int64_t rows = lower(fit < tile ? tile : fit, MAX_UNIT_ROWS / tile * tile);
-    int64_t needed = whole_tiles(p->sum_rows ? p->rows : most, tile);
-    return (struct cut){lower(rows, needed > 0 ? needed : tile), MAX_UNIT_COLS, length};
+    struct cut cut = {even(p->sum_rows ? p->rows : most, rows, tile), even(p->cols, MAX_UNIT_COLS, p->tile->cols), length};
+    return share_out(p, cut, most);
 }
-
-static int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 int64_t refmoe_units(const struct product *p, const struct cut *cut, int64_t e)
 {
-    return parts(p->sum_rows ? p->rows : rows_of(p, e), cut->rows) * parts(p->cols, cut->cols);
+    return parts_of(p, cut, p->sum_rows ? p->rows : rows_of(p, e));
 }
 
 /* Unit number `index` of expert e; units that share rows follow one another. */

@@ -285,14 +285,16 @@ static int backward_x(const refmoe_how *how, size_t item, int64_t e, int64_t n, 
     if (is_missing(out, n * k))
         return REFMOE_BAD_POINTER;
     struct product p = describe(how, item, e, n, k, offsets, acc, out);
-    p.pairs = num_pairs;
+    p.pairs = 0; /* a pair of no terms adds none, and nobody could tell its rows by where they begin */
     p.across = how->profile == REFMOE_UNFUSED ? 0 : REFMOE_LANES_ACROSS;
-    for (int q = 0; q < num_pairs; q++)
-        p.pair[q] = (struct operand){.a = pair[q].d, .b = pair[q].w, .a_row = pair[q].m, .a_step = 1,
-                                     .b_step = k, .b_col = 1, .length = pair[q].m,
-                                     .a_format = how->left_format, .b_format = how->right_format};
-    for (int q = 0; q < num_pairs; q++)
-        give_codes(&p, q, &codes[q]);
+    for (int q = 0; q < num_pairs; q++) {
+        if (pair[q].m == 0 && (p.pairs > 0 || q + 1 < num_pairs))
+            continue;
+        p.pair[p.pairs] = (struct operand){.a = pair[q].d, .b = pair[q].w, .a_row = pair[q].m, .a_step = 1,
+                                           .b_step = k, .b_col = 1, .length = pair[q].m,
+                                           .a_format = how->left_format, .b_format = how->right_format};
+        give_codes(&p, p.pairs++, &codes[q]);
+    }
     return run(&p, how->workspace, report);
 }
 

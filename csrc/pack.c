@@ -4,43 +4,48 @@
 
 enum {
     PACK_RUN = 64, /* k of one run of a transposition */
+    PACK_LINES = 8, /* lines that the first cache holds even if all belong to the same place of it */
     AHEAD = 8,     /* k fetched before they are copied */
     FEW = 32       /* k that no cache conflict can hurt */
 };
 
-/* dst (length, rows) = a, transposed as its steps say. The exact profile multiplies in float64. */
-#define DEFINE_PACK_ROWS(name, from, to, number)                                                                      \
-    static void name(const struct operand *p, int64_t first, int rows, void *dst_)                                    \
-    {                                                                                                                 \
-        const from *a = (const from *)p->a + first * p->a_row;                                                        \
-        to *dst = dst_;                                                                                               \
-        for (int64_t k = 0; k < p->length; k++, a += p->a_step)                                                       \
-            for (int i = 0; i < rows; i++)                                                                            \
-                *dst++ = (to)number(a[i * p->a_row]);                                                                 \
-    }
-
-DEFINE_PACK_ROWS(pack_rows_exact_float32, float, double, ITSELF)
-DEFINE_PACK_ROWS(pack_rows_exact_bf16, uint16_t, double, float_of_bf16)
-DEFINE_PACK_ROWS(pack_rows_exact_fp16, uint16_t, double, float_of_fp16)
-DEFINE_PACK_ROWS(pack_rows_chain_float32, float, float, ITSELF)
-DEFINE_PACK_ROWS(pack_rows_chain_bf16, uint16_t, float, float_of_bf16)
-DEFINE_PACK_ROWS(pack_rows_chain_fp16, uint16_t, float, float_of_fp16)
-DEFINE_PACK_ROWS(pack_rows_unfused, double, double, ITSELF)
-
-/* The unit's rows, tile by tile, the first pair before the second. */
-void refmoe_pack_rows(const struct product *p, const struct unit *u, void *room)
+/* Rows whose numbers of one k lie side by side: the columns of d, of which gradients of weights are made. So few k at a
+   time that their lines stay at hand from one tile to the next, wherever they lie. squares (exact): of each row. */
+static void pack_columns(const struct product *p, const struct unit *u, char *room, double *squares)
 {
-    static void (*const pack[NUM_PROFILES][NUM_STORES + 1])(const struct operand *, int64_t, int, void *) = {
-        [REFMOE_EXACT] = OF_EACH_FORMAT(pack_rows_exact), [REFMOE_CHAIN] = OF_EACH_FORMAT(pack_rows_chain),
-        [REFMOE_UNFUSED] = {[REFMOE_FLOAT64] = pack_rows_unfused}};
-    char *to = room;
-    for (int64_t row = 0; row < u->rows; row += p->tile->rows) {
-        int rows = (int)lower(p->tile->rows, u->rows - row);
-        for (int q = 0; q < p->pairs; q++) {
-            pack[p->profile][u->pair[q].a_format](&u->pair[q], row, rows, to);
-            to += u->pair[q].length * rows * packed_item(p);
+    const struct operand *o = &u->pair[0];
+    copy_function *copy = p->kernel->copy_across[p->profile][o->a_format];
+    int64_t tile = p->tile->rows, item = item_of(o->a_format);
+    for (int64_t k = 0; k < o->length; k += PACK_LINES)
+        for (int64_t row = 0; row < u->rows; row += tile) {
+            const char *at = o->a + (k * o->a_step + row) * item;
+            for (int64_t next = PACK_LINES; next < 2 * PACK_LINES; next++)
+                __builtin_prefetch(at + next * o->a_step * item, 0, 3);
+            copy((int)lower(tile, u->rows - row), lower(PACK_LINES, o->length - k), at, o->a_step,
+                 room + (row * o->length + k * tile) * packed_item(p), squares + row);
         }
+}
+
+static void pack_doubles(const struct operand *o, int64_t first, int rows, int64_t pitch, double *to)
+{
+    const double *a = (const double *)o->a + first * o->a_row;
+    for (int64_t k = 0; k < o->length; k++, a += o->a_step, to += pitch)
+        for (int i = 0; i < rows; i++)
+            to[i] = a[i * o->a_row];
+}
+
+/* The unit's rows, tile by tile, the first pair before the second; squares[i] += the squares of row i (exact). */
+void refmoe_pack_rows(const struct product *p, const struct unit *u, void *room, double *squares)
+{
+    int64_t tile = p->tile->rows;
+    double *to = room;
+    if (p->profile != REFMOE_UNFUSED) {
+        pack_columns(p, u, room, squares);
+        return;
     }
+    for (int64_t row = 0; row < u->rows; row += tile)
+        for (int q = 0; q < p->pairs; to += u->pair[q++].length * tile)
+            pack_doubles(&u->pair[q], row, (int)lower(tile, u->rows - row), tile, to);
 }
 
 /* dst (length, width) = columns first .. cols of b, then columns of zeros up to the tile's width: padding beside the

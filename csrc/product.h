@@ -52,7 +52,7 @@ enum { REFMOE_LANES_ALONG = 1, REFMOE_LANES_ACROSS = 2 };
 
 enum { MAX_UNIT_ROWS = 512, MAX_UNIT_COLS = 256, MAX_LANE_ROWS = 256, PANELS_BYTES = 1 << 18 };
 
-/* How an expert's block is cut: units of `rows` x `cols`, both whole tiles. Nothing here depends on the threads. */
+/* How an expert's block is cut: units of `rows` x `cols`, both whole tiles. */
 struct cut {
     int64_t rows, cols, length; /* length: of the longest sum */
 };
@@ -99,7 +99,7 @@ struct cut refmoe_cut(const struct product *product);
 int64_t refmoe_units(const struct product *product, const struct cut *cut, int64_t expert);
 struct unit refmoe_make_unit(const struct product *product, const struct cut *cut, int64_t expert, int64_t index);
 
-void refmoe_pack_rows(const struct product *product, const struct unit *unit, void *room);
+void refmoe_pack_rows(const struct product *product, const struct unit *unit, void *room, double *squares);
 int refmoe_make_panels(const struct product *product, const struct unit *unit, int64_t first, struct panel *panel,
                        char *room);
 int64_t refmoe_panels_at_once(const struct product *product, int64_t length);

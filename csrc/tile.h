@@ -32,7 +32,7 @@ enum { RUN_UNIT = 32 };
 #endif
 
 /* A tile adds a product to a block of accumulators:  acc[i,j] += sum_k a[k,i] b[k,j],  k ascending.
-     a    (length, rows), dense; double for exact and float64, float for chain
+     a    (length, rows) with tile.rows from one k to the next; double for exact and float64, float for chain
      b    (length, cols) with ldb elements from one k to the next; float for exact and chain, double for float64
      acc  (rows, cols), dense; double for exact and float64, float for chain
    1 <= rows <= tile.rows; always tile.cols columns. A tile never pads, skips or splits along k. */

@@ -6,7 +6,7 @@
 
 #define TARGET __attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw,f16c")))
 #define LANES 8
-#define ROWS 8
+#define ROWS 12
 #define FMA64(a, b, c) ((vd)_mm512_fmadd_pd((__m512d)(a), (__m512d)(b), (__m512d)(c)))
 #define FMA32(a, b, c) ((vf)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define SPREAD64(x) ((vd)_mm512_set1_pd(x))

@@ -6,7 +6,7 @@
 
 #define TARGET
 #define LANES 2
-#define ROWS 8
+#define ROWS 12
 #define FMA64(a, b, c) ((vd)vfmaq_f64((float64x2_t)(c), (float64x2_t)(a), (float64x2_t)(b)))
 #define FMA32(a, b, c) ((vf)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
 #define SPREAD64(x) ((vd)vdupq_n_f64(x))

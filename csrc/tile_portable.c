@@ -11,7 +11,7 @@ static void multiply_exact(int rows, int64_t length, const void *a_, const void 
     const double *a = a_;
     const float *b = b_;
     double *acc = acc_;
-    for (int64_t k = 0; k < length; k++, a += rows, b += ldb)
+    for (int64_t k = 0; k < length; k++, a += ROWS, b += ldb)
         for (int i = 0; i < rows; i++)
             for (int j = 0; j < COLS; j++)
                 acc[i * COLS + j] += a[i] * (double)b[j];
@@ -35,7 +35,7 @@ static void multiply_chain(int rows, int64_t length, const void *a_, const void 
 {
     const float *a = a_, *b = b_;
     float *acc = acc_;
-    for (int64_t k = 0; k < length; k++, a += rows, b += ldb)
+    for (int64_t k = 0; k < length; k++, a += ROWS, b += ldb)
         for (int i = 0; i < rows; i++)
             for (int j = 0; j < COLS; j++)
                 acc[i * COLS + j] = fused(a[i], b[j], acc[i * COLS + j]);
@@ -45,7 +45,7 @@ static void multiply_unfused(int rows, int64_t length, const void *a_, const voi
 {
     const double *a = a_, *b = b_;
     double *acc = acc_;
-    for (int64_t k = 0; k < length; k++, a += rows, b += ldb)
+    for (int64_t k = 0; k < length; k++, a += ROWS, b += ldb)
         for (int i = 0; i < rows; i++)
             for (int j = 0; j < COLS; j++)
                 acc[i * COLS + j] += a[i] * b[j];

@@ -10,16 +10,32 @@ INLINE vf floats_bf16(const uint16_t *p)
     return (vf)(__builtin_convertvector((codes) * (const codes_memory *)p, wide_codes) << 16);
 }
 
-INLINE vd doubles_bf16(const uint16_t *p)
+INLINE half halves_bf16(const uint16_t *p)
 {
     typedef uint16_t few __attribute__((vector_size(2 * LANES)));
     typedef uint16_t few_memory __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
     typedef uint32_t wide_few __attribute__((vector_size(4 * LANES)));
-    return __builtin_convertvector((half)(__builtin_convertvector((few) * (const few_memory *)p, wide_few) << 16), vd);
+    return (half)(__builtin_convertvector((few) * (const few_memory *)p, wide_few) << 16);
 }
 
-/* For a format: floats(p) is a vector of them, doubles(p) LANES of them as doubles, number(code) one. */
-#define READING(form, item, floats, doubles, number)                                                                  \
+INLINE vd doubles_bf16(const uint16_t *p) { return __builtin_convertvector(halves_bf16(p), vd); }
+
+#define LOAD_H(p) ((half) * (const half_memory *)(p))
+#define HALVES_FP16(p) NARROW(DOUBLES_FP16(p))
+
+enum { FEW_LINES = 8 }; /* which the first cache holds even if all belong to the same place of it */
+
+INLINE vi lane_numbers(void)
+{
+    vi lanes;
+    for (int lane = 0; lane < LANES; lane++)
+        lanes[lane] = lane;
+    return lanes;
+}
+
+/* For a format: floats(p) is a vector of them, halves(p) half of one, doubles(p) LANES of them as doubles, number(code)
+   one. A band that is not a whole number of vectors ends with one that begins inside the vector before it. */
+#define READING(form, item, floats, halves, doubles, number)                                                          \
     static TARGET void copy_along_chain_##form(int rows, int64_t length, const void *weights, int64_t step,           \
                                                void *left, double *squares)                                           \
     {                                                                                                                 \
@@ -59,41 +75,61 @@ INLINE vd doubles_bf16(const uint16_t *p)
     static TARGET void copy_across_chain_##form(int cols, int64_t length, const void *weights, int64_t step,          \
                                                 void *left, double *squares)                                          \
     {                                                                                                                 \
+        enum { LANE = 2 * LANES <= LANE_ROWS ? 2 * LANES : LANES, LAST = LANE_ROWS - LANE };                          \
         const item *w = weights;                                                                                      \
         for (int64_t k = 0; k < length; k++, w += step)                                                               \
             for (int j = 0; j < cols; j += LANE_ROWS) {                                                               \
                 float *to = (float *)left + j * length + k * LANE_ROWS;                                               \
-                if (j + LANE_ROWS <= cols)                                                                            \
-                    for (int i = 0; i < LANE_ROWS; i++)                                                               \
-                        to[i] = number(w[j + i]);                                                                     \
-                else                                                                                                  \
+                if (j + LANE_ROWS > cols) {                                                                           \
                     for (int i = 0; i < cols - j; i++)                                                                \
                         to[i] = number(w[j + i]);                                                                     \
+                    continue;                                                                                         \
+                }                                                                                                     \
+                for (int i = 0; i < LANE_ROWS; i += LANE) {                                                           \
+                    int at = i < LAST ? i : LAST;                                                                     \
+                    if (LANE == LANES)                                                                                \
+                        *(half_memory *)(to + at) = halves(w + j + at);                                               \
+                    else                                                                                              \
+                        *(vf_memory *)(to + at) = floats(w + j + at);                                                 \
+                }                                                                                                     \
             }                                                                                                         \
         (void)squares;                                                                                                \
+    }                                                                                                                 \
+    INLINE void copy_band_##form(int64_t length, const item *w, int64_t step, double *to, double *squares)            \
+    {                                                                                                                 \
+        enum { VECTORS = (LANE_ROWS + LANES - 1) / LANES, LAST = LANE_ROWS - LANES };                                 \
+        vd sum[VECTORS];                                                                                              \
+        for (int v = 0; v < VECTORS; v++)                                                                             \
+            sum[v] = LOAD_D(squares + (v * LANES < LAST ? v * LANES : LAST));                                         \
+        for (int64_t k = 0; k < length; k++, w += step, to += LANE_ROWS)                                              \
+            for (int v = 0; v < VECTORS; v++) {                                                                       \
+                int at = v * LANES < LAST ? v * LANES : LAST;                                                         \
+                vd x = doubles(w + at);                                                                               \
+                vi fresh = lane_numbers() >= v * LANES - at;                                                          \
+                *(vd_memory *)(to + at) = x;                                                                          \
+                sum[v] += (vd)((vi)(x * x) & fresh);                                                                  \
+            }                                                                                                         \
+        for (int v = VECTORS - 1; v >= 0; v--)                                                                        \
+            *(vd_memory *)(squares + (v * LANES < LAST ? v * LANES : LAST)) = sum[v];                                 \
     }                                                                                                                 \
     static TARGET void copy_across_exact_##form(int cols, int64_t length, const void *weights, int64_t step,          \
                                                 void *left, double *squares)                                          \
     {                                                                                                                 \
-        const item *w = weights;                                                                                      \
-        for (int64_t k = 0; k < length; k++, w += step) {                                                             \
+        for (int64_t from = 0; from < length; from += FEW_LINES)                                                      \
             for (int j = 0; j < cols; j += LANE_ROWS) {                                                               \
-                double *to = (double *)left + j * length + k * LANE_ROWS;                                             \
+                int64_t lines = from + FEW_LINES < length ? FEW_LINES : length - from;                                \
+                const item *w = (const item *)weights + from * step + j;                                              \
+                double *to = (double *)left + j * length + from * LANE_ROWS;                                          \
                 if (j + LANE_ROWS <= cols)                                                                            \
-                    for (int i = 0; i < LANE_ROWS; i++)                                                               \
-                        to[i] = (double)number(w[j + i]);                                                             \
+                    copy_band_##form(lines, w, step, to, squares + j);                                                \
                 else                                                                                                  \
-                    for (int i = 0; i < cols - j; i++)                                                                \
-                        to[i] = (double)number(w[j + i]);                                                             \
+                    for (int64_t k = 0; k < lines; k++)                                                               \
+                        for (int i = 0; i < cols - j; i++) {                                                          \
+                            double x = (double)number(w[k * step + i]);                                               \
+                            to[k * LANE_ROWS + i] = x;                                                                \
+                            squares[j + i] += x * x;                                                                  \
+                        }                                                                                             \
             }                                                                                                         \
-            int j = 0;                                                                                                \
-            for (; j + LANES <= cols; j += LANES) {                                                                   \
-                vd x = doubles(w + j);                                                                                \
-                *(vd_memory *)(squares + j) = FMA64(x, x, LOAD_D(squares + j));                                       \
-            }                                                                                                         \
-            for (; j < cols; j++)                                                                                     \
-                squares[j] += (double)number(w[j]) * (double)number(w[j]);                                            \
-        }                                                                                                             \
     }                                                                                                                 \
     static TARGET void widen_##form(int64_t count, const void *from_, float *to)                                      \
     {                                                                                                                 \
@@ -105,9 +141,9 @@ INLINE vd doubles_bf16(const uint16_t *p)
             to[k] = number(from[k]);                                                                                  \
     }
 
-READING(float32, float, LOAD_F, WIDEN, ITSELF)
-READING(bf16, uint16_t, floats_bf16, doubles_bf16, float_of_bf16)
-READING(fp16, uint16_t, FLOATS_FP16, DOUBLES_FP16, float_of_fp16)
+READING(float32, float, LOAD_F, LOAD_H, WIDEN, ITSELF)
+READING(bf16, uint16_t, floats_bf16, halves_bf16, doubles_bf16, float_of_bf16)
+READING(fp16, uint16_t, FLOATS_FP16, HALVES_FP16, DOUBLES_FP16, float_of_fp16)
 
 #define VECTOR_COPIES                                                                                                 \
     .copy_along = {[REFMOE_EXACT] = OF_EACH_FORMAT(copy_along_exact),                                                 \

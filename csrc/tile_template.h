@@ -40,7 +40,7 @@ INLINE void rows_exact(const int rows, int64_t length, const double *a, const fl
     vd sum[ROWS][2];
     for (int i = 0; i < rows; i++)
         sum[i][0] = LOAD_D(acc + 2 * LANES * i), sum[i][1] = LOAD_D(acc + 2 * LANES * i + LANES);
-    for (int64_t k = 0; k < length; k++, a += rows, b += ldb) {
+    for (int64_t k = 0; k < length; k++, a += ROWS, b += ldb) {
         vd left = WIDEN(b), right = WIDEN(b + LANES);
         FETCH(b, 8 * LANES);
         for (int i = 0; i < rows; i++) {
@@ -60,7 +60,7 @@ INLINE void rows_chain(const int rows, int64_t length, const float *a, const flo
     vf sum[ROWS][2];
     for (int i = 0; i < rows; i++)
         sum[i][0] = LOAD_F(acc + 4 * LANES * i), sum[i][1] = LOAD_F(acc + 4 * LANES * i + 2 * LANES);
-    for (int64_t k = 0; k < length; k++, a += rows, b += ldb) {
+    for (int64_t k = 0; k < length; k++, a += ROWS, b += ldb) {
         vf left = LOAD_F(b), right = LOAD_F(b + 2 * LANES);
         FETCH(b, 16 * LANES);
         for (int i = 0; i < rows; i++) {
@@ -81,7 +81,7 @@ INLINE void rows_unfused(const int rows, int64_t length, const double *a, const 
     vd sum[ROWS][2];
     for (int i = 0; i < rows; i++)
         sum[i][0] = LOAD_D(acc + 2 * LANES * i), sum[i][1] = LOAD_D(acc + 2 * LANES * i + LANES);
-    for (int64_t k = 0; k < length; k++, a += rows, b += ldb) {
+    for (int64_t k = 0; k < length; k++, a += ROWS, b += ldb) {
         vd left = LOAD_D(b), right = LOAD_D(b + LANES);
         FETCH(b, 16 * LANES);
         for (int i = 0; i < rows; i++) {
@@ -163,6 +163,7 @@ LANE_SHAPES
     switch (rows) {                                                                                                   \
         CASE(inner, 1) CASE(inner, 2) CASE(inner, 3) CASE(inner, 4)                                                   \
         CASE(inner, 5) CASE(inner, 6) CASE(inner, 7) CASE(inner, 8)                                                   \
+        CASE(inner, 9) CASE(inner, 10) CASE(inner, 11) CASE(inner, 12)                                                \
     }
 
 static TARGET void multiply_exact(int rows, int64_t length, const void *a, const void *b, int64_t ldb, void *acc)

@@ -28,7 +28,7 @@ INLINE void whole_rows_chain(const int rows, const struct whole *w)
     vf sum[ROWS][2];
     for (int i = 0; i < rows; i++)
         sum[i][0] = sum[i][1] = (vf){0};
-    for (int64_t k = 0; k < w->length; k++, a += rows, b += w->ldb) {
+    for (int64_t k = 0; k < w->length; k++, a += ROWS, b += w->ldb) {
         vf left = LOAD_F(b), right = LOAD_F(b + 2 * LANES);
         for (int i = 0; i < rows; i++) {
             vf x = SPREAD32(a[i]);
@@ -50,7 +50,7 @@ INLINE void whole_rows_exact(const int rows, const struct whole *w, uint32_t *un
     vd sum[ROWS][2];
     for (int i = 0; i < rows; i++)
         sum[i][0] = sum[i][1] = (vd){0};
-    for (int64_t k = 0; k < w->length; k++, a += rows, b += w->ldb) {
+    for (int64_t k = 0; k < w->length; k++, a += ROWS, b += w->ldb) {
         vd left = WIDEN(b), right = WIDEN(b + LANES);
         for (int i = 0; i < rows; i++) {
             vd x = SPREAD64(a[i]);
@@ -83,6 +83,7 @@ INLINE void whole_rows_exact(const int rows, const struct whole *w, uint32_t *un
     switch (rows) {                                                                                                   \
         WHOLE_CASE(1, __VA_ARGS__) WHOLE_CASE(2, __VA_ARGS__) WHOLE_CASE(3, __VA_ARGS__) WHOLE_CASE(4, __VA_ARGS__)   \
         WHOLE_CASE(5, __VA_ARGS__) WHOLE_CASE(6, __VA_ARGS__) WHOLE_CASE(7, __VA_ARGS__) WHOLE_CASE(8, __VA_ARGS__)   \
+        WHOLE_CASE(9, __VA_ARGS__) WHOLE_CASE(10, __VA_ARGS__) WHOLE_CASE(11, __VA_ARGS__) WHOLE_CASE(12, __VA_ARGS__) \
     }
 
 static TARGET void whole_chain(int rows, const struct whole *w, uint32_t *undecided)

@@ -11,23 +11,13 @@ double refmoe_error_factor(const struct product *p, int64_t length)
     return terms <= 1 ? 0.0 : (double)(terms + 2) * 0x1p-52;
 }
 
-/* Of the packed rows: float64, and the widths of the formats are behind them. */
+/* Of rows whose squares row_bound holds. */
 static void bound_rows(const struct product *p, const struct unit *u, struct scratch *s)
 {
-    int64_t length = total_length(p, u);
-    double factor = refmoe_error_factor(p, length);
-    const double *a = s->packed_rows;
-    for (int64_t row = 0; row < u->rows; row += p->tile->rows) {
-        int rows = (int)lower(p->tile->rows, u->rows - row);
-        double squares[MAX_TILE_ROWS] = {0};
-        for (int64_t k = 0; k < length; k++, a += rows)
-            for (int i = 0; i < rows; i++)
-                squares[i] += a[i] * a[i];
-        for (int i = 0; i < rows; i++) {
-            s->row_bound[row + i] = factor * refmoe_norm_above(squares[i]);
-            s->row_grid[row + i].known = 0;
-        }
-    }
+    double factor = refmoe_error_factor(p, total_length(p, u));
+    p->kernel->norms((int)u->rows, s->row_bound);
+    for (int64_t row = 0; row < u->rows; row++)
+        s->row_bound[row] *= factor, s->row_grid[row].known = 0;
 }
 
 static void bound_cols(const struct product *p, const struct unit *u, const struct panel *panel, double *norm)
@@ -240,7 +230,7 @@ static void compute_tile(const struct product *p, const struct unit *u, struct s
     start(p, u, t);
     for (int q = 0; q < p->pairs; q++) {
         p->tile->multiply(t->rows, u->pair[q].length, a, panel->b[q], panel->ldb[q], t->value);
-        a += u->pair[q].length * t->rows * packed_item(p);
+        a += u->pair[q].length * p->tile->rows * packed_item(p);
     }
     if (p->profile == REFMOE_EXACT)
         finish_exact(p, u, s, t, slot);
@@ -253,15 +243,26 @@ static void compute_tile(const struct product *p, const struct unit *u, struct s
 
 /* ---- the unit ---- */
 
+/* A thread that stays with these rows finds them packed. Those of an expert without any begin where the next one's do. */
+static void hold_rows(const struct product *p, const struct unit *u, struct scratch *s)
+{
+    int empty = total_length(p, u) == 0;
+    if (!empty && s->held == u->pair[0].a && s->held_rows == u->rows)
+        return;
+    memset(s->row_bound, 0, (size_t)u->rows * sizeof *s->row_bound);
+    refmoe_pack_rows(p, u, s->packed_rows, s->row_bound);
+    if (p->profile == REFMOE_EXACT)
+        bound_rows(p, u, s);
+    s->held = empty ? NULL : u->pair[0].a, s->held_rows = u->rows;
+}
+
 /* A few panels at a time meet all rows: a long sum's panels, or a short sum's row of tiles, stay in cache. */
 void refmoe_compute_unit(const struct product *p, const struct unit *u, struct scratch *s)
 {
     int width = p->tile->cols;
     struct panel panel[MAX_UNIT_COLS];
     struct block tile;
-    refmoe_pack_rows(p, u, s->packed_rows);
-    if (p->profile == REFMOE_EXACT)
-        bound_rows(p, u, s);
+    hold_rows(p, u, s);
     for (int64_t first = 0, count; first < u->cols; first += count * width) {
         count = refmoe_make_panels(p, u, first, panel, s->packed_cols);
         for (int c = 0; c < count && p->profile == REFMOE_EXACT; c++)

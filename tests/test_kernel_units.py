@@ -1,0 +1,51 @@
+"""Units of unit.c: output shared out among threads, rows that a thread holds from one unit to the next, empty pairs."""
+
+import numpy as np
+import pytest
+from kernel_calls import Guarded, assert_same, differing_bits
+from kernel_cases import RULES, Case, wide
+from kernel_oracle import Rule, dtype
+
+from refmoe import kernels
+from refmoe.numerics.contract import NumpyEngine
+
+KERNELS = [name for name, can_run, _ in kernels.available() if can_run]
+each_kernel = pytest.mark.parametrize("kernel", KERNELS)
+
+
+@pytest.mark.parametrize("counts", [(48,), (2, 44, 2)], ids=["alone", "with most of the rows"])
+@pytest.mark.parametrize("profile", ("exact", "chain", "float64"))
+@each_kernel
+def test_one_expert_is_shared_out_among_all_threads(kernel, profile, counts):
+    """Each thread that works has a room of its own, of which the workspace tells."""
+    rule = Rule(profile, "float64" if profile == "float64" else "float32")
+    rng, offsets = np.random.default_rng(3), np.concatenate([[0], np.cumsum(counts)])
+    d, x = (wide(rng, (48, 96), dtype(rule)) for _ in range(2))
+    engines = [kernels.load(kernel, threads) for threads in (1, 8)]
+    got = [engine.grouped_matmul_backward_w(rule, d, x, offsets) for engine in engines]
+    assert differing_bits(*got) == 0
+    if profile != "float64":  # those calls report nothing
+        assert engines[1].workspace_bytes > 6 * engines[0].workspace_bytes
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.format in ("float32", "float64")], ids=str)
+@each_kernel
+def test_rows_are_held_for_the_units_beside_and_no_others(kernel, rule):
+    """As many rows of the next expert, of one that has none of its own, and columns of more than one unit."""
+    case = Case(wide, rule, counts=(0, 5, 0, 5, 0), M=29, K=301)
+    assert_same(case, rule, kernel, list(case.outputs(NumpyEngine(), rule)))
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.format in ("float32", "float64")], ids=str)
+@each_kernel
+def test_a_pair_of_no_columns_adds_nothing(kernel, rule):
+    """First or last: the rows of the other are still those of each expert and unit."""
+    rng, kind, offsets = np.random.default_rng(4), dtype(rule), [0, 5, 10, 150]
+    d, w = wide(rng, (150, 7), kind), wide(rng, (3, 7, 19), kind)
+    none = d[:, :0], w[:, :0]
+    for threads in (1, 2):
+        engine = Guarded(kernel, threads)
+        want = engine.grouped_matmul_backward_x(rule, [(d, w)], offsets)
+        for pairs in ([none, (d, w)], [(d, w), none]):
+            assert differing_bits(engine.grouped_matmul_backward_x(rule, pairs, offsets), want) == 0
+        assert not engine.grouped_matmul_backward_x(rule, [none, none], offsets).any()
