@@ -6,11 +6,13 @@
 
 enum { ROW_ROOM = REFMOE_LONGEST_ROW + LANES };
 
+#define ALIGNED __attribute__((aligned(64)))
+
 struct row {
     int64_t count, top; /* elements; the first of the largest that are used, -1 if none is */
     double largest, rest, error; /* z_top; S - 1; the relative error of S and of a quotient by it */
     int is_open, is_far; /* something is not finite; some d_j was cut to 400 */
-    double distance[ROW_ROOM], power[ROW_ROOM]; /* d, t: 0 where not used, and t_top = 0 while `rest` is made */
+    double distance[ROW_ROOM] ALIGNED, power[ROW_ROOM] ALIGNED; /* d, t: 0 where not used; t_top = 0 while S is made */
 };
 
 INLINE double total(vd x)
@@ -38,75 +40,129 @@ INLINE int all_finite(const float *x, int64_t count)
     return !bad;
 }
 
-INLINE void find_top(struct row *row, const float *z, const uint8_t *used)
+/* Elements up to the last one that is used. */
+INLINE int64_t used_count(const uint8_t *used, int64_t count)
 {
-    row->top = -1;
-    for (int64_t j = 0; j < row->count; j++)
-        if ((!used || used[j]) && (row->top < 0 || z[j] > z[row->top]))
-            row->top = j;
-    row->is_open = !all_finite(z, row->count);
-    row->largest = row->top < 0 ? 0 : (double)z[row->top];
+    for (uint64_t eight = 0; count >= 8; count -= 8) {
+        memcpy(&eight, used + count - 8, sizeof eight);
+        if (eight)
+            break;
+    }
+    while (count > 0 && !used[count - 1])
+        count--;
+    return count;
+}
+
+/* z as doubles, minus infinity where not used, and beyond the end. */
+INLINE void enter_row(struct row *row, const float *z, const uint8_t *used)
+{
+    const double none = -__builtin_inf();
+    if (used)
+        for (int64_t j = 0; j < row->count; j++)
+            row->distance[j] = used[j] ? (double)z[j] : none;
+    else
+        for (int64_t j = 0; j < row->count; j++)
+            row->distance[j] = (double)z[j];
+    store(row->distance + row->count, spread(none));
+}
+
+INLINE uint32_t lanes_of(vi mask) { return (uint32_t)SIGNS((half)__builtin_convertvector(mask, half_int)); }
+
+INLINE void find_top(struct row *row)
+{
+    vd largest = load(row->distance);
+    for (int64_t at = LANES; at < row->count; at += LANES)
+        largest = MOST(largest, load(row->distance + at));
+    row->largest = largest[0];
+    for (int i = 1; i < LANES; i++)
+        row->largest = largest[i] > row->largest ? largest[i] : row->largest;
+    row->top = 0;
+    uint32_t found = 0;
+    for (; !found; row->top += LANES)
+        found = lanes_of(load(row->distance + row->top) == spread(row->largest));
+    row->top += __builtin_ctz(found) - LANES;
+}
+
+/* distance, power, rest, is_far. */
+INLINE void make_powers(struct row *row)
+{
+    vd rest = {0};
+    vi far = {0};
+    for (int64_t at = 0; at < row->count; at += LANES) {
+        vd z = load(row->distance + at), d = spread(row->largest) - z;
+        vi is_used = z > spread(-__builtin_inf());
+        vd t = (vd)((vi)exp_minus(LEAST(d, spread(400.0))) & is_used);
+        far |= (d > spread(400.0)) & is_used;
+        if ((uint64_t)(row->top - at) < LANES)
+            t[row->top - at] = 0;
+        store(row->distance + at, (vd)((vi)d & is_used));
+        store(row->power + at, t);
+        rest += t;
+    }
+    row->rest = total(rest);
+    row->is_far = lanes_of(far) != 0;
 }
 
 /* Everything of struct row. */
 INLINE void make_row(struct row *row, const float *z, const uint8_t *used, int64_t count)
 {
-    vd rest = {0};
-    row->count = count;
-    find_top(row, z, used);
-    if (row->is_open || row->top < 0)
+    row->count = used ? used_count(used, count) : count;
+    row->top = -1;
+    row->is_open = !all_finite(z, row->count);
+    if (row->is_open || row->count == 0)
         return;
-    for (int64_t j = 0; j < count + LANES; j++)
-        row->distance[j] = j < count && (!used || used[j]) ? row->largest - (double)z[j] : 401;
-    row->is_far = 0;
-    for (int64_t j = 0; j < count; j++)
-        row->is_far |= row->distance[j] > 400 && (!used || used[j]);
-    for (int64_t j = 0; j < count; j += LANES)
-        store(row->power + j, exp_minus(LEAST(load(row->distance + j), spread(400.0))));
-    for (int64_t j = 0; j < count + LANES; j++)
-        if (j >= count || j == row->top || (used && !used[j]))
-            row->power[j] = row->distance[j] = 0;
-    for (int64_t j = 0; j < count; j += LANES)
-        rest += load(row->power + j);
-    row->rest = total(rest);
+    enter_row(row, z, used && memchr(used, 0, (size_t)row->count) ? used : NULL);
+    find_top(row);
+    make_powers(row);
     row->power[row->top] = 1;
     row->error = (double)(count / LANES + LANES + 24) * 0x1p-52;
 }
 
-/* settle() for LANES results from `at` on; true if one of them stays open. */
-INLINE int finish_row(struct bounded y, const struct formula_call *c, const struct row *row, float *out, int64_t at)
+/* settle() for the results from `at` on, at most LANES; true if one of them stays open. */
+INLINE int finish_row(struct bounded y, const int narrow, const struct formula_call *c, const struct row *row, float *out,
+                      int64_t at)
 {
+    if (at + LANES <= row->count)
+        return settle(y, narrow, c->format, out + at) != 0;
     float lanes[LANES];
-    int64_t count = row->count - at < LANES ? row->count - at : LANES;
-    uint32_t bits = c->narrow ? settle(y, 1, c->format, lanes) : settle(y, 0, c->format, lanes);
-    memcpy(out + at, lanes, (size_t)count * sizeof *lanes);
-    return (bits & ((UINT32_C(1) << count) - 1)) != 0;
+    uint32_t bits = settle(y, narrow, c->format, lanes);
+    for (int64_t i = 0; at + i < row->count; i++)
+        out[at + i] = lanes[i];
+    return (bits & ((UINT32_C(1) << (row->count - at)) - 1)) != 0;
 }
 
-/* c p, whose relative error is error + 2 u d. */
-INLINE struct bounded share(const struct row *row, double c, int64_t at)
+/* +0 for what is not used at the row's end. */
+INLINE void finish_end(const struct formula_call *c, const struct row *row, float *out)
+{
+    memset(out + row->count, 0, (size_t)(c->length - row->count) * sizeof *out);
+}
+
+/* scale t, scale = c / S, whose relative error is error + 2 u d. */
+INLINE struct bounded share(const struct row *row, double scale, int64_t at)
 {
     vd t = load(row->power + at), d = load(row->distance + at);
-    struct bounded y = {.v = t * spread(c) / spread(1 + row->rest)};
+    struct bounded y = {.v = t * spread(scale)};
     y.e = y.v * FMA(LEAST(d, spread(400.0)), spread(0x1p-52), spread(row->error));
     return y;
+}
+
+INLINE int softmax_row(const int narrow, const struct formula_call *c, const struct row *row, float *out)
+{
+    int open = 0;
+    double scale = c->factor / (1 + row->rest);
+    for (int64_t at = 0; at < row->count; at += LANES)
+        open |= finish_row(share(row, scale, at), narrow, c, row, out, at);
+    return open;
 }
 
 static TARGET void softmax_rows(const struct formula_call *c, int64_t begin, int64_t end)
 {
     struct row row;
     for (int64_t n = begin; n < end; n++) {
-        const float *z = c->in[0] + n * c->length;
-        const uint8_t *used = c->used ? c->used + n * c->length : NULL;
         float *out = c->out[0] + n * c->length;
-        make_row(&row, z, used, c->length);
-        int open = row.is_open;
-        if (row.top < 0)
-            memset(out, 0, (size_t)c->length * sizeof *out);
-        else
-            for (int64_t at = 0; !open && at < row.count; at += LANES)
-                open = finish_row(share(&row, c->factor, at), c, &row, out, at);
-        if (open)
+        make_row(&row, c->in[0] + n * c->length, c->used ? c->used + n * c->length : NULL, c->length);
+        finish_end(c, &row, out);
+        if (row.is_open || (c->narrow ? softmax_row(1, c, &row, out) : softmax_row(0, c, &row, out)))
             note_open(c->open[0], n);
     }
 }
@@ -123,11 +179,11 @@ INLINE void make_centre(struct centre *m, struct row *row, const float *g, const
 {
     vd mean = {0}, error = {0};
     row->is_open |= row->is_far || !all_finite(g, row->count);
-    double first = (double)g[row->top];
+    double first = (double)g[row->top], scale = 1 / (1 + row->rest);
     for (int64_t j = 0; j < row->count + LANES; j++)
         m->difference[j] = j < row->count && (!used || used[j]) ? (double)g[j] - first : 0;
     for (int64_t at = 0; at < row->count; at += LANES) {
-        struct bounded p = share(row, 1, at);
+        struct bounded p = share(row, scale, at);
         vd s = load(m->difference + at);
         mean += p.v * s;
         error += size_of(s) * FMA(p.v, spread(row->error), p.e);
@@ -136,9 +192,9 @@ INLINE void make_centre(struct centre *m, struct row *row, const float *g, const
     m->error = total(error) * (1 + 0x1p-20);
 }
 
-INLINE struct bounded centred(const struct centre *m, const struct row *row, double c, int64_t at)
+INLINE struct bounded centred(const struct centre *m, const struct row *row, double scale, int64_t at)
 {
-    struct bounded p = share(row, c, at);
+    struct bounded p = share(row, scale, at);
     vd s = load(m->difference + at), from = s - spread(m->mean), u = spread(0x1p-52);
     vd lost = FMA(size_of(s) + size_of(from), u, spread(m->error));
     struct bounded y = {.v = p.v * from};
@@ -146,23 +202,28 @@ INLINE struct bounded centred(const struct centre *m, const struct row *row, dou
     return y;
 }
 
+INLINE int centred_row(const int narrow, const struct formula_call *c, const struct row *row, const struct centre *m,
+                       float *out)
+{
+    int open = 0;
+    double scale = c->factor / (1 + row->rest);
+    for (int64_t at = 0; at < row->count; at += LANES)
+        open |= finish_row(centred(m, row, scale, at), narrow, c, row, out, at);
+    return open;
+}
+
 static TARGET void softmax_backward_rows(const struct formula_call *c, int64_t begin, int64_t end)
 {
     struct row row;
-    struct centre centre;
+    struct centre m;
     for (int64_t n = begin; n < end; n++) {
-        int64_t first = n * c->length;
-        const uint8_t *used = c->used ? c->used + first : NULL;
-        float *out = c->out[0] + first;
-        make_row(&row, c->in[1] + first, used, c->length);
-        if (row.top < 0)
-            memset(out, 0, (size_t)c->length * sizeof *out);
-        else if (!row.is_open)
-            make_centre(&centre, &row, c->in[0] + first, used);
-        int open = row.is_open;
-        for (int64_t at = 0; !open && row.top >= 0 && at < row.count; at += LANES)
-            open = finish_row(centred(&centre, &row, c->factor, at), c, &row, out, at);
-        if (open)
+        const uint8_t *used = c->used ? c->used + n * c->length : NULL;
+        float *out = c->out[0] + n * c->length;
+        make_row(&row, c->in[1] + n * c->length, used, c->length);
+        finish_end(c, &row, out);
+        if (row.top >= 0)
+            make_centre(&m, &row, c->in[0] + n * c->length, used);
+        if (row.is_open || (c->narrow ? centred_row(1, c, &row, &m, out) : centred_row(0, c, &row, &m, out)))
             note_open(c->open[0], n);
     }
 }
