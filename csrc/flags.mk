@@ -2,7 +2,7 @@
 SOURCES := grouped_matmul.c workspace.c cut.c pack.c unit.c lanes.c few.c codes.c rounding.c \
            kernel_table.c tile_portable.c tile_neon.c tile_avx2.c tile_avx512.c \
            few_avx2.c few_avx512.c pairs.c pairs_avx512.c \
-           formulas.c formulas_portable.c formulas_neon.c formulas_avx2.c formulas_avx512.c \
+           formulas.c formulas_again.c formulas_portable.c formulas_neon.c formulas_avx2.c formulas_avx512.c \
            sums.c sums_portable.c sums_avx2.c sums_avx512.c written.c
 # Of the Python module alone: what `refmoe bench` measures the machine with.
 MEASURES := limits.c

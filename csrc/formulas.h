@@ -40,6 +40,9 @@ extern const struct formulas refmoe_formulas_avx2, refmoe_formulas_avx512;
 extern const struct formulas refmoe_formulas_neon;
 #endif
 
+/* Row n of softmax with more digits; false where they do not decide it either. Its numbers are finite, some are used. */
+int refmoe_softmax_again(const struct formula_call *call, int64_t n);
+
 /* Called by several threads at once. */
 static inline void note_open(refmoe_open *open, int64_t index)
 {

@@ -119,8 +119,8 @@ INLINE void make_row(struct row *row, const float *z, const uint8_t *used, int64
 }
 
 /* settle() for the results from `at` on, at most LANES; true if one of them stays open. */
-INLINE int finish_row(struct bounded y, const int narrow, const struct formula_call *c, const struct row *row, float *out,
-                      int64_t at)
+INLINE int finish_row(struct bounded y, const int narrow, const struct formula_call *c, const struct row *row,
+                      float *out, int64_t at)
 {
     if (at + LANES <= row->count)
         return settle(y, narrow, c->format, out + at) != 0;
@@ -162,7 +162,10 @@ static TARGET void softmax_rows(const struct formula_call *c, int64_t begin, int
         float *out = c->out[0] + n * c->length;
         make_row(&row, c->in[0] + n * c->length, c->used ? c->used + n * c->length : NULL, c->length);
         finish_end(c, &row, out);
-        if (row.is_open || (c->narrow ? softmax_row(1, c, &row, out) : softmax_row(0, c, &row, out)))
+        int open = row.is_open;
+        if (!open && (c->narrow ? softmax_row(1, c, &row, out) : softmax_row(0, c, &row, out)))
+            open = !refmoe_softmax_again(c, n);
+        if (open)
             note_open(c->open[0], n);
     }
 }

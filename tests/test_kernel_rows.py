@@ -1,5 +1,6 @@
 """Formulas of whole rows in C give NumPy's bits: softmax, its gradient, log-sum-exp, over all or some of a row."""
 
+import mpmath
 import numpy as np
 import pytest
 
@@ -100,6 +101,78 @@ def test_nothing_ordinary_is_left_open(kernel):
     made = [num.engine.formula(rule, "softmax", 1.0, (z,)), num.engine.formula(rule, "softmax_backward", 1.0, (d, z)),
             num.engine.formula(rule, "log_sum_exp", None, (z,))]  # fmt: skip
     assert sum(len(left) for ((_, left),) in made) <= 6
+
+
+# ---- midpoints ----
+
+
+def rows_next_to_midpoints(count):
+    """Two logits d = j 2^-23 apart, j odd: p = 1/2 + d/4 - d^3/48 + ..., just below the midpoint 1/2 + j 2^-25.
+
+    The distances go from 2^-74 to 2^-38: around what the bound of float64 decides, and far below.
+    """
+    j = 2 * np.unique(np.exp2(np.linspace(0, 11.5, count)).astype(int)) + 1
+    z = np.stack([j * 2.0**-23, np.zeros(len(j))], axis=1).astype(np.float32)
+    return z, (0.5 + (j - 1) / 2 * 2.0**-24).astype(np.float32)
+
+
+@each_kernel
+def test_next_to_a_midpoint_the_right_side_is_taken_and_c_takes_it(kernel):
+    """A bound that is too small shows here: what lies on the midpoint in float64 would go to the even side."""
+    z, below = rows_next_to_midpoints(400)
+    num = compiled(kernel)
+    used = np.ones((len(z), 3), bool)
+    used[:, 1] = False
+    between = np.insert(z, 1, 7.0, axis=1)
+    for stored, column in (((z,), 0), ((z[:, ::-1].copy(),), 1), ((between, used), 0)):
+        ((out, left),) = num.engine.formula(num._rule("lse"), "softmax", 1.0, stored)
+        assert len(left) == 0
+        assert_equal(out[:, column], below, "midpoints")
+    first = z[:4]
+    assert_equal(scores.softmax(first, num), scores.softmax(first, NUMPY), "the nearest")
+
+
+def factor_next_to_midpoint(z):
+    """c, c p_0 rounded, and how far c p_0 is from a midpoint, of itself: c is the quotient nearest to it."""
+    with mpmath.workprec(300):
+        share = 1 / mpmath.fsum(mpmath.exp(mpmath.mpf(float(x)) - float(z[0])) for x in z)
+        below = np.float32(float(share) * 1.3)
+        above = np.nextafter(below, np.float32(np.inf))
+        middle = (mpmath.mpf(float(below)) + float(above)) / 2
+        c = float(middle / share)
+        return c, below if c * share < middle else above, abs(float(c * share / middle - 1))
+
+
+def hard_rows():
+    """Long rows, which are 2^-54 from a midpoint and nearer, and of 6000 rows of two those within 2^-61."""
+    rng = np.random.default_rng(3)
+    for length, spread in [(9, 4.0), (40, 1.0), (40, 12.0), (300, 2.0)] * 3:
+        z = (rng.standard_normal(length) * spread).astype(np.float32)
+        yield z, *factor_next_to_midpoint(z)[:2]
+    for z in (rng.standard_normal((6000, 2)) * 3).astype(np.float32):
+        c, want, distance = factor_next_to_midpoint(z)
+        if distance < 2.0**-61:
+            yield z, c, want
+
+
+def test_what_float64_cannot_decide_pairs_of_doubles_decide_right():
+    rows = list(hard_rows())
+    assert len(rows) > 40
+    for kernel in KERNELS:
+        num = compiled(kernel)
+        for z, c, want in rows:
+            ((out, left),) = num.engine.formula(num._rule("lse"), "softmax", c, (z[None],))
+            assert len(left) == 0 and out[0, 0] == want, (z, c)
+
+
+def test_a_share_on_a_midpoint_is_left_to_numpy():
+    """Equal logits: p = 1/2, and c p lies halfway between two numbers of float32."""
+    num, c = compiled(KERNELS[-1]), 1 + 2.0**-24
+    z = np.ones((1, 2), np.float32)
+    ((_, left),) = num.engine.formula(num._rule("lse"), "softmax", c, (z,))
+    assert list(left) == [0]
+    share = Named("softmax", lambda m, z: m.softmax(z) * m.constant(c), c)
+    assert_equal(num.evaluate("lse", share, z, core=1), np.full((1, 2), 0.5, np.float32), "tie")
 
 
 def test_rows_beyond_the_proof_are_left_to_numpy():
