@@ -261,7 +261,8 @@ def run_vectors(args):
 def run_gradients(args):
     import refmoe
 
-    result = refmoe.check_gradients(refmoe.load_preset(args.preset, scale="minimal"), seed=args.seed)
+    config = refmoe.load_preset(args.preset, scale="minimal")
+    result = refmoe.check_gradients(config, seed=args.seed, oracle=True)
     print(result)
     return 0 if result.ok else 1
 

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from planting import LEAVES, SMALL, detects, planted
 
 import refmoe
 from refmoe import Numerics
-from refmoe.check import TOLERANCE, check_gradients
+from refmoe.check import TOLERANCE, check_gradients, subjects
 from refmoe.config import CAPACITY_NAMES
 from refmoe.recipes import CONSTANT_PARAMS, name_params
 
@@ -90,10 +91,43 @@ def test_the_checks_table_can_be_read():
     check = check_gradients(SMALL["silu"], num_tokens=4)
     text = str(check)
     assert "complex step" in text and "d_w_gate" in text and text.splitlines()[-1].startswith("ok")
-    assert check.errors["d_x"].keys() == TOLERANCE.keys()
+    assert check.errors["d_x"].keys() == TOLERANCE.keys() - {"fifty_digits"} and "not asked for" in text
     with planted("routing.weights", "return w * m.centre(G, w, z) * c", "return w * G * c"):
         text = str(check_gradients(SMALL["silu"], num_tokens=4))
     assert "FAILS" in text and text.splitlines()[-1].startswith("FAILED")
+
+
+# --- fifty digits -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["silu", "clamped", "gelu", "soft", "sqrt_softplus", "sparsemixer"])
+def test_fifty_digits_agree_with_every_gradient(name):
+    check = check_gradients((SMALL | CONFIGS)[name], num_tokens=4, limit=1, oracle=True)
+    assert check.ok and not check.missing, f"\n{check}"
+    assert all(row.fifty_digits is not None and row.fifty_digits < 2e-14 for row in check.rows)
+    assert str(check).splitlines()[1].split()[3] == f"{check.rows[0].fifty_digits:.1e}"
+
+
+def test_the_oracle_alone_sees_a_small_error(monkeypatch):
+    """One part in a billion of one tensor: far below what differences see, and complex step is told to look away."""
+    plain = subjects.moe_backward
+
+    def wrong(*arguments):
+        grads = plain(*arguments)
+        return grads._replace(params=grads.params._replace(w_up=grads.params.w_up * (1 + 1e-9)))
+
+    monkeypatch.setattr(subjects, "moe_backward", wrong)
+    check = check_gradients(SMALL["silu"], num_tokens=4, limit=1, oracle=True)
+    assert not check.ok and [row.tensor for row in check.rows if row.fifty_digits > 1e-13] == ["d_w_up"]
+    (row,) = (row for row in check.rows if row.tensor == "d_w_up")
+    assert row.difference <= row.bars[2] and not row._replace(complex_step=0.0).ok
+
+
+def test_without_mpmath_the_table_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpmath", None)
+    check = check_gradients(SMALL["relu"], num_tokens=4, limit=1, oracle=True)
+    assert check.ok and all(row.fifty_digits is None for row in check.rows)
+    assert "no fifty digits: they need mpmath" in str(check) and "pip install mpmath" in str(check)
 
 
 # --- errors planted one at a time ------------------------------------------------------------------------------------

@@ -62,6 +62,27 @@ def test_fifty_digits_are_fifty(notebook):
         assert abs(first / (w * (1 - w) * (ends[0] - ends[1])) - 1) < mpmath.mpf(10) ** -45
 
 
+def test_the_checks_oracle_and_the_notebooks_agree_to_forty_digits(notebook):
+    """Two writings of the layer, an element at a time and along a direction: nothing of the checker is in binary64."""
+    from refmoe.check.digits import FiftyDigits, slope
+    from refmoe.layer import forward
+
+    arrays, stages, _, chosen, _ = notebook["library"](1)
+    num, config = FiftyDigits(), notebook["CONFIG"]
+    params = refmoe.recipes.assemble_params({name: a for name, a in arrays.items() if name.startswith("w_")})
+    record = moe_forward(arrays["x"], params, config, refmoe.Numerics("float64", backend="numpy"))
+    for name in ("w_router", "w_up"):
+        along = generate("along", arrays[name].shape, 1).astype(np.float64)
+
+        def loss(v, name=name):
+            out = forward(arrays["x"], params._replace(**{name: v}), config, num, refmoe.Given(), record)
+            return np.sum(arrays["d_y"] * out.y)
+
+        parts = [notebook["fifty_digits"](arrays, stages, chosen, name, i) * num.exact(along[i])
+                 for i in np.ndindex(along.shape)]  # fmt: skip
+        assert abs(slope(loss, arrays[name], along, num) / sum(parts) - 1) < num.reading.context.mpf(10) ** -40
+
+
 def test_the_checks_table_tells_the_nearest_switch():
     """The margin is that of the checked run; a table of bytes ranks nothing."""
     sizes = {"hidden_size": 4, "intermediate_size": 2, "num_experts": 4, "top_k": 2}
