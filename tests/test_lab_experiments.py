@@ -16,6 +16,7 @@ from refmoe.lab.experiments import (
     capacity,
     causality,
     estimators,
+    other_losses,
     ranks,
     replicas,
     text_routers,
@@ -75,6 +76,47 @@ def test_the_exact_gradient_of_a_choice_is_the_complex_step_of_the_expected_loss
         moved = logits.astype(complex)
         moved[t, j] += 1j * STEP
         assert abs(expected_loss(moved).imag / STEP - exact[t, j]) < 1e-13 * max(1, np.abs(exact).max())
+
+
+def test_sparsemixers_exact_gradient_is_the_complex_step_of_its_expected_loss():
+    """Every pair and multiplier, with probabilities that are written here once more."""
+    s = {"tokens": 3, "experts": 3, "hidden": 12, "width": 6, "sharpness": 2.0}
+    chances, estimates, exact = other_losses.sparsemixer(3, s)
+    assert np.abs(chances.sum(axis=1) - 1).max() < 1e-14 and estimates.shape == (3, 24, 3)
+    config, batch, params = other_losses.start(3, s, 2, other_losses.SPARSEMIXER)
+    answers, logits = {}, None
+    for a, b in itertools.permutations(range(3), 2):
+        given = Given(topk_indices=np.tile([a, b], (3, 1)))
+        record = moe_forward(batch.x, params, config, study(), given)
+        logits, (order, rows) = record.routing.logits, (record.plan.slot_row, record.experts.y_rows)
+        answers[a, b] = rows[order[:, 0]], rows[order[:, 1]]
+
+    def softmax(z, gone=None):
+        powers = np.exp(z) * (np.arange(3) != gone)
+        return powers / powers.sum()
+
+    def expected_loss(z, t):
+        total = 0
+        for (a, b), (first, second) in answers.items():
+            p, q = softmax(z), softmax(z, a)
+            tops = z.real.argmax() == a, np.where(np.arange(3) == a, -np.inf, z.real).argmax() == b
+            for h in itertools.product((1, 1 / 3), repeat=2):
+                chance = [(1.0 if k == 1 else 0.0) if top else (0.25 if k == 1 else 0.75) for k, top in zip(h, tops)]
+                off = h[0] * p[a] * first[t] + h[1] * q[b] * second[t] - batch.target[t]
+                total += p[a] * q[b] * chance[0] * chance[1] * (off * off).mean()
+        return total
+
+    for t, j in itertools.product(range(3), range(3)):
+        moved = logits[t].astype(complex)
+        moved[j] += 1j * STEP
+        assert abs(expected_loss(moved, t).imag / STEP - exact[t, j]) < 1e-13 * np.abs(exact).max()
+
+
+def test_a_router_that_draws_nothing_has_no_bias_and_one_that_draws_has():
+    s = EXPERIMENTS["E11"].settings | {"tokens": 8, "experts": 4}
+    smooth, drawn = (estimators.measure(arm, 1, s)["numbers"] for arm in ("ReLU", "SparseMixer"))
+    assert smooth["bias"] < 1e-14 and smooth["deviation"] == 0
+    assert drawn["bias"] > 0.01 and drawn["deviation"] > 0.1
 
 
 def test_a_sampled_estimate_without_its_path_is_biased_and_both_together_are_not():

@@ -6,17 +6,21 @@ import numpy as np
 
 from ...inputs import Given
 from ...layer import moe_backward, moe_forward
-from ..experiment import Experiment, Finding
+from ..experiment import Experiment, Finding, check
 from ..measures import cosine
 from ..plots import label_panel, strip
 from ..student import layer, start_params
 from ..tasks import Clusters, study
+from .other_losses import relu_routing, sparsemixer
 
-ARMS = ("path, top 1", "path, sampled", "score function", "both", "both, baseline")
+OTHERS = {"SparseMixer": sparsemixer, "ReLU": relu_routing}  # of losses of their own
+ARMS = ("path, top 1", "path, sampled", "score function", "both", "both, baseline", *OTHERS)
 
 
 def measure(arm, seed, settings):
     """Every choice of every token, weighed by its probability: no sampling error anywhere."""
+    if arm in OTHERS:
+        return {"numbers": judged(*OTHERS[arm](seed, settings)), "series": {}}
     p, losses, paths = every_choice(seed, settings)
     scores = losses[:, :, None] * _directions(p)
     exact = expected(p, paths + scores)
@@ -27,12 +31,15 @@ def measure(arm, seed, settings):
         "both": lambda: (paths + scores, p),
         "both, baseline": lambda: (paths + (losses - _baseline(p, losses))[:, :, None] * _directions(p), p),
     }[arm]()
-    middle = expected(weights, estimate)
-    size = _length(exact)
+    return {"numbers": judged(weights, estimate, exact), "series": {}}
+
+
+def judged(weights, estimate, exact):
+    """Bias and deviation over the exact gradient's length, and the angle: weights (T, n), estimates (T, n, E)."""
+    middle, size = expected(weights, estimate), _length(exact)
     spread = np.sqrt(fsum((weights[:, :, None] * (estimate - middle[:, None]) ** 2).reshape(-1)))
-    numbers = {"bias": _length(middle - exact) / size, "deviation": float(spread) / size,
-               "cosine": cosine(middle, exact)}  # fmt: skip
-    return {"numbers": numbers, "series": {}}
+    bias = _length(middle - exact) / size
+    return {"bias": bias, "deviation": float(spread) / size, "cosine": cosine(middle, exact)}
 
 
 def every_choice(seed, settings):
@@ -52,7 +59,7 @@ def every_choice(seed, settings):
 
 
 def expected(weights, values):
-    """sum_e weights_te values_te, the sum exact: (T, E), (T, E, E) -> (T, E)"""
+    """sum_n weights_tn values_tn, the sum exact: (T, n), (T, n, E) -> (T, E)"""
     terms = weights[:, :, None] * values
     return np.array([[fsum(column) for column in rows.T] for rows in terms])
 
@@ -85,6 +92,10 @@ def findings(table, settings):
                 t.difference("both", "both, baseline", "deviation"), "of its length"),
         Finding("noise", "The path alone is steadier than the unbiased estimate with a baseline",
                 t.difference("both, baseline", "path, sampled", "deviation"), "of its length"),
+        Finding("sparsemixer", "SparseMixer is nearer to the exact gradient of its loss than a sampled path is to its",
+                t.difference("path, sampled", "SparseMixer", "bias"), "of its length"),
+        check("relu", "ReLU routing back-propagates the exact gradient of its loss, to 1e-12 of its length",
+              t.numbers("ReLU", "bias"), 1e-12),
     ]  # fmt: skip
 
 
