@@ -97,6 +97,7 @@ static int check_weights(const refmoe_how *how, int64_t e, int64_t n, int64_t m,
 static void compute_pairs(const struct product *p, const struct unit *unit, struct scratch *scratch)
 {
     int64_t done = refmoe_compute_pairs(p, unit, scratch);
+    scratch->report.paired += done * unit->rows;
     struct unit rest = *unit;
     rest.cols -= done, rest.out += done * (int64_t)p->item;
     rest.bias = rest.bias ? rest.bias + done * (int64_t)p->item : NULL;
@@ -165,12 +166,13 @@ static void run_threads(const struct product *p, const struct cut *cut, struct s
 
 static refmoe_report add_reports(const struct scratch *scratch, int threads)
 {
-    refmoe_report sum = {0, 0, 0, 0, 0};
+    refmoe_report sum = {0};
     for (int t = 0; t < threads; t++) {
         sum.rounding_test += scratch[t].report.rounding_test;
         sum.grid += scratch[t].report.grid;
         sum.compensated += scratch[t].report.compensated;
         sum.exact += scratch[t].report.exact;
+        sum.paired += scratch[t].report.paired;
     }
     return sum;
 }

@@ -15,22 +15,34 @@
 
 enum { ROWS = 12 };
 
-/* `count` vectors a row. One line of what comes next is fetched each step. */
+/* A line of codes as words. `least` gathers the smallest of them, less one: zero is the largest. */
+INLINE void copy_line(const char *codes, uint32_t *to, __m512i *least)
+{
+    __m512i line = _mm512_loadu_si512(codes), size = _mm512_and_si512(line, _mm512_set1_epi16(0x7FFF));
+    *least = _mm512_min_epu16(*least, _mm512_sub_epi16(size, _mm512_set1_epi16(1)));
+    _mm512_storeu_si512(to, _mm512_rol_epi32(line, 16));
+}
+
+/* `count` vectors a row. Each step fetches a line, and copies one between the sums, which leave it room. */
 #define PAIR_TILE(name, vector, bf16, count, dot, spread, load, keep)                                                 \
-    INLINE void name##_rows(const int rows, int64_t words, const uint32_t *left, const uint32_t *right, float *acc,   \
-                            const char *ahead, int64_t step)                                                          \
+    INLINE int name##_rows(const int rows, const int copying, int64_t words, const uint32_t *left,                    \
+                           const uint32_t *right, float *acc, const struct ahead *ahead)                              \
     {                                                                                                                 \
-        enum { LANE = sizeof(vector) / sizeof(float), LINES = PAIR_WORDS / 16 };                                      \
+        enum { LANE = sizeof(vector) / sizeof(float) };                                                               \
         vector sum[ROWS][count];                                                                                      \
+        __m512i least = _mm512_set1_epi16(-1);                                                                        \
         for (int i = 0; i < rows; i++)                                                                                \
             for (int v = 0; v < count; v++)                                                                           \
                 sum[i][v] = load(acc + i * PAIR_COLS + v * LANE);                                                     \
-        for (int64_t from = 0, row = 0; from < words; from += LINES, row += row + 1 < rows) {                         \
-            const char *line = ahead + row * step;                                                                    \
-            int64_t to = from + LINES < words ? from + LINES : words;                                                 \
-            for (int64_t t = from; t < to; t++, line += 64, right += LANE * count) {                                  \
+        for (int64_t lines = (words + 15) / 16, from = 0, row = 0; from < words; from += lines, row += row + 1 < rows) { \
+            const char *fetch = ahead->fetch + row * ahead->step, *codes = ahead->codes + row * ahead->step;          \
+            uint32_t *copy = ahead->to + row * PAIR_PITCH;                                                            \
+            int64_t to = from + lines < words ? from + lines : words;                                                 \
+            for (int64_t t = from; t < to; t++, fetch += 64, right += LANE * count) {                                 \
                 bf16 x[count];                                                                                        \
-                __builtin_prefetch(line, 0, 3);                                                                       \
+                __builtin_prefetch(fetch, 0, 0);                                                                      \
+                if (copying)                                                                                          \
+                    copy_line(codes + 64 * (t - from), copy + 16 * (t - from), &least);                               \
                 for (int v = 0; v < count; v++)                                                                       \
                     x[v] = (bf16)load(right + v * LANE);                                                              \
                 for (int i = 0; i < rows; i++) {                                                                      \
@@ -43,19 +55,22 @@ enum { ROWS = 12 };
         for (int i = 0; i < rows; i++)                                                                                \
             for (int v = 0; v < count; v++)                                                                           \
                 keep(acc + i * PAIR_COLS + v * LANE, sum[i][v]);                                                      \
+        return !_mm512_cmplt_epu16_mask(least, _mm512_set1_epi16(UNSAFE_BELOW - 1));                                  \
     }                                                                                                                 \
-    static TARGET void name(int rows, int64_t words, const uint32_t *left, const uint32_t *right, float *acc,         \
-                            const char *ahead, int64_t step)                                                          \
+    static TARGET int name(int rows, int64_t words, const uint32_t *left, const uint32_t *right, float *acc,          \
+                           const struct ahead *ahead)                                                                 \
     {                                                                                                                 \
+        if (ahead->to)                                                                                                \
+            return name##_rows(ROWS, 1, words, left, right, acc, ahead);                                              \
         switch (rows) {                                                                                               \
             CASE(name, 1) CASE(name, 2) CASE(name, 3) CASE(name, 4) CASE(name, 5) CASE(name, 6)                       \
             CASE(name, 7) CASE(name, 8) CASE(name, 9) CASE(name, 10) CASE(name, 11) CASE(name, 12)                    \
         }                                                                                                             \
+        return 1;                                                                                                     \
     }
 #define CASE(name, count)                                                                                             \
     case count:                                                                                                       \
-        name##_rows(count, words, left, right, acc, ahead, step);                                                     \
-        return;
+        return name##_rows(count, 0, words, left, right, acc, ahead);
 
 #define LOAD_8(p) _mm256_loadu_ps((const float *)(p))
 

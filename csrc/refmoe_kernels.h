@@ -126,14 +126,15 @@ typedef struct {
     int32_t scale_format;
 } refmoe_scaled;
 
-/* How many outputs of an exact product each tier decided (the sum is the number of outputs), and the bytes of scratch
-   memory that the call used, of all threads. */
+/* How many outputs of an exact product each tier decided (the sum is the number of outputs), the bytes of scratch memory
+   that the call used, of all threads, and how many outputs of a chain took two k a step (a bf16 dot instruction). */
 typedef struct {
     int64_t rounding_test; /* both ends of the float64 interval round alike, or a non-finite value */
     int64_t grid;          /* every partial sum was representable in float64 */
     int64_t compensated;   /* value and error in two float64 */
     int64_t exact;         /* integer accumulator */
     int64_t workspace_bytes;
+    int64_t paired;
 } refmoe_report;
 
 /* One pair of grouped_matmul_backward_x: d (N, m), w (E, m, K), or a refmoe_scaled. */

@@ -269,19 +269,30 @@ static TARGET void test(int rows, const double *value, const double *row_bound, 
         test_block(rows, value, row_bound, col_norm, extra, 1, f, out, undecided);
 }
 
+/* To bf16, which has the exponents of float32: half to even by integers, subnormals and overflow included. */
+INLINE half round_bf16(half sum)
+{
+    typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
+    bits x = (bits)sum;
+    return (half)((x + 0x7FFF + (x >> 16 & 1)) & 0xFFFF0000u);
+}
+
 /* round_narrow leaves NaN where a sum is infinite, and the sum itself is then the answer. */
-INLINE half settle_lanes(half sum, const int narrow, const struct format *f)
+INLINE half settle_lanes(half sum, const int format, const struct format *f)
 {
     const half_int nan = (half_int){0} + 0x7FC00000, infinite = (half_int){0} + 0x7F800000;
-    half rounded = narrow ? round_narrow(WIDEN((const float *)&sum), f) : sum;
+    half rounded = format == REFMOE_FLOAT32 ? sum
+                   : format == REFMOE_BF16  ? round_bf16(sum)
+                                            : round_narrow(WIDEN((const float *)&sum), f);
     half_int endless = ((half_int)sum & 0x7FFFFFFF) == infinite, none = sum != sum;
     half_int bits = ((half_int)sum & endless) | ((half_int)rounded & ~endless);
     return (half)((nan & none) | (bits & ~none));
 }
 
 INLINE void settle_block(int rows, int pitch, const float *value, const float *row_bias, const float *col_bias,
-                         const int narrow, const struct format *f, float *result)
+                         const int format, float *result)
 {
+    const struct format *f = &refmoe_formats[format];
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < pitch; j += LANES) {
             half sum = *(const half_memory *)(value + i * pitch + j);
@@ -289,18 +300,19 @@ INLINE void settle_block(int rows, int pitch, const float *value, const float *r
                 sum = sum + row_bias[i];
             if (col_bias)
                 sum = sum + *(const half_memory *)(col_bias + j);
-            *(half_memory *)(result + i * pitch + j) = settle_lanes(sum, narrow, f);
+            *(half_memory *)(result + i * pitch + j) = settle_lanes(sum, format, f);
         }
 }
 
 static TARGET void settle(int rows, int pitch, const float *value, const float *row_bias, const float *col_bias,
                           int format, float *result)
 {
-    const struct format *f = &refmoe_formats[format];
     if (format == REFMOE_FLOAT32)
-        settle_block(rows, pitch, value, row_bias, col_bias, 0, f, result);
+        settle_block(rows, pitch, value, row_bias, col_bias, REFMOE_FLOAT32, result);
+    else if (format == REFMOE_BF16)
+        settle_block(rows, pitch, value, row_bias, col_bias, REFMOE_BF16, result);
     else
-        settle_block(rows, pitch, value, row_bias, col_bias, 1, f, result);
+        settle_block(rows, pitch, value, row_bias, col_bias, REFMOE_FP16, result);
 }
 
 #include "tile_grid.h"

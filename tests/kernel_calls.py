@@ -84,7 +84,7 @@ class Guarded:
             buffer.assert_untouched()
         out.assert_guards()
         self.tiers = (report.rounding_test, report.grid, report.compensated, report.exact)
-        self.workspace_bytes = report.workspace_bytes
+        self.workspace_bytes, self.paired = report.workspace_bytes, report.paired
         assert sum(self.tiers) == (out.array.size if rule.profile == "exact" else 0)
         return out.array
 

@@ -26,11 +26,12 @@ class CEngine(Formulas, Sums, Written):
     """The three grouped products in C, named formulas, exact sums and written operations.
 
     `calls` counts (function, kernel), `tiers` the outputs that each tier of `exact` decided; `workspace_bytes` is the
-    most scratch memory that one call used. Safe to call from several threads: a call has its own output and scratch
-    memory and runs without the interpreter's lock; the counters are added under a lock of their own. Large arrays and
-    scratch memory are lent by `memory`, again and again; `release` gives back what lies idle. An operand of a product
-    is an array, or anything with `codes` and a `format`, bf16 or fp16, as a `Packed`: these are read as codes.
-    Weights may be a `Packed` of fewer bits with its scales.
+    most scratch memory that one call used, `paired` counts outputs of bf16 chains that took two k a step. Safe to
+    call from several threads: a call has its own output and scratch memory and runs without the interpreter's lock;
+    the counters are added under a lock of their own. Large arrays and scratch memory are lent by `memory`, again and
+    again; `release` gives back what lies idle. An operand of a product is an array, or anything with `codes` and a
+    `format`, bf16 or fp16, as a `Packed`: these are read as codes. Weights may be a `Packed` of fewer bits with its
+    scales.
     """
 
     name = "c"
@@ -39,6 +40,7 @@ class CEngine(Formulas, Sums, Written):
     def __init__(self, kernel, threads, adapt=False):
         self.kernel, self.threads, self._adapt = kernel, threads, adapt
         self.calls, self.tiers, self.workspace_bytes, self._room = Counter(), Counter(), 0, 0
+        self.paired = 0
         self._hows = {}
         self._lock = threading.Lock()
         self._ffi, self._lib = load_module()
@@ -129,6 +131,7 @@ class CEngine(Formulas, Sums, Written):
         with self._lock:
             self.calls[name, self.kernel] += 1
             self.workspace_bytes = max(self.workspace_bytes, report.workspace_bytes)
+            self.paired += report.paired
             for tier in TIERS if rule.profile == "exact" else ():
                 self.tiers[tier] += getattr(report, tier)
 

@@ -193,7 +193,7 @@ static void take_workspace_back(const struct replay *r, int call, const struct w
 
 static void check_call(const struct replay *r, int call, const struct way *way)
 {
-    refmoe_report report = {0, 0, 0, 0, 0};
+    refmoe_report report = {0};
     size_t bytes = (size_t)((r->want[call].count + 2 * GUARD) * r->item);
     char *room = malloc(bytes), *out = room + GUARD * r->item;
     if (!room)
