@@ -25,14 +25,11 @@ class Loan(weakref.ref):
 
 
 class Memory(NamedTuple):
-    """A buffer, and its first byte at the beginning of a line."""
+    """A buffer, its first byte at the beginning of a line, its size."""
 
     view: memoryview
     first: int
-
-    @property
-    def nbytes(self):
-        return self.view.nbytes
+    nbytes: int
 
 
 class Pool:
@@ -54,7 +51,8 @@ class Pool:
     def _take(self, size):
         """The least idle memory that fits, or fresh memory."""
         with self._lock:
-            fits = [(m.nbytes, key) for key, m in list(self.idle.items()) if size <= m.nbytes <= FIT * size]
+            most = FIT * size  # a step of training leaves a hundred arrays to look through
+            fits = [(nbytes, key) for key, (_, _, nbytes) in list(self.idle.items()) if size <= nbytes <= most]
             found = self.idle.pop(min(fits)[1], None) if fits else None
         return _fresh(size) if found is None else found
 
@@ -79,7 +77,7 @@ class Pool:
 
     @property
     def idle_bytes(self):
-        return sum(memory.nbytes for memory in list(self.idle.values()))
+        return sum([nbytes for _, _, nbytes in list(self.idle.values())])
 
     def release(self):
         """Gives all idle memory back to the system."""
@@ -93,7 +91,7 @@ class Pool:
 
 def _fresh(size):
     made = np.empty(size, np.uint8)
-    return Memory(memoryview(made), -made.ctypes.data % LINE)
+    return Memory(memoryview(made), -made.ctypes.data % LINE, made.nbytes)
 
 
 def _bound():
