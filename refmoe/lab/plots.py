@@ -30,8 +30,12 @@ def strip(axes, words, groups, colours=COLOURS):
         spread = (np.arange(len(values)) - (len(values) - 1) / 2) * 0.08
         axes.plot(at + spread, values, "o", color=colours[at % len(colours)], markersize=8, alpha=0.85, clip_on=False)
         axes.hlines(sum(values) / len(values), at - 0.3, at + 0.3, color=INK, linewidth=2)
-    axes.set_xticks(range(len(words)), words, rotation=15 if len(words) < 5 else 30, ha="right")
+    if len(words) <= 3:  # room to stand upright, in two lines where a comma parts them
+        axes.set_xticks(range(len(words)), [word.replace(", ", ",\n") for word in words])
+    else:
+        axes.set_xticks(range(len(words)), words, rotation=30, ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.6, len(words) - 0.4)
+    explain(axes.figure, "a dot is a seed, the black line their mean")
     every = [value for values in groups for value in values]
     axes.set_ylim(min(0.0, min(every)) * 1.08, max(max(every), 1e-12) * 1.12)
 
@@ -43,9 +47,12 @@ def curves(axes, at, groups, words, colours=COLOURS):
         for line in lines:
             axes.plot(at, line, color=colour, linewidth=0.8, alpha=0.35)
         axes.plot(at, np.mean(np.array(lines, float), axis=0), color=colour, linewidth=2.6, label=word)
-    axes.legend(frameon=False, fontsize=10)
+    explain(axes.figure, "a thin line is a seed, the thick one their mean")
+    axes.legend(frameon=False, fontsize=11)
 
 
-def footnote(figure, text):
-    """One line below everything."""
-    figure.supxlabel(text, fontsize=10, color=SOFT)
+def explain(figure, text):
+    """Adds to the one line below everything, once."""
+    said = figure.get_supxlabel()
+    if text not in said.lower():
+        figure.supxlabel(f"{said}; {text}" if said else text[0].upper() + text[1:], fontsize=11, color=SOFT)

@@ -48,11 +48,14 @@ def findings(table, settings):
 
 def draw(figure, table, settings):
     words, parts = arms(settings), figure.subplots(1, 3)
-    titles = {"error": "Error (1 = predicting the mean)", "max_violation": "Greatest load over an even one, less 1",
+    titles = {"error": "Error (1 = predicting the mean)",
+              "max_violation": "Greatest load over an even one, less 1",
               "cosine": "Cosine of task's and loss's gradient"}  # fmt: skip
     for axes, (name, title) in zip(parts, titles.items(), strict=True):
         strip(axes, words, [table.numbers(arm, name) for arm in words])
         label_panel(axes, title, "coefficient of the balance loss", "")
+    parts[1].set_ylabel("imbalance (0 is even)")
+    parts[2].set_ylabel("below 0 they pull against each other")
     parts[2].axhline(0, color="#9aa0a6", linewidth=1)
 
 

@@ -11,7 +11,7 @@ from ...layer import moe_forward
 from ...recipes import generate
 from ..experiment import Experiment, Finding, check
 from ..measures import mean
-from ..plots import label_panel, strip
+from ..plots import COLOURS, curves, label_panel, strip
 from ..student import judge, layer, start_params, trained
 from ..tasks import TEST, Clusters, study
 
@@ -108,25 +108,33 @@ def findings(table, settings):
     ]  # fmt: skip
 
 
+def _told(arm):
+    """An arm in words that need no page: its first number is the capacity factor."""
+    factor, _, rule = arm.partition(" ")
+    return "no\nlimit" if arm == "no limit" else f"factor {factor},\nby {rule}".replace("position, ", "position,\n")
+
+
 def draw(figure, table, settings):
     names = arms(settings)
     axes = figure.subplot_mosaic([["error", "dropped"], ["place", "random"]])
     for panel, title in (("error", "Error (1 = predicting the mean)"), ("dropped", "Share dropped after training")):
         strip(axes[panel], names, [table.numbers(arm, panel) for arm in names])
         label_panel(axes[panel], title)
-        axes[panel].tick_params(axis="x", labelsize=9)
-    for arm in (names[1], names[-2]):
-        lines = np.array(table.series(arm, "dropped_by_place"))
-        axes["place"].plot(np.arange(lines.shape[1]) / lines.shape[1], lines.mean(axis=0), linewidth=3, label=arm)
-    axes["place"].legend(frameon=False)
-    label_panel(axes["place"], "Share dropped by place in the batch (0 first, 1 last)", "place", "")
+        axes[panel].set_xticks(range(len(names)), map(_told, names), rotation=0, ha="center", fontsize=9)
+    both = names[1], names[-2]
+    lines = [table.series(arm, "dropped_by_place") for arm in both]
+    at = (np.arange(len(lines[0][0])) + 0.5) / len(lines[0][0])
+    curves(axes["place"], at, lines, [_told(arm).replace("\n", " ") for arm in both],
+           [COLOURS[names.index(arm)] for arm in both])  # fmt: skip
+    label_panel(axes["place"], "Share dropped by place in the batch (0 first, 1 last)", "place", "share dropped")
     limited = names[1 : 1 + len(settings["factors"])]
     at = np.arange(len(limited))
     counted = np.array([table.numbers(arm, "random_dropped") for arm in limited])
     axes["random"].plot(at, counted, "o", color="#3566b8", markersize=6)
     axes["random"].plot(at, [table.numbers(arm, "random_predicted")[0] for arm in limited], "_", color="#d1495b",
-                        markersize=40, markeredgewidth=3, label="predicted exactly")  # fmt: skip
+                        markersize=40, markeredgewidth=3, label="predicted exactly, without parameters")  # fmt: skip
     axes["random"].set_xticks(at, [arm.split()[0] for arm in limited])
+    axes["random"].set_xlim(-0.5, len(limited) - 0.5)
     axes["random"].legend(frameon=False)
     label_panel(axes["random"], "What a random router drops, a dot a seed", "capacity factor", "share dropped")
 

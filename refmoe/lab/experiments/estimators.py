@@ -8,7 +8,7 @@ from ...inputs import Given
 from ...layer import moe_backward, moe_forward
 from ..experiment import Experiment, Finding, check
 from ..measures import cosine
-from ..plots import label_panel, strip
+from ..plots import explain, label_panel, strip
 from ..student import layer, start_params
 from ..tasks import Clusters, study
 from .other_losses import relu_routing, sparsemixer
@@ -100,12 +100,13 @@ def findings(table, settings):
 
 
 def draw(figure, table, settings):
-    titles = {"bias": "Bias, over the exact gradient's length", "deviation": "Deviation of one sample, likewise",
-              "cosine": "Cosine of its mean with the exact"}  # fmt: skip
+    titles = {"bias": "Bias, over the exact gradient's length",
+              "deviation": "Deviation of one sample, over that length",
+              "cosine": "Cosine of the mean with the exact"}  # fmt: skip
     for axes, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         strip(axes, ARMS, [table.numbers(arm, name) for arm in ARMS])
         label_panel(axes, title)
-    figure.supxlabel("Computed over every choice of every token, nothing is sampled; a dot a seed", fontsize=11)
+    explain(figure, "every choice of every token is weighed, none sampled; the last two have losses of their own")
 
 
 EXPERIMENT = Experiment(

@@ -41,7 +41,7 @@ def findings(table, settings):
 def draw(figure, table, settings):
     names = arms(settings)
     titles = {"error": "Error (1 = predicting the mean)", "combinations": "Sets of experts in use",
-              "shared_information": "What the first expert tells"}  # fmt: skip
+              "shared_information": "What the first expert tells (1 = all)"}  # fmt: skip
     for axes, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         strip(axes, names, [table.numbers(arm, name) for arm in names])
         label_panel(axes, title)

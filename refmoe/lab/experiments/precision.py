@@ -77,8 +77,9 @@ def draw(figure, table, settings):
     scales = settings["scales"]
     curves(axes["scaled"], np.arange(len(scales)), [table.series(arm, "scaled_error") for arm in ARMS], ARMS)
     axes["scaled"].set_xticks(range(len(scales)), [f"{scale:g}" for scale in scales])
-    label_panel(axes["scaled"], "Largest change of a softmax by bf16 logits", "logits times", "")
-    for panel, title in (("error", "Error (1 = predicting the mean)"), ("flips", "Selections changed by bf16 logits")):
+    label_panel(axes["scaled"], "Largest change of a softmax by bf16 logits", "logits, times", "")
+    titles = {"error": "Error (1 = predicting the mean)", "flips": "Share of selections changed by bf16 logits"}
+    for panel, title in titles.items():
         strip(axes[panel], ARMS, [table.numbers(arm, panel) for arm in ARMS])
         label_panel(axes[panel], title)
 

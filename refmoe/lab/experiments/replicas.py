@@ -74,10 +74,10 @@ def findings(table, settings):
 def draw(figure, table, settings):
     axes = figure.subplots()
     spares = table.series("zipf", "spares")[0]
-    words = ["even choices", "choices as 1 / rank"]
+    words = ["even choices", "skewed: the n-th expert as 1 / n"]
     curves(axes, spares, [table.series(arm, "ratios") for arm in ARMS], words)
     axes.axhline(1, color="#9aa0a6", linewidth=1)
-    label_panel(axes, f"Busiest of {settings['ranks']} ranks over the mean (1 is perfect), a thin line a seed",
+    label_panel(axes, f"Busiest of {settings['ranks']} ranks over the mean (1 is perfect)",
                 f"spare copies beside {settings['experts']} experts", "load of the busiest rank")  # fmt: skip
 
 

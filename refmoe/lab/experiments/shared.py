@@ -49,7 +49,8 @@ def findings(table, settings):
 
 
 def draw(figure, table, settings):
-    titles = {"shared_information": "What experts tell about clusters", "error": "Error (1 = predicting the mean)",
+    titles = {"shared_information": "What experts tell about clusters (1 = all)",
+              "error": "Error (1 = predicting the mean)",
               "ablation": "Error added when a routed expert is out"}  # fmt: skip
     for axes, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         strip(axes, ARMS, [table.numbers(arm, name) for arm in ARMS])

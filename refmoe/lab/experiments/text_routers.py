@@ -75,13 +75,13 @@ def draw(figure, table, settings):
     groups = [table.series(arm, "bits") for arm in ARMS]
     at = np.arange(len(groups[0][0])) * max(1, settings["steps"] // 40)
     curves(axes["curve"], at, groups, ARMS)
-    label_panel(axes["curve"], "Bits a byte while training, a thin line a seed", "step", "bits a byte")
+    label_panel(axes["curve"], "Bits a byte while training", "step", "bits a byte")
     strip(axes["bits"], ARMS, [table.numbers(arm, "bits") for arm in ARMS])
     values = [v for arm in ARMS for v in table.numbers(arm, "bits")]
     axes["bits"].set_ylim(min(values) - 0.05, max(values) + 0.05)
     label_panel(axes["bits"], "Bits a byte held out (axis does not start at 0)")
     strip(axes["information"], ARMS, [table.numbers(arm, "shared_information") for arm in ARMS])
-    label_panel(axes["information"], "What the expert tells about the byte")
+    label_panel(axes["information"], "What the expert tells about the byte (1 = everything)")
 
 
 EXPERIMENT = Experiment(
