@@ -5,7 +5,11 @@
 /* Half a unit a rounding, and a little for the roundings of this bound itself. */
 #define HALF_UNIT 0x1.03p-53
 
-static int64_t whole_blocks(const struct few *few, int64_t length) { return whole_tiles(length, few->cols); }
+/* Numbers of a block of x, in the exact profile. */
+static int block_of(const struct few *few, const struct operand *o)
+{
+    return !o->codes && o->b_format == REFMOE_BF16 ? 2 * few->cols : few->cols;
+}
 
 /* Codes whose scales change between vectors only, and that need no doubles in a chain. */
 static int64_t rows_of_codes(const struct product *p, const struct codes *c)
@@ -24,7 +28,7 @@ int64_t refmoe_few_rows(const struct product *p)
 
 int64_t refmoe_few_room(const struct product *p, int64_t length)
 {
-    return p->kernel->few ? MAX_FEW_ROWS * whole_blocks(p->kernel->few, length) * packed_item(p) : 0;
+    return p->kernel->few ? MAX_FEW_ROWS * whole_tiles(length, 2 * p->kernel->few->cols) * packed_item(p) : 0;
 }
 
 /* ---- rows of x ---- */
@@ -35,12 +39,6 @@ static void turn_chain(const struct unit *u, float *to)
     for (int64_t i = 0; i < u->rows; i++)
         for (int64_t k = 0; k < o->length; k++)
             to[k * u->rows + i] = number_at(o->a, o->a_format, i * o->a_row + k);
-}
-
-/* Where a block has its k-th number: pairs of bf16 come apart in registers, the even ones first. */
-static int place(const struct few *few, int format, int k)
-{
-    return format == REFMOE_BF16 ? k / 2 + k % 2 * (few->cols / 2) : k;
 }
 
 /* The power of two that numbers of a format are given with. */
@@ -56,14 +54,15 @@ static double turn_exact(const struct few *few, const struct unit *u, int64_t i,
 {
     const struct operand *o = &u->pair[0];
     double sum = 0.0, scale = power_of_two(exponent_of(few, o));
-    to += i * few->cols;
-    for (int64_t k = 0; k < o->length; k += few->cols, to += u->rows * few->cols) {
-        int count = (int)lower(few->cols, o->length - k);
+    int64_t block = block_of(few, o), first = i * o->a_row;
+    to += i * block;
+    for (int64_t k = 0; k < o->length; k += block, to += u->rows * block) {
+        int count = (int)lower(block, o->length - k);
         double part = 0.0;
-        memset(to, 0, (size_t)few->cols * sizeof *to);
+        memset(to, 0, (size_t)block * sizeof *to);
         for (int j = 0; j < count; j++) {
-            double value = number_at(o->a, o->a_format, i * o->a_row + k + j);
-            to[place(few, o->b_format, j)] = value * scale;
+            double value = number_at(o->a, o->a_format, first + k + j);
+            to[j] = value * scale;
             part += magnitude(value);
         }
         sum += part;
@@ -71,8 +70,8 @@ static double turn_exact(const struct few *few, const struct unit *u, int64_t i,
     return sum * (1 + 0x1p-20);
 }
 
-/* A sum of doubles takes every second number of a block or every one, so a term meets at most twice as many additions as
-   there are blocks. Then the last block, two sums, at most eight lanes, acc and bias. Codes meet two additions more for
+/* A lane of doubles takes every half vector or every second one, so a term meets at most twice as many additions as there
+   are whole vectors. Then the last block, two sums, at most eight lanes, acc and bias. Codes meet two additions more for
    each scale. */
 static double error_factor(const struct product *p, const struct unit *u)
 {

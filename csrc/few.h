@@ -14,8 +14,8 @@ enum { MAX_FEW_ROWS = 8, MAX_FEW_COLS = 16 };
 
 /* One block: `cols` outputs of each row of x, 1 <= cols <= the kernel's.
      w        `cols` rows of the matrix, `step` bytes apart, each of `length` weights
-     x        chain: x[k * rows + i] as float. exact: blocks of as many k as the kernel has columns, zeros at the end;
-              in a block row after row, as double; where weights are bf16, its even k before the odd ones
+     x        chain: x[k * rows + i] as float. exact: blocks of as many k as the kernel has columns, twice as many where
+              weights are bf16, zeros at the end; in a block row after row, as double
      value    (rows, kernel's cols). chain: float, what the sums start from, then the sums. exact: double, the sums
      largest  exact: the greatest magnitude among the weights of each output
      ahead    chain: weights to be fetched meanwhile, from here on

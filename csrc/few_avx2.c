@@ -14,10 +14,13 @@
 #define FLOATS_FP16(p) ((vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p))))
 #define HALF_FP16(p) _mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(const void *)(p)))
 #define BF16_EXPONENT 0
-#define EVEN_BF16(v) __builtin_convertvector((half)((v) << 16), vd)
-#define ODD_BF16(v) __builtin_convertvector((half)((v) & 0xFFFF0000), vd)
+#define WIDEN_BF16(p) widen_bf16(p)
+#define APART_ROWS 0
+#define TAKE_APART(p) ((struct apart){p})
+#define PART_BF16(apart, h) widen_bf16((apart).codes + 8 * (h))
 #define MAX32(a, b) ((vu)_mm256_max_epu32((__m256i)(a), (__m256i)(b)))
-#define MAX16(a, b) ((half_int)_mm_max_epu16((__m128i)(a), (__m128i)(b)))
+#define MAX16(a, b) ((vu)_mm256_max_epu16((__m256i)(a), (__m256i)(b)))
+#define HALF_MAX16(a, b) ((half_int)_mm_max_epu16((__m128i)(a), (__m128i)(b)))
 #define ADD_ALL(v) add_all((__m256d)(v))
 #define MAX_ALL(v) max_all((__m256i)(v))
 #define TURN(v) turn((__m256 *)(v))
@@ -35,6 +38,16 @@ HERE unsigned max_all(__m256i v)
     __m128i four = _mm_max_epu32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     four = _mm_max_epu32(four, _mm_shuffle_epi32(four, 0x4E));
     return (unsigned)_mm_cvtsi128_si32(_mm_max_epu32(four, _mm_shuffle_epi32(four, 0xB1)));
+}
+
+struct apart {
+    const char *codes;
+};
+
+HERE __m256d widen_bf16(const char *codes)
+{
+    __m128i four = _mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i *)(const void *)codes));
+    return _mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(four, 16)));
 }
 
 /* Three rounds of exchanges: pairs, quadruples, halves of the vectors. */

@@ -15,10 +15,13 @@
 #define FLOATS_FP16(p) ((vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p))))
 #define HALF_FP16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
 #define BF16_EXPONENT 896
-#define EVEN_BF16(v) place_bf16((__m256i)(v), 48)
-#define ODD_BF16(v) place_bf16((__m256i)(v), 32)
+#define WIDEN_BF16(p) widen_bf16(p)
+#define APART_ROWS 2
+#define TAKE_APART(p) take_apart(p)
+#define PART_BF16(apart, h) part_bf16((apart), (h))
 #define MAX32(a, b) ((vu)_mm512_max_epu32((__m512i)(a), (__m512i)(b)))
-#define MAX16(a, b) ((half_int)_mm256_max_epu16((__m256i)(a), (__m256i)(b)))
+#define MAX16(a, b) ((vu)_mm512_max_epu16((__m512i)(a), (__m512i)(b)))
+#define HALF_MAX16(a, b) ((half_int)_mm256_max_epu16((__m256i)(a), (__m256i)(b)))
 #define ADD_ALL(v) _mm512_reduce_add_pd((__m512d)(v))
 #define MAX_ALL(v) _mm512_reduce_max_epu32((__m512i)(v))
 #define TURN(v) turn((__m512 *)(v))
@@ -47,14 +50,33 @@ static inline __attribute__((always_inline)) TARGET void turn(__m512 *v)
     }
 }
 
-/* Conversions to double take longer than what they are needed for. But a code shifted to where a double has its sign and
-   the end of its exponent is a double, subnormal or not: the number times 2^(127 - 1023). Infinity and NaN become
-   numbers; few.c knows them by the largest code. */
-static inline __attribute__((always_inline)) TARGET __m512d place_bf16(__m256i pairs, int up)
+/* Conversions to double take longer than what they are needed for. But a code with three bits put in between, sign and the
+   end of an exponent, is the top of a double, subnormal or not: the number times 2^(127 - 1023). Infinity and NaN become
+   numbers; few.c knows them by the largest code. Here are the 32 tops' first 16 bits, and their next, of which three count. */
+struct apart {
+    __m512i first, next;
+};
+
+static inline __attribute__((always_inline)) TARGET struct apart take_apart(const char *p)
+{
+    __m512i codes = _mm512_loadu_si512(p), kept = _mm512_set1_epi16((int16_t)0x8FFF);
+    return (struct apart){_mm512_and_si512(_mm512_srai_epi16(codes, 3), kept), _mm512_slli_epi16(codes, 13)};
+}
+
+/* A double is four words, two of them 0: `next` is the second table of the permutation. */
+static inline __attribute__((always_inline)) TARGET __m512d part_bf16(struct apart apart, int h)
+{
+    const __m512i each = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
+    __m512i from = _mm512_add_epi16(_mm512_or_si512(_mm512_slli_epi64(each, 48), _mm512_slli_epi64(each, 32)),
+                                    _mm512_set1_epi64((int64_t)(8 * h) << 48 | (int64_t)(8 * h + 32) << 32));
+    return _mm512_castsi512_pd(_mm512_maskz_permutex2var_epi16(0xCCCCCCCC, apart.first, from, apart.next));
+}
+
+static inline __attribute__((always_inline)) TARGET __m512d widen_bf16(const char *p)
 {
     const __m512i kept = _mm512_set1_epi64((int64_t)0x8FFFE00000000000);
-    __m512i top = _mm512_slli_epi64(_mm512_cvtepu32_epi64(pairs), (unsigned)up);
-    return _mm512_castsi512_pd(_mm512_and_si512(_mm512_srai_epi64(top, 3), kept));
+    __m512i codes = _mm512_cvtepi16_epi64(_mm_loadu_si128((const __m128i *)(const void *)p));
+    return _mm512_castsi512_pd(_mm512_and_si512(_mm512_slli_epi64(codes, 45), kept));
 }
 
 #include "codes.h"

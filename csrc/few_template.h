@@ -6,8 +6,11 @@
      SUMS         accumulators that the registers hold beside weights and x
      FMA64(a,b,c), FMA32(a,b,c), SPREAD32(x)   as in tile_template.h
      FLOATS_FP16(p), HALF_FP16(p)   LANES codes of fp16 at p, half as many, as floats
-     EVEN_BF16(v), ODD_BF16(v)   codes of even and odd places in a half vector, as doubles: numbers times 2^-BF16_EXPONENT
-     MAX32(a,b), MAX16(a,b)   the greater, lane by lane, of unsigned integers: vectors of 32 bits, half vectors of 16
+     WIDEN_BF16(p)   LANES / 2 codes of bf16 at p as doubles: numbers times 2^-BF16_EXPONENT
+     APART_ROWS, struct apart, TAKE_APART(p), PART_BF16(apart, h)   the same faster, with more registers, for products of so
+                  many rows: what makes doubles of 2 LANES codes at p, and the h-th LANES / 2 of these
+     MAX32(a,b), MAX16(a,b), HALF_MAX16(a,b)   the greater, lane by lane, of unsigned integers: vectors of 32 bits, of 16,
+                  half vectors of 16
      ADD_ALL(v)   the sum of a vector of doubles, in any order
      MAX_ALL(v)   the greatest of a vector of unsigned 32-bit integers
      TURN(v)      statement: transposes the LANES vectors v[0] .. of floats                                          */
@@ -138,11 +141,17 @@ INLINE void chain_rows(const int rows, const int format, const struct few_block 
 
 /* ---- exact: lanes are k, some outputs at a time ---- */
 
-/* More outputs at a time meet a number of x that was loaded once, but read the weights less in order. */
-#define TOGETHER(rows) ((rows) <= SUMS / 4 ? 4 : 2)
+/* More outputs at a time meet a number of x that was loaded once, but read the weights less in order. Codes of bf16 that
+   were taken apart need registers, too. */
+#define IS_APART(format, rows) ((format) == REFMOE_BF16 && (rows) <= APART_ROWS)
+#define TOGETHER(format, rows) ((rows) <= (IS_APART(format, rows) ? 1 : SUMS / 4) ? 4 : 2)
 
-/* Sums of one output and row: of both halves of a vector where registers allow it, else of both together. */
+/* Sums of one output and row: of every second half vector where registers allow it, else of all together. */
 #define SECOND(rows, many) ((rows) * (many) <= SUMS / 2)
+
+/* Weights of an output in a step, and half vectors of doubles that they make. */
+#define STEP(format) ((format) == REFMOE_BF16 ? 2 * LANES : LANES)
+#define HALVES(format) ((format) == REFMOE_BF16 ? 4 : 2)
 
 /* The greatest codes so far of an output, without their signs: 32 bits a lane, or 16. */
 struct top {
@@ -150,49 +159,61 @@ struct top {
     half_int narrow;
 };
 
-/* LANES weights as doubles, in two vectors: of bf16 those of even and of odd k, else one half after the other. */
-INLINE void read_weights(const int format, const char *w, vd *first, vd *second, struct top *top)
+/* Half vector number h of a step's weights, as doubles. */
+INLINE vd half_of(const int rows, const int format, const char *w, const struct apart *apart, int h)
 {
-    if (format == REFMOE_FLOAT32) {
+    if (IS_APART(format, rows))
+        return (vd)PART_BF16(*apart, h);
+    if (format == REFMOE_BF16)
+        return (vd)WIDEN_BF16(w + h * LANES);
+    if (format == REFMOE_FP16)
+        return __builtin_convertvector((half)HALF_FP16(w + h * LANES), vd);
+    return __builtin_convertvector((half) * (const half_memory *)(w + h * 2 * LANES), vd);
+}
+
+INLINE void see_codes(const int format, const char *w, struct top *top)
+{
+    if (format == REFMOE_FP16)
+        top->narrow = HALF_MAX16(top->narrow, *(const half_int_memory *)w & 0x7FFF7FFF);
+    else if (format == REFMOE_BF16)
+        top->wide = MAX16(top->wide, *(const vu_memory *)w & 0x7FFF7FFF);
+    else
         top->wide = MAX32(top->wide, *(const vu_memory *)w & 0x7FFFFFFF);
-        *first = __builtin_convertvector((half) * (const half_memory *)w, vd);
-        *second = __builtin_convertvector((half) * (const half_memory *)(w + 2 * LANES), vd);
-        return;
-    }
-    half_int codes = *(const half_int_memory *)w;
-    top->narrow = MAX16(top->narrow, codes & 0x7FFF7FFF);
-    if (format == REFMOE_BF16) {
-        *first = (vd)EVEN_BF16(codes), *second = (vd)ODD_BF16(codes);
-    } else {
-        *first = __builtin_convertvector((half)HALF_FP16(w), vd);
-        *second = __builtin_convertvector((half)HALF_FP16(w + LANES), vd);
-    }
 }
 
 INLINE double largest(const int format, const struct top *top)
 {
     if (format == REFMOE_FLOAT32)
         return float_of_bits(MAX_ALL(top->wide));
+    if (format == REFMOE_BF16)
+        return float_of_bf16((uint16_t)MAX_ALL(MAX32(top->wide >> 16, top->wide & 0xFFFF)));
     half_int parts[2] = {top->narrow >> 16, top->narrow & 0xFFFF};
     vu all;
     memcpy(&all, parts, sizeof all);
-    uint16_t code = (uint16_t)MAX_ALL(all);
-    return format == REFMOE_BF16 ? float_of_bf16(code) : float_of_fp16(code);
+    return float_of_fp16((uint16_t)MAX_ALL(all));
 }
 
-/* LANES weights of each of `many` outputs, `step` bytes apart, and the rows of x. */
+/* A step's weights of each of `many` outputs, `step` bytes apart, and the rows of x. */
 INLINE void exact_step(const int rows, const int many, const int format, const char *w, int64_t step, const double *x,
                        vd (*sum)[MOST_TOGETHER][2], struct top *top)
 {
-    vd left[MOST_TOGETHER], right[MOST_TOGETHER];
-    for (int j = 0; j < many; j++)
-        read_weights(format, w + j * step, &left[j], &right[j], &top[j]);
-    for (int i = 0; i < rows; i++, x += LANES) {
-        vd first = *(const vd_memory *)x, second = *(const vd_memory *)(x + LANES / 2);
+    struct apart apart[MOST_TOGETHER];
+    for (int j = 0; j < many; j++) {
+        see_codes(format, w + j * step, &top[j]);
+        if (IS_APART(format, rows))
+            apart[j] = TAKE_APART(w + j * step);
+    }
+    for (int h = 0; h < HALVES(format); h++) {
+        vd weights[MOST_TOGETHER];
         for (int j = 0; j < many; j++)
-            sum[i][j][0] = FMA64(left[j], first, sum[i][j][0]);
-        for (int j = 0, half = SECOND(rows, many); j < many; j++)
-            sum[i][j][half] = FMA64(right[j], second, sum[i][j][half]);
+            weights[j] = half_of(rows, format, w + j * step, &apart[j], h);
+        for (int i = 0; i < rows; i++) {
+            vd own = *(const vd_memory *)(x + i * STEP(format) + h * (LANES / 2));
+            if (IS_APART(format, rows) && rows > 1)
+                __asm__("" : "+v"(own)); /* loaded once, not by every multiplication */
+            for (int j = 0, half = SECOND(rows, many) ? h % 2 : 0; j < many; j++)
+                sum[i][j][half] = FMA64(weights[j], own, sum[i][j][half]);
+        }
     }
 }
 
@@ -209,13 +230,13 @@ INLINE void exact_rest(const int rows, const int many, const int format, int cou
 INLINE void exact_outputs(const int rows, const int many, const int format, const struct few_block *b, int first,
                           int64_t step)
 {
-    const int64_t run = LANES * (format == REFMOE_FLOAT32 ? 4 : 2);
+    const int64_t depth = STEP(format), run = depth * (format == REFMOE_FLOAT32 ? 4 : 2);
     const char *w = b->w + first * b->step, *ahead = w + many * step;
     const double *x = b->x;
     vd sum[MAX_FEW_ROWS][MOST_TOGETHER][2] = {{{{0}}}};
     struct top top[MOST_TOGETHER] = {{{0}, {0}}};
     int64_t k = 0;
-    for (; k + LANES <= b->length; k += LANES, w += run, x += LANES * rows, ahead += many * run) {
+    for (; k + depth <= b->length; k += depth, w += run, x += depth * rows, ahead += many * run) {
         for (int j = 0; j < many; j++)
             __builtin_prefetch(ahead + j * run, 0, 2);
         exact_step(rows, many, format, w, step, x, sum, top);
@@ -232,7 +253,7 @@ INLINE void exact_outputs(const int rows, const int many, const int format, cons
 /* The last outputs overlap those before them. Where there are too few, one at a time is computed several times over. */
 INLINE void exact_rows(const int rows, const int format, const struct few_block *b)
 {
-    const int many = TOGETHER(rows), enough = b->cols >= many;
+    const int many = TOGETHER(format, rows), enough = b->cols >= many;
     for (int j = 0; j < b->cols; j += enough ? many : 1)
         exact_outputs(rows, many, format, b, enough && j > b->cols - many ? b->cols - many : j, enough ? b->step : 0);
 }
