@@ -38,7 +38,7 @@ enum { RUN_UNIT = 32 };
    1 <= rows <= tile.rows; always tile.cols columns. A tile never pads, skips or splits along k. */
 typedef void tile_function(int rows, int64_t length, const void *a, const void *b, int64_t ldb, void *acc);
 
-/* A whole tile from start to end, without what lies between in memory: the product from +0, rounded to float32 and
+/* A whole tile from start to end, without what lies between in memory: the product from +0, rounded to the format and
    canonical, stored to out[i * out_row + j]; with `past` stores pass by the caches where they can. In the exact profile
    the rounding test decides as test_function says, and `value` receives the sums if any output is undecided. */
 struct whole {
@@ -47,7 +47,7 @@ struct whole {
     const double *row_bound, *col_norm;
     float *out;
     double *value;
-    int past;
+    int past, format;
 };
 typedef void whole_function(int rows, const struct whole *whole, uint32_t *undecided);
 

@@ -3,11 +3,23 @@
    A gradient of weights sums over the rows of one expert, often few: most of such a tile's time would go into carrying
    its sums through memory between start, product, rounding and store. Here they never leave the registers. */
 
-INLINE vf canonical_lanes(vf x)
+/* The end of a chain: settle_lanes, on whole vectors where it is made of integers. */
+INLINE vf ended_lanes(vf x, int format)
 {
     typedef int32_t bits __attribute__((vector_size(8 * LANES)));
+    typedef uint32_t unsigned_bits __attribute__((vector_size(8 * LANES)));
     bits none = x != x;
-    return (vf)((none & 0x7FC00000) | (~none & (bits)x));
+    unsigned_bits rounded = (unsigned_bits)x;
+    if (format == REFMOE_FP16) {
+        vf out;
+        for (int part = 0; part < 2; part++)
+            *((half_memory *)&out + part) = settle_lanes(*((const half_memory *)&x + part), REFMOE_FP16,
+                                                         &refmoe_formats[REFMOE_FP16]);
+        return out;
+    }
+    if (format == REFMOE_BF16)
+        rounded = (rounded + 0x7FFF + (rounded >> 16 & 1)) & 0xFFFF0000u;
+    return (vf)((none & 0x7FC00000) | (~none & (bits)rounded));
 }
 
 INLINE void put_lanes(float *out, vf x, int past)
@@ -37,14 +49,15 @@ INLINE void whole_rows_chain(const int rows, const struct whole *w)
         }
     }
     for (int i = 0; i < rows; i++) {
-        put_lanes(w->out + i * w->out_row, canonical_lanes(sum[i][0]), w->past);
-        put_lanes(w->out + i * w->out_row + 2 * LANES, canonical_lanes(sum[i][1]), w->past);
+        put_lanes(w->out + i * w->out_row, ended_lanes(sum[i][0], w->format), w->past);
+        put_lanes(w->out + i * w->out_row + 2 * LANES, ended_lanes(sum[i][1], w->format), w->past);
     }
 }
 
 INLINE void whole_rows_exact(const int rows, const struct whole *w, uint32_t *undecided)
 {
-    const struct format *f = &refmoe_formats[REFMOE_FLOAT32];
+    const struct format *f = &refmoe_formats[w->format];
+    const int narrow = w->format != REFMOE_FLOAT32;
     const double *a = w->a;
     const float *b = w->b;
     vd sum[ROWS][2];
@@ -63,8 +76,8 @@ INLINE void whole_rows_exact(const int rows, const struct whole *w, uint32_t *un
     for (int i = 0; i < rows; i++) {
         vd bound = SPREAD64(w->row_bound[i]);
         float *out = w->out + i * w->out_row;
-        undecided[i] = test_lanes(sum[i][0], bound * left, 0, f, out)
-                       | test_lanes(sum[i][1], bound * right, 0, f, out + LANES) << LANES;
+        undecided[i] = test_lanes(sum[i][0], bound * left, narrow, f, out)
+                       | test_lanes(sum[i][1], bound * right, narrow, f, out + LANES) << LANES;
         any |= undecided[i];
     }
     for (int i = 0; i < rows && any; i++) {

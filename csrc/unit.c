@@ -182,10 +182,10 @@ static void store(const struct product *p, const struct unit *u, const struct bl
     }
 }
 
-/* What whole_function takes: plain float32 outputs of a full width, the sum of one pair. */
+/* What whole_function takes: plain outputs of a full width, the sum of one pair. */
 static int is_whole(const struct product *p, const struct unit *u, const struct panel *panel)
 {
-    return p->tile->whole && p->format == REFMOE_FLOAT32 && p->force == REFMOE_FORCE_NOTHING && p->pairs == 1
+    return p->tile->whole && p->force == REFMOE_FORCE_NOTHING && p->pairs == 1
            && !u->acc && !u->bias && panel->cols == p->tile->cols;
 }
 
@@ -204,7 +204,7 @@ static void compute_whole(const struct product *p, const struct unit *u, struct 
     struct whole whole = {.a = a, .b = panel->b[0], .length = u->pair[0].length, .ldb = panel->ldb[0],
                           .out = (float *)u->out + t->row * u->out_row + t->col, .out_row = u->out_row,
                           .row_bound = s->row_bound + t->row, .col_norm = s->col_norm + slot, .value = t->value,
-                          .past = is_past_caches(p)};
+                          .past = is_past_caches(p), .format = p->format};
     p->tile->whole(t->rows, &whole, open);
     if (p->profile != REFMOE_EXACT)
         return;
