@@ -36,18 +36,21 @@ static int is_scale_format(int format, int beside_tensor)
            || (format == REFMOE_FLOAT32 && !beside_tensor);
 }
 
-/* Whether a chain needs doubles: any scale but a power of two, and a power whose products float32 may not hold. (Small
+/* A chain needs doubles for any scale but a power of two, and for a power whose products float32 may not hold. (Small
    ones it does hold: 2^-127 times the least number of any format is a subnormal.) */
-static int is_wide(const struct codes *c, int64_t experts)
+static void see_scales(struct codes *c, int64_t experts)
 {
-    if (c->given.tensor_scales || (c->given.scales && c->given.scale_format != REFMOE_E8M0))
-        return 1;
     uint8_t most = 0; /* of codes plus 1, where the NaN is the least */
+    c->wide = c->given.tensor_scales || (c->given.scales && c->given.scale_format != REFMOE_E8M0);
+    if (c->wide)
+        return;
     for (int64_t i = 0; c->given.scales && i < experts * c->scale_rows * c->scale_cols; i++) {
         uint8_t next = (uint8_t)(((const uint8_t *)c->given.scales)[i] + 1);
         most = next > most ? next : most;
     }
-    return (double)float_of_power(most > 0 ? most - 1u : 0) * c->small->largest > FLT_MAX;
+    double greatest = c->given.scales ? float_of_power(most > 0 ? most - 1u : 0) : 1;
+    c->wide = greatest * c->small->largest > FLT_MAX;
+    c->folds = c->small->bits == 4 || greatest * c->small->power <= FLT_MAX;
 }
 
 static int64_t parts(int64_t count, int64_t size) { return count / size + (count % size != 0); }
@@ -69,7 +72,7 @@ int refmoe_describe_codes(const refmoe_scaled *given, int format, int64_t expert
         return REFMOE_OK;
     if (!given->codes)
         return REFMOE_BAD_POINTER;
-    c->wide = is_wide(c, experts);
+    see_scales(c, experts);
     return REFMOE_OK;
 }
 

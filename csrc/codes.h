@@ -23,7 +23,7 @@ struct codes {
     const struct small *small;
     int64_t rows, cols, pitch; /* pitch: bytes from a row to the next */
     int64_t scale_rows, scale_cols;
-    int wide;
+    int wide, folds; /* folds: float32 holds `power` times any scale */
 };
 
 /* REFMOE_OK, or what is wrong with weights of a format for E experts, `used`: their values are needed. */
@@ -55,6 +55,11 @@ static inline float float_of_small(const struct small *s, uint32_t code)
     if (size == s->infinite)
         number = float_of_bits(0x7F800000);
     return code & half ? -number : number;
+}
+
+static inline int64_t scale_bytes(int format)
+{
+    return format == REFMOE_FLOAT32 ? 4 : format == REFMOE_BF16 || format == REFMOE_FP16 ? 2 : 1;
 }
 
 /* 2^(code - 127); the least of them is a subnormal float32, the code of all ones is NaN. */

@@ -11,29 +11,39 @@ static int block_of(const struct few *few, const struct operand *o)
     return !o->codes && o->b_format == REFMOE_BF16 ? 2 * few->cols : few->cols;
 }
 
-/* Codes whose scales change between vectors only, and that need no doubles in a chain. */
-static int64_t rows_of_codes(const struct product *p, const struct codes *c)
+/* Codes whose scales change between vectors only. */
+static int64_t rows_of_codes(const struct codes *c)
 {
-    int whole = !c->given.scales || c->given.block_cols % MAX_FEW_COLS == 0;
-    return whole && !p->wide ? FEW_CODES_ROWS : 0;
+    return !c->given.scales || c->given.block_cols % MAX_FEW_COLS == 0 ? MAX_FEW_ROWS : 0;
 }
+
+/* Whether a chain of codes takes doubles, of x too. */
+static int takes_doubles(const struct product *p) { return p->pair[0].codes && (p->wide || !p->pair[0].codes->folds); }
 
 /* Products this file may compute, and how many rows an expert of them may have. */
 int64_t refmoe_few_rows(const struct product *p)
 {
     if (p->across != REFMOE_LANES_ALONG || !p->kernel->few)
         return 0;
-    return p->pair[0].codes ? rows_of_codes(p, p->pair[0].codes) : p->kernel->few->rows[p->profile];
+    return p->pair[0].codes ? rows_of_codes(p->pair[0].codes) : p->kernel->few->rows[p->profile];
 }
 
 int64_t refmoe_few_room(const struct product *p, int64_t length)
 {
-    return p->kernel->few ? MAX_FEW_ROWS * whole_tiles(length, 2 * p->kernel->few->cols) * packed_item(p) : 0;
+    return p->kernel->few ? MAX_FEW_ROWS * whole_tiles(length, 2 * p->kernel->few->cols) * (int64_t)sizeof(double) : 0;
 }
 
 /* ---- rows of x ---- */
 
 static void turn_chain(const struct unit *u, float *to)
+{
+    const struct operand *o = &u->pair[0];
+    for (int64_t i = 0; i < u->rows; i++)
+        for (int64_t k = 0; k < o->length; k++)
+            to[k * u->rows + i] = number_at(o->a, o->a_format, i * o->a_row + k);
+}
+
+static void turn_wide(const struct unit *u, double *to)
 {
     const struct operand *o = &u->pair[0];
     for (int64_t i = 0; i < u->rows; i++)
@@ -71,13 +81,16 @@ static double turn_exact(const struct few *few, const struct unit *u, int64_t i,
 }
 
 /* A lane of doubles takes every half vector or every second one, so a term meets at most twice as many additions as there
-   are whole vectors. Then the last block, two sums, at most eight lanes, acc and bias. Codes meet two additions more for
-   each scale. */
+   are whole vectors. Then the last block, two sums, at most eight lanes, acc and bias. Codes do so within a block of one
+   scale; then a sum meets each block once, the last of which may be a piece. */
 static double error_factor(const struct product *p, const struct unit *u)
 {
     const struct operand *o = &u->pair[0];
-    int64_t scales = !o->codes ? 0 : o->codes->given.scales ? o->length / o->codes->given.block_cols + 1 : 1;
-    return HALF_UNIT * (double)(2 * (o->length / p->kernel->few->cols + scales) + 8);
+    int64_t block = o->length, cols = p->kernel->few->cols;
+    if (o->codes && o->codes->given.scales)
+        block = lower(block, o->codes->given.block_cols);
+    int64_t scales = !o->codes || block == 0 ? 0 : o->length / block + 1;
+    return HALF_UNIT * (double)(2 * (block / cols) + scales + 8 + 2 * (o->codes != NULL));
 }
 
 /* A thread that stays with an expert finds its rows turned already. (lanes.c turns them otherwise, but not these: the
@@ -89,7 +102,9 @@ static void hold_rows(const struct product *p, const struct unit *u, struct scra
         s->row_grid[i].known = 0;
     if (s->held == u->pair[0].a && s->held_rows == u->rows)
         return;
-    if (p->profile == REFMOE_CHAIN)
+    if (p->profile == REFMOE_CHAIN && takes_doubles(p))
+        turn_wide(u, (double *)s->right);
+    else if (p->profile == REFMOE_CHAIN)
         turn_chain(u, (float *)s->right);
     for (int64_t i = 0; i < u->rows && p->profile == REFMOE_EXACT; i++)
         s->row_bound[i] = factor * turn_exact(p->kernel->few, u, i, (double *)s->right);
@@ -102,7 +117,7 @@ struct part {
     int rows, cols, pitch;
     int64_t col; /* first column in the unit */
     _Alignas(64) double value[MAX_FEW_ROWS * MAX_FEW_COLS], extra[MAX_FEW_ROWS * MAX_FEW_COLS];
-    _Alignas(64) double largest[MAX_FEW_COLS];
+    _Alignas(64) double largest[MAX_GROUPED_COLS];
     _Alignas(64) float result[MAX_FEW_ROWS * MAX_FEW_COLS];
 };
 
@@ -122,7 +137,7 @@ static void start_chain(const struct unit *u, struct part *t)
 
 static void finish_chain(const struct product *p, const struct unit *u, struct part *t)
 {
-    float bias[MAX_FEW_COLS] = {0};
+    float bias[MAX_GROUPED_COLS] = {0};
     if (u->bias)
         memcpy(bias, (const float *)u->bias + t->col, (size_t)t->cols * sizeof *bias);
     p->kernel->settle(t->rows, t->pitch, (const float *)t->value, NULL, u->bias ? bias : NULL, p->format, t->result);
@@ -202,7 +217,8 @@ static void compute_codes(const struct product *p, const struct unit *u, struct 
     const struct few *few = p->kernel->few;
     struct few_block block = {.cols = t->cols, .length = o->length, .x = s->right, .value = t->value,
                               .largest = t->largest, .codes = o->codes, .expert = o->expert, .row = o->first + t->col};
-    few_function *compute = few->codes[p->profile][few->kind_of(o->codes->small)][t->rows];
+    int profile = takes_doubles(p) && p->profile == REFMOE_CHAIN ? REFMOE_WIDE : p->profile;
+    few_function *compute = few->codes[profile][few->kind_of(o->codes->small)][t->rows];
     if (p->profile == REFMOE_EXACT) {
         compute(&block);
         finish_exact(p, u, s, t);
@@ -242,6 +258,8 @@ static void compute_part(const struct product *p, const struct unit *u, struct s
 void refmoe_compute_few(const struct product *p, const struct unit *u, struct scratch *s)
 {
     struct part t = {.rows = (int)u->rows, .pitch = p->kernel->few->cols};
+    if (p->profile == REFMOE_CHAIN && u->pair[0].codes)
+        t.pitch *= few_groups(t.rows);
     hold_rows(p, u, s);
     for (t.col = 0; t.col < u->cols; t.col += t.pitch) {
         t.cols = (int)lower(t.pitch, u->cols - t.col);

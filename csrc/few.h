@@ -10,7 +10,7 @@
 
 struct codes;
 
-enum { MAX_FEW_ROWS = 8, MAX_FEW_COLS = 16 };
+enum { MAX_FEW_ROWS = 8, MAX_FEW_COLS = 16, MAX_GROUPED_COLS = 4 * MAX_FEW_COLS };
 
 /* One block: `cols` outputs of each row of x, 1 <= cols <= the kernel's.
      w        `cols` rows of the matrix, `step` bytes apart, each of `length` weights
@@ -37,14 +37,19 @@ typedef void few_function(const struct few_block *block);
 /* By profile (exact, chain): the most rows; functions by the format of the weights (float32, bf16, fp16) and the number
    of rows, from 1 on. In the exact profile x is to be given times 2^bf16_exponent where weights are bf16, and the sums of
    an output with an infinite or NaN weight are then no use. */
-enum { FEW_CODES_ROWS = 4, FEW_KINDS = 3, FEW_MINI = 1 };
+enum { FEW_KINDS = 3, FEW_MINI = 1 };
+
+/* Vectors of outputs that chains of codes take together: those of one row alone would wait for themselves. */
+static inline int few_groups(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
 struct small;
 
-/* Codes are of a kind, FEW_MINI or another; x of that one is given times 2^mini_exponent in the exact profile. */
+/* Codes are of a kind, FEW_MINI or another; x of that one is given times 2^mini_exponent in the exact profile. Functions
+   by profile (REFMOE_WIDE: chains of weights that only doubles hold, with x as doubles), kind and rows, of any kernel up to
+   MAX_FEW_ROWS. A chain has few_groups(rows) times the kernel's columns. */
 struct few {
     int cols, rows[2], bf16_exponent, mini_exponent;
-    few_function *run[2][3][MAX_FEW_ROWS + 1], *codes[2][FEW_KINDS][FEW_CODES_ROWS + 1];
+    few_function *run[2][3][MAX_FEW_ROWS + 1], *codes[3][FEW_KINDS][MAX_FEW_ROWS + 1];
     int (*kind_of)(const struct small *small);
 };
 

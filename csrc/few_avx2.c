@@ -74,8 +74,10 @@ HERE void turn(__m256 *v)
 #define MINI_EXPONENT 0
 #define FOUR_POWER(s) (s)->power
 #define FOUR_DOUBLES(p, half, shape) ((vd)four_doubles((p) + 2 * (half), (shape)))
-#define MINI_DOUBLES(p, shape) ((vd)placed(_mm_cvtepu8_epi32(load_four(p)), (shape)))
+#define MINI_DOUBLES(p, half, shape) ((vd)placed(_mm_cvtepu8_epi32(load_four((p) + 4 * (half))), (shape)))
 #define INT_DOUBLES(p, shape) ((void)(shape), (vd)_mm256_cvtepi32_pd(_mm_cvtepi8_epi32(load_four(p))))
+#define LOW_DOUBLES(v) ((vd)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)(v))))
+#define HIGH_DOUBLES(v) ((vd)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)(v), 1)))
 #define FOUR_FLOATS(v, shape) ((vf)four_floats((__m256i)(v), (shape)))
 
 /* Sign, exponent and fraction of a code go where a float32 has them: numbers times 2^(bias - 127). */

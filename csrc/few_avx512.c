@@ -85,48 +85,70 @@ static inline __attribute__((always_inline)) TARGET __m512d widen_bf16(const cha
 #define MINI_EXPONENT 896
 #define FOUR_POWER(s) 1.0
 #define FOUR_DOUBLES(p, half, shape) ((vd)four_doubles((p), (half), (shape)))
-#define MINI_DOUBLES(p, shape) ((vd)mini_doubles((p), (shape)))
+#define MINI_DOUBLES(p, half, shape) ((vd)mini_doubles((p), (half), (shape)))
 #define INT_DOUBLES(p, shape)                                                                                         \
     ((void)(shape), (vd)_mm512_cvtepi32_pd(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p)))))
+#define LOW_DOUBLES(v) ((vd)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)(v))))
+#define HIGH_DOUBLES(v) ((vd)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)(v), 1)))
 #define FOUR_FLOATS(v, shape) ((vf)_mm512_permutexvar_ps((__m512i)(v), (shape)->floats))
 
+#define FUSE(w, x, c) ((vd)fuse((__m512d)(w), (__m512d)(x), (__m512d)(c)))
+
+/* Of the two doubles about an exact sum, the odd one. */
+static inline __attribute__((always_inline)) TARGET __m512d fuse(__m512d w, __m512d x, __m512d c)
+{
+    __m512d below = _mm512_fmadd_round_pd(w, x, c, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512d above = _mm512_fmadd_round_pd(w, x, c, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
+    __mmask8 odd = _mm512_test_epi64_mask((__m512i)below, _mm512_set1_epi64(1));
+    return _mm512_mask_mov_pd(above, odd, below);
+}
+
 /* Codes of 4 bits are looked up in registers. Of others, sign and fraction go where a double has them, and the exponent to
-   the end of its own, as for bf16: numbers times 2^(bias - 1023). */
+   the end of its own, as for bf16: numbers times 2^(bias - 1023). The numbers of all have 16 bits, the last 48 of a double
+   are zero. */
 struct shape {
     __m512 floats;
-    __m512d low, high;
-    __m512i kept;
+    __m512i tops; /* the first 32 bits of the doubles */
+    __m256i kept;
     __m128i up, down;
 };
 
 static inline __attribute__((always_inline)) TARGET struct shape shape_of(const struct small *s)
 {
     float number[16] = {0};
-    double wide[16];
+    uint32_t top[16];
     int exponent = s->bits - 1 - s->fraction;
-    for (uint32_t i = 0; i < 16; i++)
-        wide[i] = number[i] = s->bits == 4 ? float_of_small(s, i) : 0;
-    uint64_t kept = UINT64_C(1) << 63 | ((UINT64_C(1) << (s->bits - 1)) - 1) << (52 - s->fraction);
-    return (struct shape){_mm512_loadu_ps(number), _mm512_loadu_pd(wide), _mm512_loadu_pd(wide + 8),
-                          _mm512_set1_epi64((int64_t)kept), _mm_cvtsi32_si128(64 - s->bits),
-                          _mm_cvtsi32_si128(11 - exponent)};
+    for (uint32_t i = 0; i < 16; i++) {
+        number[i] = s->bits == 4 ? float_of_small(s, i) : 0;
+        top[i] = (uint32_t)(bits_of_double(number[i]) >> 32);
+    }
+    int kept = 0x8000 | ((1 << (s->bits - 1)) - 1) << (4 - s->fraction);
+    return (struct shape){_mm512_loadu_ps(number), _mm512_loadu_si512(top), _mm256_set1_epi16((int16_t)kept),
+                          _mm_cvtsi32_si128(16 - s->bits), _mm_cvtsi32_si128(11 - exponent)};
 }
 
+/* Even lanes of 32 bits look up the first eight codes, odd ones the others. */
 static inline __attribute__((always_inline)) TARGET __m512d four_doubles(const uint8_t *p, int half,
                                                                          const struct shape *shape)
 {
-    const __m512i first = _mm512_setr_epi64(0, 4, 8, 12, 16, 20, 24, 28);
+    const __m512i at = _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28);
     int64_t codes;
     memcpy(&codes, p, sizeof codes);
-    __m512i at = half ? _mm512_add_epi64(first, _mm512_set1_epi64(32)) : first;
-    return _mm512_permutex2var_pd(shape->low, _mm512_srlv_epi64(_mm512_set1_epi64(codes), at), shape->high);
+    __m512i top = _mm512_permutexvar_epi32(_mm512_srlv_epi32(_mm512_set1_epi64(codes), at), shape->tops);
+    if (half)
+        return _mm512_castsi512_pd(_mm512_and_si512(top, _mm512_set1_epi64((int64_t)0xFFFFFFFF00000000)));
+    return _mm512_castsi512_pd(_mm512_slli_epi64(top, 32));
 }
 
-static inline __attribute__((always_inline)) TARGET __m512d mini_doubles(const uint8_t *p, const struct shape *shape)
+static inline __attribute__((always_inline)) TARGET __m512d mini_doubles(const uint8_t *p, int half,
+                                                                         const struct shape *shape)
 {
-    __m512i codes = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(const void *)p));
-    __m512i top = _mm512_sra_epi64(_mm512_sll_epi64(codes, shape->up), shape->down);
-    return _mm512_castsi512_pd(_mm512_and_si512(top, shape->kept));
+    const __m512i first = _mm512_slli_epi64(_mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7), 48);
+    const __m512i at = half ? _mm512_add_epi64(first, _mm512_set1_epi64(INT64_C(8) << 48)) : first;
+    __m256i codes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(const void *)p));
+    __m256i top = _mm256_sra_epi16(_mm256_sll_epi16(codes, shape->up), shape->down);
+    __m512i tops = _mm512_castsi256_si512(_mm256_and_si256(top, shape->kept));
+    return _mm512_castsi512_pd(_mm512_maskz_permutexvar_epi16(0x88888888, at, tops));
 }
 
 #include "few_template.h"

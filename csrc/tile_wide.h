@@ -1,29 +1,6 @@
-/* tile_wide.h: the part of the template (tile_template.h) for chains of weights that only doubles hold: products of codes
-   and scales (codes.h). s = fma(x, w, s), rounded once to float32: a double rounded to odd, rounded again.            */
+/* tile_wide.h: the part of the template (tile_template.h) for chains of weights that only doubles hold (fuse.h). */
 
-/* The float32 chain's next sums, as doubles. FUSE is defined where roundings may be chosen for each instruction; elsewhere
-   a double rounded to nearest will do unless it lies on a midpoint of two float32, or below the normal ones. */
-#if !defined(FUSE)
-INLINE vd fuse(vd w, vd x, vd c)
-{
-    vd sum = FMA64(w, x, c);
-    vi size = (vi)sum & INT64_MAX;
-    vi risky = ((size & 0x1FFFFFFF) == 0x10000000) | ((size < ((vi){0} + (INT64_C(897) << 52))) & (size != 0));
-    int64_t any = 0;
-    for (int lane = 0; lane < LANES; lane++)
-        any |= risky[lane];
-    for (int lane = 0; any && lane < LANES; lane++)
-        sum[lane] = (double)refmoe_fused_wide((float)x[lane], w[lane], (float)c[lane]);
-    return sum;
-}
-#define FUSE(w, x, c) fuse(w, x, c)
-#endif
-
-INLINE vd fused_wide(vd w, vd x, vd c)
-{
-    half sum = NARROW(FUSE(w, x, c));
-    return WIDEN((const float *)&sum);
-}
+#include "fuse.h"
 
 /* One or two rows of weights: their chains wait for one another as little as registers allow. */
 INLINE void wide_rows(const int rows, const int count, const int along, int64_t length, const double *left,

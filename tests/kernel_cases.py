@@ -169,6 +169,15 @@ def sizes_round_a_tile(rows, cols):
 
 # ---- midpoints ----
 
+def drifting(length, last, rest):
+    """Terms whose float64 sums lose every later one: 16 of 1, a midpoint less a little, then `last` without end."""
+    terms = np.full(length, last)
+    terms[:16] = 1
+    terms[16:18] = 2.0**-20, -rest
+    assert (terms.astype(np.float32) == terms).all()
+    return terms.astype(np.float32)
+
+
 def midpoint_terms(form, rng):
     """Sums (a, b) that are a midpoint of the format, or a midpoint plus or minus something far smaller.
 

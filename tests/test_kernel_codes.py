@@ -11,7 +11,7 @@ if kernels.build_error() is not None:
 import kernel_oracle as oracle
 from codes_cases import SCALE_MAKERS, ScaledCase, middle_scales, number_of_codes, odd_scales, packed, products
 from kernel_calls import Buffer, differing_bits, ffi, lib
-from kernel_cases import coarse, special, tiny, wide
+from kernel_cases import coarse, drifting, special, tiny, wide
 from kernel_oracle import Rule
 
 from refmoe.formats import SCHEMES, Packed, decode, pack_nibbles
@@ -70,6 +70,42 @@ def test_every_number_of_rows_beside_every_rest_of_the_sum(scheme):
             case = ScaledCase(make, scheme, rows, (1, 8, 17, 16, 33)[number % 5], K, scales, seed=K)
             assert_as_portable(case, RULES[number % 2])
             assert_as_portable(case, RULES[1 - number % 2]) if make is wide else None
+
+
+@each_rule
+def test_more_outputs_than_are_taken_together_and_more_scales_than_are_read_at_once(rule):
+    for scheme, K in (("nvfp4", 1100), ("mxfp4", 150), ("int8", 150), ("mxfp8-e4m3", 100)):
+        case = ScaledCase(wide, scheme, (1, 2, 3, 1), 130 if K < 1000 else 21, K, seed=K)
+        assert_as_portable(case, rule)
+
+
+@pytest.mark.parametrize("scales", ["bf16", "fp16"])
+@each_kernel
+def test_scales_of_16_bits(kernel, scales):
+    rng = np.random.default_rng(5)
+    codes, made = rng.integers(0, 256, (1, 19, 70), np.uint8), rng.integers(0x3000, 0x4000, (1, 19, 5), np.uint16)
+    w = Packed(codes, "int8", made, (1, 16), scales)
+    for rule in RULES[:2]:
+        for rows in (1, 2, 5):
+            x = wide(rng, (rows, 70))
+            want = NumpyEngine().grouped_matmul(rule, x, products(w), np.array([0, rows]))
+            assert differing_bits(forward(kernel, w, x, rule), want) == 0
+
+
+@pytest.mark.parametrize("rows", (1, 4, 6))
+@each_kernel
+def test_the_bound_covers_the_error_of_every_addition(kernel, rows):
+    """As in test_kernel_few.py, beside the largest code: blocks of a vector, many for a sum, and of all k."""
+    length = 2048
+    for block in (16, 128, 2048):
+        scales = np.full((1, 17, length // block), 2.0**-7, np.float32)
+        w = Packed(np.full((1, 17, length), 0x80, np.uint8), "int8", scales, (1, block))  # -128 * 2^-7
+        for last in (2.0**-53, 2.0**-52, 2.0**-51):
+            for part in (7 / 8, 3 / 4, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32):
+                x = drifting(length, last, part * length * last)
+                x = np.stack([x if row % 2 else -x for row in range(rows)])
+                got = forward(kernel, w, x, RULES[0])
+                assert (got == -np.sign(x[:, :1]) * np.float32(16 + 2.0**-19)).all()
 
 
 @pytest.mark.parametrize("rule", RULES[:2], ids=lambda rule: rule.profile)

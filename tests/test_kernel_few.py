@@ -9,7 +9,7 @@ if kernels.build_error() is not None:
     pytest.skip(f"no compiled module: {kernels.build_error()}", allow_module_level=True)
 
 from kernel_calls import Guarded, differing_bits
-from kernel_cases import CODE_MAKERS, MAKERS, RULES, CodeCase, coarse, special, value_of, wide
+from kernel_cases import CODE_MAKERS, MAKERS, RULES, CodeCase, coarse, drifting, special, value_of, wide
 from kernel_oracle import Rule
 
 from refmoe.numerics.contract import NumpyEngine
@@ -60,15 +60,6 @@ def test_few_and_many_rows_side_by_side_and_threads_that_share_them(kernel, rule
 def test_forced_tiers(kernel, form, force):
     given, addends = operands(coarse, (1, 3, 0, 2, 8), 19, 37)
     assert_as_numpy(kernel, Rule("exact", form), given, addends[::3], force=force)
-
-
-def drifting(length, last, rest):
-    """Terms whose float64 sums lose every later one: 16 of 1, a midpoint less a little, then `last` without end."""
-    terms = np.full(length, last)
-    terms[:16] = 1
-    terms[16:18] = 2.0**-20, -rest
-    assert (terms.astype(np.float32) == terms).all()
-    return terms.astype(np.float32)
 
 
 @pytest.mark.parametrize("rows", range(1, 10))
