@@ -35,20 +35,18 @@ int64_t refmoe_few_room(const struct product *p, int64_t length)
 
 /* ---- rows of x ---- */
 
-static void turn_chain(const struct unit *u, float *to)
+/* As floats, or, `wide`, as doubles. */
+static void turn_chain(const struct unit *u, int wide, void *to)
 {
     const struct operand *o = &u->pair[0];
     for (int64_t i = 0; i < u->rows; i++)
-        for (int64_t k = 0; k < o->length; k++)
-            to[k * u->rows + i] = number_at(o->a, o->a_format, i * o->a_row + k);
-}
-
-static void turn_wide(const struct unit *u, double *to)
-{
-    const struct operand *o = &u->pair[0];
-    for (int64_t i = 0; i < u->rows; i++)
-        for (int64_t k = 0; k < o->length; k++)
-            to[k * u->rows + i] = number_at(o->a, o->a_format, i * o->a_row + k);
+        for (int64_t k = 0; k < o->length; k++) {
+            float value = number_at(o->a, o->a_format, i * o->a_row + k);
+            if (wide)
+                ((double *)to)[k * u->rows + i] = value;
+            else
+                ((float *)to)[k * u->rows + i] = value;
+        }
 }
 
 /* The power of two that numbers of a format are given with. */
@@ -102,10 +100,8 @@ static void hold_rows(const struct product *p, const struct unit *u, struct scra
         s->row_grid[i].known = 0;
     if (s->held == u->pair[0].a && s->held_rows == u->rows)
         return;
-    if (p->profile == REFMOE_CHAIN && takes_doubles(p))
-        turn_wide(u, (double *)s->right);
-    else if (p->profile == REFMOE_CHAIN)
-        turn_chain(u, (float *)s->right);
+    if (p->profile == REFMOE_CHAIN)
+        turn_chain(u, takes_doubles(p), s->right);
     for (int64_t i = 0; i < u->rows && p->profile == REFMOE_EXACT; i++)
         s->row_bound[i] = factor * turn_exact(p->kernel->few, u, i, (double *)s->right);
     s->held = u->pair[0].a, s->held_rows = u->rows;
