@@ -79,7 +79,7 @@ def test_the_picture_has_four_parts(text, tmp_path):
     (["--preset", "mixtral-8x7b", "--text", "missing.txt"], "expected a file that can be read"),
     (["--preset", "nobody", "--text", "TEXT"], "preset: expected one of"),
     (["--record", "missing.npz"], "expected a file with topk_indices"),
-    (["--record", "TEXT"], "ending in .safetensors or .npz"),
+    (["--record", "TEXT"], "--record: expected a file ending in .safetensors or .npz"),
     (["--preset", "mixtral-8x7b", "--text", "TEXT", "--plot", "no/such/a.png"], "a folder that exists"),
     (["--record", "missing.npz", "--text", "TEXT"], "None with --record"),
 ])  # fmt: skip

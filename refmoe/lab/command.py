@@ -15,7 +15,7 @@ OUT = "out/lab"  # where runs go unless --out names another place
 
 def add_arguments(command):
     """The arguments of `refmoe lab`."""
-    verbs = command.add_subparsers(metavar="VERB", required=True)
+    verbs = command.add_subparsers(metavar="{list,run,train,report}", required=True)
     listing = verbs.add_parser("list", help="the experiments and their settings")
     listing.set_defaults(verb=run_list)
     run = verbs.add_parser("run", help="run an experiment, or all; goes on where it was interrupted")

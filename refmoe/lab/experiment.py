@@ -20,6 +20,7 @@ class Experiment(NamedTuple):
     draw: object  # (figure, table, settings) -> None
     choices: dict = {}  # noqa: RUF012  (name -> what a text setting may be)
     corpus: bool = False  # does it read text?
+    limits: tuple = ()  # (name of a setting, what it must be, settings -> is it?)
 
     @property
     def folder(self):

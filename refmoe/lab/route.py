@@ -105,6 +105,9 @@ def read_record(path):
 
     Raises ValueError for a file without topk_indices, or with tensors that do not fit.
     """
+    fix = "save it as one of these"
+    named = Path(path).suffix in (".safetensors", ".npz")
+    require(named, ValueError, "--record", "a file ending in .safetensors or .npz", repr(str(path)), fix)
     arrays = load_arrays(path) if Path(path).exists() else {}
     found = {name: arrays[f"{p}{name}"] for p in ("", *PREFIXES) for name in Routed._fields if f"{p}{name}" in arrays}
     fix = "save the fields topk_indices, scores, margin of the routing record and slot_row of the plan"

@@ -11,6 +11,9 @@ def merged_settings(experiment, words, quick=False):
     for word in words:
         name, value = _pair(experiment, word)
         settings[name] = value
+    for name, wanted, holds in experiment.limits:
+        got, fix = f"{as_text(settings[name])} in {experiment.id}", "change one of them"
+        require(holds(settings), ValueError, f"--set {name}", wanted, got, fix)
     return settings
 
 
@@ -40,7 +43,10 @@ def _value(experiment, name, text):
     if isinstance(default, str):
         return text
     if isinstance(default, tuple):
-        return tuple(_number(name, part, default[0]) for part in text.split(","))
+        parts = text.split(",")
+        wanted = f"two numbers or more, as {as_text(default)}"
+        require(len(parts) > 1, ValueError, f"--set {name}", wanted, repr(text), "part them by commas")
+        return tuple(_number(name, part, default[0]) for part in parts)
     return _number(name, text, default)
 
 

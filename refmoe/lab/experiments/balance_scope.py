@@ -103,4 +103,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     findings=findings,
     draw=draw,
+    limits=(("sequences", "a divisor of tokens, for one length", lambda s: s["tokens"] % s["sequences"] == 0),),
 )  # fmt: skip

@@ -103,4 +103,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     findings=findings,
     draw=draw,
+    limits=(("changes", "at most half of tokens, a sequence's length", lambda s: 2 * s["changes"] <= s["tokens"]),),
 )

@@ -120,4 +120,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     findings=findings,
     draw=draw,
+    limits=(("experts", "at least 2, to have a choice", lambda s: s["experts"] > 1),),
 )

@@ -79,4 +79,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     findings=findings,
     draw=draw,
+    limits=(("ranks", "a divisor of tokens", lambda s: s["tokens"] % s["ranks"] == 0),),
 )
