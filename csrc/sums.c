@@ -10,7 +10,7 @@
 #include "environment.h"
 #include "sums.h"
 
-enum { ROWS_AT_ONCE = 8 };
+enum { ROWS_AT_ONCE = 8, FEW_TERMS = 128 };
 
 /* ---- one element ---- */
 
@@ -59,10 +59,16 @@ static int64_t gather(const struct task *t, int64_t i, struct part *part)
     return count;
 }
 
-static void sum_one_row(const struct task *t, int64_t i, struct part *part)
+/* What one thread gathers, for as many terms as a row has: its parts, and two numbers of each. */
+struct room {
+    struct part *part;
+    float *numbers;
+};
+
+static void sum_one_row(const struct task *t, int64_t i, struct room room)
 {
-    struct sum_row row = {.m = t->m, .part = part, .room = (float *)(part + t->terms), .out = t->out + i * t->m};
-    row.count = gather(t, i, part);
+    struct sum_row row = {.m = t->m, .part = room.part, .room = room.numbers, .out = t->out + i * t->m};
+    row.count = gather(t, i, room.part);
     row.force = t->force;
     if (!t->force)
         t->sums->sum(&row, t->format);
@@ -73,7 +79,7 @@ static void sum_one_row(const struct task *t, int64_t i, struct part *part)
 /* ---- sharing out the rows ---- */
 
 /* Threads take the next rows until none is left. */
-static void work(const struct task *t, atomic_llong *next, struct part *part)
+static void sum_rows(const struct task *t, atomic_llong *next, struct room room)
 {
     environment found = enter_environment();
     for (;;) {
@@ -81,41 +87,59 @@ static void work(const struct task *t, atomic_llong *next, struct part *part)
         if (from >= t->n)
             break;
         for (int64_t i = from; i < to && i < t->n; i++)
-            sum_one_row(t, i, part);
+            sum_one_row(t, i, room);
     }
     leave_environment(found);
 }
 
-static void run_threads(const struct task *t, char *room, size_t bytes, int threads)
+/* Few terms, as a token's slots are, need the stack alone; `taken` is the thread's memory for more. */
+static void work(const struct task *t, atomic_llong *next, char *taken)
+{
+    struct part part[FEW_TERMS];
+    float numbers[2 * FEW_TERMS];
+    struct part *many = (struct part *)taken;
+    sum_rows(t, next, many ? (struct room){many, (float *)(many + t->terms)} : (struct room){part, numbers});
+}
+
+static void run_threads(const struct task *t, char *taken, size_t bytes, int threads)
 {
     atomic_llong next = 0;
 #if defined(_OPENMP)
     if (threads > 1) {
 #pragma omp parallel num_threads(threads)
-        work(t, &next, (struct part *)(room + (size_t)omp_get_thread_num() * bytes));
+        work(t, &next, taken ? taken + (size_t)omp_get_thread_num() * bytes : NULL);
         return;
     }
 #endif
     (void)threads, (void)bytes;
-    work(t, &next, (struct part *)room);
+    work(t, &next, taken);
 }
 
-static int run(const struct task *t, int threads)
+static int run_many(const struct task *t, int threads)
 {
-    int64_t most = (t->n + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE, bytes, all;
-    if (refmoe_is_forked_child() || !refmoe_openmp() || most < 1)
-        threads = 1;
-    else if (threads > most)
-        threads = (int)most;
+    int64_t bytes, all;
     if (__builtin_mul_overflow(t->terms, (int64_t)(sizeof(struct part) + 2 * sizeof(float)), &bytes)
         || __builtin_mul_overflow(bytes, (int64_t)threads, &all) || all > PTRDIFF_MAX / 2)
         return REFMOE_NO_MEMORY;
     bytes = (bytes + 63) / 64 * 64;
-    char *room = aligned_alloc(64, (size_t)bytes * (size_t)threads);
-    if (!room)
+    char *taken = aligned_alloc(64, (size_t)bytes * (size_t)threads);
+    if (!taken)
         return REFMOE_NO_MEMORY;
-    run_threads(t, room, (size_t)bytes, threads);
-    free(room);
+    run_threads(t, taken, (size_t)bytes, threads);
+    free(taken);
+    return REFMOE_OK;
+}
+
+static int run(const struct task *t, int threads)
+{
+    int64_t most = (t->n + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    if (refmoe_is_forked_child() || !refmoe_openmp() || most < 1)
+        threads = 1;
+    else if (threads > most)
+        threads = (int)most;
+    if (t->terms > FEW_TERMS)
+        return run_many(t, threads);
+    run_threads(t, NULL, 0, threads);
     return REFMOE_OK;
 }
 

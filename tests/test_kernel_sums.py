@@ -43,6 +43,14 @@ def in_c(kernel, form, terms, threads=2, name="routed"):
     return made
 
 
+@pytest.mark.parametrize("count", (127, 128, 129, 300))
+@each_kernel
+def test_as_many_terms_as_the_stack_holds_and_more(kernel, count):
+    terms = list(wide(np.random.default_rng(count), (count, 19, 5)))
+    for threads in THREADS:
+        assert differing_bits(in_c(kernel, "float32", terms, threads), policy("float32").sum("routed", terms)) == 0
+
+
 # ---- bits against rational arithmetic ----
 
 

@@ -107,6 +107,8 @@ static void check_call(const struct sums_case *c, int call, refmoe_how how, int 
         leave_environment(HOSTILE);
     int status = refmoe_sum_f32(&how, c->n, c->m, terms, term, (float *)out);
     leave_environment(found);
+    if (taken_bytes > 0)
+        give_up("few terms took memory");
     for (int64_t i = -GUARD; i < count + GUARD; i++) {
         uint32_t want = UINT32_MAX;
         if (i >= 0 && i < count)
