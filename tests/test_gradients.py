@@ -108,6 +108,19 @@ def test_fifty_digits_agree_with_every_gradient(name):
     assert str(check).splitlines()[1].split()[3] == f"{check.rows[0].fifty_digits:.1e}"
 
 
+@pytest.mark.parametrize("name", ["sigmoid", "silu", "gelu", "gelu_tanh", "sqrt_softplus"])
+def test_the_oracles_functions_have_fifty_digits(name):
+    """A function and its derivative are two formulas: their constants too must be right to all the digits."""
+    from refmoe.check.digits import FiftyDigits, slope
+
+    num = FiftyDigits()
+    at = np.array([-30.5, -3.25, -0.125, 0.5, 2.0, 7.75])
+    function, derivative = getattr(num.reading, name), getattr(num.reading, f"{name}_derivative")
+    for x, exact in zip(at, derivative(num.exact(at)), strict=True):
+        found = slope(lambda v: function(v)[0], np.array([x]), np.ones(1), num)
+        assert abs(found - exact) < num.reading.context.mpf(10) ** -50
+
+
 def test_the_oracle_alone_sees_a_small_error(monkeypatch):
     """One part in a billion of one tensor: far below what differences see, and complex step is told to look away."""
     plain = subjects.moe_backward

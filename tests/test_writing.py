@@ -32,7 +32,7 @@ def test_what_commands_write_has_it_too(umask, tmp_path, capsys):
     (tmp_path / "text").write_text("a text")
     words = ["route", "--preset", "mixtral-8x7b", "--text", str(tmp_path / "text")]
     assert main([*words, "--json", f"{out}.json", "--plot", f"{out}.png"]) == 0
-    assert main(["lab", "run", "E10", "--seeds", "1", "--quick", "--out", str(tmp_path / "lab")]) == 0
+    assert main(["lab", "run", "E10", "--seeds", "1", "--quick", "--jobs", "1", "--out", str(tmp_path / "lab")]) == 0
     assert main(["lab", "report", "--runs", str(tmp_path / "lab")]) == 0
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 10 and {mode(path) for path in files} == {0o666 & ~umask}
