@@ -11,6 +11,7 @@
 #define FMA64(a, b, c) ((vd)_mm256_fmadd_pd((__m256d)(a), (__m256d)(b), (__m256d)(c)))
 #define FMA32(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define SPREAD32(x) ((vf)_mm256_set1_ps(x))
+#define DOUBLES(v) ((vd)_mm256_cvtps_pd((__m128)(v)))
 #define FLOATS_FP16(p) ((vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p))))
 #define HALF_FP16(p) _mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(const void *)(p)))
 #define BF16_EXPONENT 0
@@ -76,8 +77,8 @@ HERE void turn(__m256 *v)
 #define FOUR_DOUBLES(p, half, shape) ((vd)four_doubles((p) + 2 * (half), (shape)))
 #define MINI_DOUBLES(p, half, shape) ((vd)placed(_mm_cvtepu8_epi32(load_four((p) + 4 * (half))), (shape)))
 #define INT_DOUBLES(p, shape) ((void)(shape), (vd)_mm256_cvtepi32_pd(_mm_cvtepi8_epi32(load_four(p))))
-#define LOW_DOUBLES(v) ((vd)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)(v))))
-#define HIGH_DOUBLES(v) ((vd)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)(v), 1)))
+#define LOW_DOUBLES(v) DOUBLES(_mm256_castps256_ps128((__m256)(v)))
+#define HIGH_DOUBLES(v) DOUBLES(_mm256_extractf128_ps((__m256)(v), 1))
 #define FOUR_FLOATS(v, shape) ((vf)four_floats((__m256i)(v), (shape)))
 
 /* Sign, exponent and fraction of a code go where a float32 has them: numbers times 2^(bias - 127). */

@@ -12,6 +12,7 @@
 #define FMA64(a, b, c) ((vd)_mm512_fmadd_pd((__m512d)(a), (__m512d)(b), (__m512d)(c)))
 #define FMA32(a, b, c) ((vf)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define SPREAD32(x) ((vf)_mm512_set1_ps(x))
+#define DOUBLES(v) ((vd)_mm512_cvtps_pd((__m256)(v)))
 #define FLOATS_FP16(p) ((vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p))))
 #define HALF_FP16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
 #define BF16_EXPONENT 896
@@ -88,8 +89,8 @@ static inline __attribute__((always_inline)) TARGET __m512d widen_bf16(const cha
 #define MINI_DOUBLES(p, half, shape) ((vd)mini_doubles((p), (half), (shape)))
 #define INT_DOUBLES(p, shape)                                                                                         \
     ((void)(shape), (vd)_mm512_cvtepi32_pd(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p)))))
-#define LOW_DOUBLES(v) ((vd)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)(v))))
-#define HIGH_DOUBLES(v) ((vd)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)(v), 1)))
+#define LOW_DOUBLES(v) DOUBLES(_mm512_castps512_ps256((__m512)(v)))
+#define HIGH_DOUBLES(v) DOUBLES(_mm512_extractf32x8_ps((__m512)(v), 1))
 #define FOUR_FLOATS(v, shape) ((vf)_mm512_permutexvar_ps((__m512i)(v), (shape)->floats))
 
 #define FUSE(w, x, c) ((vd)fuse((__m512d)(w), (__m512d)(x), (__m512d)(c)))

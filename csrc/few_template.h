@@ -5,6 +5,7 @@
      LANES        floats of a vector; half as many doubles
      SUMS         accumulators that the registers hold beside weights and x
      FMA64(a,b,c), FMA32(a,b,c), SPREAD32(x)   as in tile_template.h
+     DOUBLES(v)   half a vector of floats as doubles
      FLOATS_FP16(p), HALF_FP16(p)   LANES codes of fp16 at p, half as many, as floats
      WIDEN_BF16(p)   LANES / 2 codes of bf16 at p as doubles: numbers times 2^-BF16_EXPONENT
      APART_ROWS, struct apart, TAKE_APART(p), PART_BF16(apart, h)   the same faster, with more registers, for products of so
@@ -168,8 +169,8 @@ INLINE vd half_of(const int rows, const int format, const char *w, const struct 
     if (format == REFMOE_BF16)
         return (vd)WIDEN_BF16(w + h * LANES);
     if (format == REFMOE_FP16)
-        return __builtin_convertvector((half)HALF_FP16(w + h * LANES), vd);
-    return __builtin_convertvector((half) * (const half_memory *)(w + h * 2 * LANES), vd);
+        return DOUBLES(HALF_FP16(w + h * LANES));
+    return DOUBLES(*(const half_memory *)(w + h * 2 * LANES));
 }
 
 INLINE void see_codes(const int format, const char *w, struct top *top)

@@ -12,6 +12,7 @@
 #define SPREAD64(x) ((vd)_mm512_set1_pd(x))
 #define SPREAD32(x) ((vf)_mm512_set1_ps(x))
 #define WIDEN(p) ((vd)_mm512_cvtps_pd(_mm256_loadu_ps(p)))
+#define DOUBLES(v) ((vd)_mm512_cvtps_pd((__m256)(v)))
 #define NARROW(v) ((half)_mm512_cvtpd_ps((__m512d)(v)))
 #define PASS(p, v) _mm512_stream_ps((p), (__m512)(v))
 #define SIGNS(v) _mm256_movemask_ps((__m256)(v))
