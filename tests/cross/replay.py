@@ -29,9 +29,9 @@ LEFT, RIGHT, ADDED = ("x", "d", "d2"), ("w", "w2", "x_right"), ("bias", "acc_row
 PAIRS = [("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp16"), ("float32", "bf16"), ("fp16", "float32")]
 # (rows, columns) of every kernel's tiles: sizes next to them are worth a case. tests/test_cross.py asks the kernels.
 TILES = {
-    "exact": {(4, 8), (8, 4), (6, 8), (8, 16)},
-    "chain": {(4, 8), (8, 8), (6, 16), (8, 32)},
-    "float64": {(4, 8), (8, 4), (6, 8), (8, 16)},
+    "exact": {(4, 8), (12, 4), (6, 8), (12, 16)},
+    "chain": {(4, 8), (12, 8), (6, 16), (12, 32)},
+    "float64": {(4, 8), (12, 4), (6, 8), (12, 16)},
 }
 
 
