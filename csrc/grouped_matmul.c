@@ -112,6 +112,8 @@ static void compute(const struct product *p, const struct unit *unit, struct scr
         refmoe_compute_few(p, unit, scratch);
     else if (p->paired)
         compute_pairs(p, unit, scratch);
+    else if (p->across && refmoe_is_across_outputs(p, unit))
+        refmoe_compute_outputs(p, unit, scratch);
     else if (p->across)
         refmoe_compute_lanes(p, unit, scratch);
     else

@@ -24,6 +24,7 @@ struct plan {
     const struct lanes *lanes;
     int64_t item, depth, length, norm_pitch;
     int groups, bands, along;
+    int ends; /* a chain of float32 without bias: its tile has the last word */
     struct group group[MAX_LANE_ROWS];
 };
 
@@ -54,7 +55,8 @@ int64_t refmoe_lane_rows(const struct product *p, int64_t length)
     const struct lanes *lanes = lanes_of(p);
     int64_t bytes = p->profile == REFMOE_EXACT ? RIGHT_BYTES_EXACT : RIGHT_BYTES_CHAIN;
     int64_t fit = bytes / (packed_item(p) * (length > 0 ? length : 1)) / lanes->width[0] * lanes->width[0];
-    int64_t most = p->across == REFMOE_LANES_ALONG ? MAX_LANE_ROWS : MAX_LANE_ROWS / 4;
+    int waits = p->across == REFMOE_LANES_ACROSS && (p->pair[0].codes || (p->profile == REFMOE_EXACT && length > LEFT_BYTES / packed_item(p)));
+    int64_t most = waits ? MAX_LANE_ROWS / 4 : MAX_LANE_ROWS;
     return fit < lanes->width[0] ? lanes->width[0] : lower(fit, most);
 }
 
@@ -167,9 +169,12 @@ static double acc_at(const struct plan *n, const struct band *b, int64_t row, in
     return ((const float *)n->u->acc)[row * n->u->out_row + b->first + i];
 }
 
+/* Without acc a chain starts in its first tile. */
 static void start_band(const struct plan *n, const struct band *b)
 {
     int pitch = n->lanes->width[0];
+    if (n->p->profile == REFMOE_CHAIN && !n->u->acc && n->length)
+        return;
     int64_t size = n->groups * n->lanes->rows * pitch;
     memset(value_of(n, b, 0), 0, (size_t)(size * n->item));
     if (n->p->profile == REFMOE_EXACT)
@@ -185,11 +190,6 @@ static void start_band(const struct plan *n, const struct band *b)
             }
 }
 
-/* The error of a sum of doubles, half a unit a term, and a little for the roundings of this bound itself. (Products of
-   weights that are codes may have more bits than a double: where no instruction fuses, they are rounded too, all of them
-   together by less than one term more.) */
-#define HALF_UNIT 0x1.03p-53
-
 /* A run of k of one pair: where its factors begin, and the norms of its rows. */
 struct run {
     const struct operand *o;
@@ -197,22 +197,18 @@ struct run {
     const double *norm;
 };
 
-static const char *weights_of(const struct plan *n, const struct run *r, int64_t k, int64_t first)
+static const char *weights_of(const struct run *r, int64_t k, int64_t first)
 {
-    int64_t across = r->o->b_col, down = r->o->b_step;
-    return r->o->b + (n->along ? first * across + k : k * down + first) * item_of(r->o->b_format);
+    return r->o->b + (first * r->o->b_col + k) * item_of(r->o->b_format);
 }
 
-/* What the next call will read: along, the next run of these rows or the next band's first; across, a share of the rows
-   of the next run for each band. */
+/* What the next call will read: the next run of these rows or the next band's first. */
 static const char *ahead_of(const struct plan *n, const struct run *r, const struct band *b)
 {
     int64_t next = r->k + n->depth;
     if (r->o->codes)
         return n->s->left;
-    if (n->along)
-        return next < r->o->length ? weights_of(n, r, next, b->first) : weights_of(n, r, 0, b->first + n->lanes->rows);
-    return weights_of(n, r, next < r->o->length ? next + b->index * (n->depth / UNIT_BANDS) : 0, 0);
+    return next < r->o->length ? weights_of(r, next, b->first) : weights_of(r, 0, b->first + n->lanes->rows);
 }
 
 /* Weights that are codes are decoded as they are copied; of matrices the rows are outputs (along), or the columns. */
@@ -231,8 +227,8 @@ static void copy_weights(const struct plan *n, const struct run *r, int64_t firs
         copy_codes(n, r, first, count, squares);
         return;
     }
-    copy_function *copy = (n->along ? kernel->copy_along : kernel->copy_across)[n->p->profile][r->o->b_format];
-    copy(count, r->length, weights_of(n, r, r->k, first), n->along ? r->o->b_col : r->o->b_step, n->s->left, squares);
+    kernel->copy_along[n->p->profile][r->o->b_format](count, r->length, weights_of(r, r->k, first), r->o->b_col,
+                                                      n->s->left, squares);
 }
 
 static void multiply_run(const struct plan *n, const struct run *r, const struct band *band, int bands)
@@ -240,21 +236,24 @@ static void multiply_run(const struct plan *n, const struct run *r, const struct
     const struct kernel *kernel = n->p->kernel;
     lane_function *const *multiply = n->along ? n->lanes->along : n->lanes->across;
     int64_t first = band[0].first, count = band[bands - 1].first + band[bands - 1].rows - first;
-    int64_t step = (n->along ? r->o->b_col : r->o->b_step) * (r->o->codes ? 0 : item_of(r->o->b_format));
+    int64_t step = r->o->codes ? 0 : r->o->b_col * item_of(r->o->b_format);
     double norm[UNIT_BANDS * MAX_TILE_ROWS] = {0}, terms = (double)(r->length + (r->o->codes != NULL));
     copy_weights(n, r, first, (int)count, norm);
     if (n->p->profile == REFMOE_EXACT)
         kernel->norms((int)count, norm);
+    int begins = n->p->profile == REFMOE_CHAIN && !n->u->acc && r->before + r->k == 0;
+    struct lane_run run = {.length = r->length, .from_row = n->lanes->width[0], .to_row = n->lanes->width[0], .step = step, .lines = n->depth * (int64_t)sizeof(float) / CACHE_LINE, .ahead_rows = n->lanes->rows,
+                           .ends = n->ends && r->before + r->k + r->length == n->length};
     for (const struct band *b = band; b < band + bands; b++) {
-        const char *left = n->s->left + (b->first - first) * r->length * left_item(n->p);
+        run.left = n->s->left + (b->first - first) * r->length * left_item(n->p), run.ahead = ahead_of(n, r, b);
         for (int g = 0; g < n->groups; g++) {
             const struct group *group = &n->group[g];
+            run.right = group->right + (r->before + r->k) * group->width * n->item;
+            run.to = value_of(n, b, g), run.from = begins ? NULL : run.to;
             if (n->p->profile == REFMOE_EXACT)
-                kernel->grow(b->rows, value_of(n, b, g), HALF_UNIT * terms, norm + (b->first - first),
-                             r->norm + group->first, error_of(n, b, g));
-            multiply[group->shape](b->rows, r->length, left,
-                                   group->right + (r->before + r->k) * group->width * n->item, value_of(n, b, g),
-                                   ahead_of(n, r, b), step);
+                kernel->grow(b->rows, run.to, HALF_UNIT * terms, norm + (b->first - first), r->norm + group->first,
+                             error_of(n, b, g));
+            multiply[group->shape](b->rows, &run);
         }
     }
 }
@@ -274,65 +273,64 @@ static void multiply_bands(const struct plan *n, const struct band *band, int ba
 
 /* ---- rounding ---- */
 
-static float bias_of(const struct plan *n, const struct band *b, int i)
-{
-    return ((const float *)n->u->bias)[b->first + i];
-}
-
 /* Bias joins last, as one more term. */
-static void add_bias(const struct plan *n, const struct band *b, double *value, double *error)
+static void add_bias(const struct sums_block *b, const float *bias)
 {
-    int pitch = n->lanes->width[0];
-    for (int i = 0; i < b->rows; i++) {
-        double bias = bias_of(n, b, i);
-        for (int j = 0, at = i * pitch; j < pitch; j++, at++) {
-            error[at] += HALF_UNIT * (magnitude(value[at]) + magnitude(bias));
-            value[at] += bias;
+    for (int i = 0; i < b->rows; i++)
+        for (int j = 0, at = i * b->pitch; j < b->cols; j++, at++) {
+            double term = bias[b->col + (b->turned ? i : j)];
+            b->error[at] += HALF_UNIT * (magnitude(b->value[at]) + magnitude(term));
+            b->value[at] += term;
         }
-    }
 }
 
-static void finish_exact(const struct plan *n, const struct band *b, const struct group *g, double *value,
-                         double *error, float *result)
+static float resolve(const struct product *p, const struct unit *u, struct scratch *s, const struct sums_block *b, int i,
+                     int j)
+{
+    int across = b->turned ? i : j, down = b->turned ? j : i;
+    return refmoe_resolve_output(p, u, s, b->row + down, b->col + across, b->value[i * b->pitch + j], b->slot + across);
+}
+
+void refmoe_decide(const struct product *p, const struct unit *u, struct scratch *s, const struct sums_block *b,
+                   float *result)
 {
     static const double none[MAX_TILE_ROWS + MAX_TILE_COLS];
-    struct scratch *s = n->s;
-    uint32_t open[MAX_TILE_ROWS], real = (uint32_t)((UINT64_C(1) << g->cols) - 1);
-    int pitch = n->lanes->width[0], unforced = n->p->force == REFMOE_FORCE_NOTHING;
-    if (n->u->bias)
-        add_bias(n, b, value, error);
-    n->p->kernel->test(b->rows, value, none, none, error, n->p->format, result, open);
+    uint32_t open[MAX_TILE_ROWS], real = (uint32_t)((UINT64_C(1) << b->cols) - 1);
+    int unforced = p->force == REFMOE_FORCE_NOTHING;
+    if (u->bias)
+        add_bias(b, (const float *)u->bias);
+    p->kernel->test(b->rows, b->value, none, none, b->error, p->format, result, open);
     for (int i = 0; i < b->rows; i++) {
         open[i] = unforced ? open[i] & real : real;
-        s->report.rounding_test += g->cols - __builtin_popcount(open[i]);
+        s->report.rounding_test += b->cols - __builtin_popcount(open[i]);
         for (; open[i]; open[i] &= open[i] - 1) {
-            int j = __builtin_ctz(open[i]), at = i * pitch + j;
-            result[at] = refmoe_resolve_output(n->p, n->u, s, g->first + j, b->first + i, value[at],
-                                               b->index * n->lanes->rows + i);
+            int j = __builtin_ctz(open[i]);
+            result[i * b->pitch + j] = resolve(p, u, s, b, i, j);
         }
     }
 }
 
-static void store_band(const struct plan *n, const struct band *b, const struct group *g, const float *result)
+static void finish_exact(const struct plan *n, const struct band *b, int group, float *result)
 {
-    int pitch = n->lanes->width[0];
-    for (int j = 0; j < g->cols; j++) {
-        float *out = (float *)n->u->out + (g->first + j) * n->u->out_row + b->first;
-        for (int i = 0; i < b->rows; i++)
-            out[i] = result[i * pitch + j];
-    }
+    const struct sums_block block = {.rows = b->rows, .cols = n->group[group].cols, .pitch = n->lanes->width[0],
+                                     .turned = 1, .slot = b->index * n->lanes->rows, .row = n->group[group].first,
+                                     .col = b->first, .value = value_of(n, b, group), .error = error_of(n, b, group)};
+    refmoe_decide(n->p, n->u, n->s, &block, result);
 }
 
+/* A chain that ended in its tile is stored as it stands. */
 static void finish_band(const struct plan *n, const struct band *b)
 {
-    _Alignas(64) float result[MAX_TILE_ROWS * MAX_TILE_COLS];
+    _Alignas(64) float room[MAX_TILE_ROWS * MAX_TILE_COLS];
     const float *bias = n->u->bias ? (const float *)n->u->bias + b->first : NULL;
     for (int g = 0; g < n->groups; g++) {
+        const float *result = n->ends ? value_of(n, b, g) : room;
         if (n->p->profile == REFMOE_EXACT)
-            finish_exact(n, b, &n->group[g], value_of(n, b, g), error_of(n, b, g), result);
-        else
-            n->p->kernel->settle(b->rows, n->lanes->width[0], value_of(n, b, g), bias, NULL, n->p->format, result);
-        store_band(n, b, &n->group[g], result);
+            finish_exact(n, b, g, room);
+        else if (!n->ends)
+            n->p->kernel->settle(b->rows, n->lanes->width[0], value_of(n, b, g), bias, NULL, n->p->format, room);
+        refmoe_store_turned(b->rows, n->group[g].cols, n->lanes->width[0], result,
+                            (float *)n->u->out + n->group[g].first * n->u->out_row + b->first, n->u->out_row);
     }
 }
 
@@ -353,6 +351,7 @@ void refmoe_compute_lanes(const struct product *p, const struct unit *u, struct 
                      .length = length, .norm_pitch = covered(p, length), .bands = bands_of(p),
                      .along = p->across == REFMOE_LANES_ALONG};
     struct band band[UNIT_BANDS];
+    n.ends = p->profile == REFMOE_CHAIN && p->format == REFMOE_FLOAT32 && !p->wide && !u->bias && length;
     cut_groups(&n);
     hold_rows(&n);
     for (int64_t first = 0; first < u->cols; first += n.bands * n.lanes->rows) {

@@ -75,7 +75,7 @@ typedef int32_t four_int __attribute__((vector_size(16)));
 #endif
 
 /* dst[k][j] = b[j][k] for four k and four j. */
-static void turn_four(const float *b, int64_t b_col, int width, float *dst)
+static void turn_four(const float *b, int64_t b_col, int64_t width, float *dst)
 {
     four r[4], low, high, left, right;
     for (int j = 0; j < 4; j++)
@@ -134,11 +134,12 @@ static struct view view_rows(const struct rows *from, int64_t first, int64_t k, 
     return (struct view){room, PACK_RUN};
 }
 
-/* Calls `use` (a statement) with `k`, `j` and turned[0..steps-1], each four j wide, for every four k and four rows. */
-#define FOR_EACH_BLOCK(use)                                                                                           \
+/* Calls `use` (a statement) with `k`, `j` and turned[0..steps-1], each four j wide, for every four k from `begin` on and
+   every four rows from `first` on. */
+#define FOR_EACH_BLOCK(begin, length, first, use)                                                                     \
     float room[4 * PACK_RUN];                                                                                         \
-    for (int64_t run = 0; run < length; run += PACK_RUN)                                                              \
-        for (int j = 0; j < width; j += 4) {                                                                          \
+    for (int64_t run = begin; run < length; run += PACK_RUN)                                                          \
+        for (int j = first; j < width; j += 4) {                                                                      \
             int rows = (int)lower(4, cols - j);                                                                       \
             int64_t end = lower(run + PACK_RUN, length);                                                              \
             struct view x = view_rows(&from, j, run, rows, end - run, room);                                          \
@@ -155,20 +156,63 @@ static struct view view_rows(const struct rows *from, int64_t first, int64_t k, 
             }                                                                                                         \
         }
 
+static void turn_fours(int64_t begin, int64_t end_, int first, int cols, int width, struct rows from, float *right)
+{
+    FOR_EACH_BLOCK(begin, end_, first, memcpy(right + (k + t) * width + j, &turned[t], sizeof turned[t]);)
+}
+
+/* Large blocks where the kernel turns such, then the others. */
 void refmoe_turn_chain(int64_t length, int cols, int width, struct rows from, float *right)
 {
-    FOR_EACH_BLOCK(memcpy(right + (k + t) * width + j, &turned[t], sizeof turned[t]);)
+    int large = from.kernel->turn && from.format == REFMOE_FLOAT32, first = large ? cols / TURN_SIZE * TURN_SIZE : 0;
+    int64_t begin = first ? length / TURN_SIZE * TURN_SIZE : 0;
+    for (int j = 0; j < first; j += TURN_SIZE)
+        for (int64_t k = 0; k < begin; k += TURN_SIZE)
+            from.kernel->turn((const float *)from.x + j * from.step + k, from.step, right + k * width + j, width);
+    turn_fours(0, begin, first, cols, width, from, right);
+    turn_fours(begin, length, 0, cols, width, from, right);
 }
 
 void refmoe_turn_exact(int64_t length, int cols, int width, struct rows from, double *right, double *squares)
 {
     for (int j = 0; j < width; j++)
         squares[j] = 0.0;
-    FOR_EACH_BLOCK(for (int i = 0; i < 4; i++) {
+    FOR_EACH_BLOCK(0, length, 0, for (int i = 0; i < 4; i++) {
         double value = (double)turned[t][i];
         right[(k + t) * width + j + i] = value;
         squares[j + i] += value * value;
     })
+}
+
+void refmoe_copy_columns(int64_t length, int cols, int width, struct rows from, int exact, void *right, double *squares)
+{
+    for (int64_t k = 0; k < length; k++)
+        for (int j = 0; j < width; j++) {
+            float value = j < cols ? number_at(from.x, from.format, k * from.step + j) : 0.0f;
+            if (exact)
+                ((double *)right)[k * width + j] = (double)value, squares[j] += (double)value * (double)value;
+            else
+                ((float *)right)[k * width + j] = value;
+        }
+}
+
+/* ---- outputs whose columns lie in the rows of a block (lanes.c) ---- */
+
+static void store_rest(int first, int rows, int cols, int64_t pitch, const float *result, float *out, int64_t out_row)
+{
+    for (int j = 0; j < cols; j++)
+        for (int i = first; i < rows; i++)
+            out[j * out_row + i] = result[i * pitch + j];
+}
+
+void refmoe_store_turned(int rows, int cols, int64_t pitch, const float *result, float *out, int64_t out_row)
+{
+    int fours = cols / 4 * 4, whole = rows / 4 * 4;
+    for (int j = 0; j < fours; j += 4)
+        for (int i = 0; i < whole; i += 4)
+            turn_four(result + i * pitch + j, pitch, out_row, out + j * out_row + i);
+    store_rest(whole, rows, fours, pitch, result, out, out_row);
+    store_rest(0, rows, cols - fours, pitch, result + fours, out + fours * out_row, out_row);
 }
 
 static void pack_panel(const struct product *p, const struct operand *o, int64_t first, int cols, char *dst)

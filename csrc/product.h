@@ -77,7 +77,7 @@ struct scratch {
     void *packed_rows, *packed_cols;
     double row_bound[MAX_UNIT_ROWS], col_norm[MAX_UNIT_COLS + MAX_TILE_COLS];
     struct grid row_grid[MAX_UNIT_ROWS], col_grid[MAX_UNIT_COLS];
-    char *left, *right, *value; /* of lanes.c: copied weights, turned rows of x, sums; */
+    char *left, *right, *value; /* of lanes.c and outputs.c: copied weights, rows of x, sums; */
     double *error, *norm;       /* what the sums err by, and the norms of the rows, block by block of k */
     const char *held;           /* the rows of x that `right` holds (few.c: likewise), and how many */
     int64_t held_rows;
@@ -104,12 +104,12 @@ int refmoe_make_panels(const struct product *product, const struct unit *unit, i
                        char *room);
 int64_t refmoe_panels_at_once(const struct product *product, int64_t length);
 
-/* Bytes that a unit of lanes.c works in. */
+/* Bytes that a unit of lanes.c, or of outputs.c, works in. */
 struct lane_room {
     int64_t right, left, value, error, norm;
 };
 
-/* Rows of x, `step` elements apart. */
+/* Rows of a matrix, `step` elements apart. */
 struct rows {
     const struct kernel *kernel;
     const char *x;
@@ -121,8 +121,35 @@ struct rows {
 void refmoe_turn_chain(int64_t length, int cols, int width, struct rows from, float *right);
 void refmoe_turn_exact(int64_t length, int cols, int width, struct rows from, double *right, double *squares);
 
+/* The same of rows that are not to be turned: right[k,j] = x[k * step + j], as double with squares if exact. */
+void refmoe_copy_columns(int64_t length, int cols, int width, struct rows from, int exact, void *right,
+                         double *squares);
+
+/* out[j * out_row + i] = result[i * pitch + j] for i < rows, j < cols. */
+void refmoe_store_turned(int rows, int cols, int64_t pitch, const float *result, float *out, int64_t out_row);
+
+/* The error of a sum of doubles, half a unit a term, and a little for the roundings of this bound itself. (Products of
+   weights that are codes may have more bits than a double: where no instruction fuses, they are rounded too, all of them
+   together by less than one term more.) */
+#define HALF_UNIT 0x1.03p-53
+
+/* A block of sums in the exact profile, and what they err by. Element (i, j) is the output in row `row` + i and column
+   `col` + j of the unit; turned, in row `row` + j and column `col` + i. slot: where its columns' grids are kept. */
+struct sums_block {
+    int rows, cols, pitch, turned, slot;
+    int64_t row, col;
+    double *value, *error;
+};
+
+/* Adds the bias, rounds, and decides what rounding left open. */
+void refmoe_decide(const struct product *product, const struct unit *unit, struct scratch *scratch,
+                   const struct sums_block *block, float *result);
+
 void refmoe_compute_unit(const struct product *product, const struct unit *unit, struct scratch *scratch);
 void refmoe_compute_lanes(const struct product *product, const struct unit *unit, struct scratch *scratch);
+int refmoe_is_across_outputs(const struct product *product, const struct unit *unit);
+void refmoe_compute_outputs(const struct product *product, const struct unit *unit, struct scratch *scratch);
+struct lane_room refmoe_output_room(const struct product *product, int64_t length);
 int64_t refmoe_lane_rows(const struct product *product, int64_t length);
 int64_t refmoe_lane_cols(const struct product *product);
 struct lane_room refmoe_lane_room(const struct product *product, int64_t length);
@@ -145,6 +172,7 @@ float refmoe_resolve_output(const struct product *product, const struct unit *un
 
 
 static inline int64_t lower(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t higher(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t whole_tiles(int64_t count, int64_t tile) { return (count + tile - 1) / tile * tile; }
 
 /* Bytes of an element of an operand. */

@@ -57,16 +57,25 @@ struct tile {
     whole_function *whole; /* or NULL */
 };
 
-/* A tile with rows of x across the lanes (lanes.c) adds the same kind of sum from a left factor that was copied:
-   acc[i,j] += sum_k left(i,k) right[k,j],  k ascending.
-     left   double for exact, float for chain. Along k: left(i,k) lies at i * LEFT_PITCH bytes + k elements; across:
-            at k * tile rows + i elements
-     right  (length, width), dense; as left
-     acc    rows of the widest shape's width; only the first `width` columns are read and written
-   Meanwhile it fetches what comes next: a line a step, so many of each row as its steps of float32 fill, rows `step`
-   bytes apart. */
-typedef void lane_function(int rows, int64_t length, const void *left, const void *right, void *acc,
-                           const char *ahead, int64_t step);
+/* A tile of lanes.c and outputs.c adds the same kind of sum from a left factor that was copied, from where to where its
+   sums are wanted:  to[i,j] = from[i,j] + sum_k left(i,k) right[k,j],  k ascending.
+     left      double for exact, float for chain. Along k: left(i,k) lies at i * LEFT_PITCH bytes + k elements; across:
+               at k * tile rows + i elements
+     right     (length, width), dense; as left
+     from, to  rows from_row and to_row elements apart, of which the first `width` columns are read and written; from
+               NULL: +0
+     ends      of a chain: bias[j] is added (unless NULL), and NaN is canonical
+   Meanwhile it fetches what comes next: a line a step, `lines` of each of ahead_rows rows, `step` bytes apart. (Tiles of
+   REFMOE_WIDE neither end a chain nor fetch.) */
+struct lane_run {
+    int64_t length, from_row, to_row, step, lines;
+    const void *left, *right, *from;
+    void *to;
+    const float *bias;
+    const char *ahead;
+    int ahead_rows, ends;
+};
+typedef void lane_function(int rows, const struct lane_run *run);
 
 enum { REFMOE_WIDE = REFMOE_UNFUSED }; /* the profile that has no lanes of its own lends them its place */
 
@@ -78,13 +87,22 @@ struct lanes {
     lane_function *along[MAX_SHAPES], *across[MAX_SHAPES];
 };
 
-/* Copies `count` rows (along) or columns (across) of `length` weights for such tiles; in the exact profile as double,
-   and squares[i] += sum_k of the squares of the i-th. `step`: elements from one row of the matrix to the next. */
+/* Copies `count` rows (along) or columns (across) of `length` numbers for such tiles; in the exact profile as double, and
+   squares[i] += sum_k of the squares of the i-th. `step`: elements from one row of the matrix to the next. */
 typedef void copy_function(int count, int64_t length, const void *w, int64_t step, void *left, double *squares);
 
 /* The same for weights that are codes with scales (codes.h); squares is NULL in the chain profile. */
 struct codes_run;
 typedef void copy_codes_function(const struct codes_run *run, void *left, double *squares);
+
+/* to[k * width + j] = x[j * step + k] for TURN_SIZE k and j. */
+enum { TURN_SIZE = 16 };
+typedef void turn_function(const float *x, int64_t step, float *to, int64_t width);
+
+/* right[c][k,j] = w[k * step + c * width + j] for `count` panels of the widest lanes' width, `apart` bytes from one to the
+   next; in the exact profile as double, and squares[c * width + j] += the sum of their squares. */
+typedef void panels_function(int count, int64_t length, const void *w, int64_t step, void *right, int64_t apart,
+                             double *squares);
 
 /* to[i] = the number that the code from[i] stands for, exactly. */
 typedef void widen_function(int64_t count, const void *from, float *to);
@@ -130,6 +148,8 @@ struct kernel {
     struct lanes lanes[NUM_PROFILES]; /* of exact, chain, and of chains whose left factors are doubles (REFMOE_WIDE) */
     copy_codes_function *copy_codes;
     copy_function *copy_along[NUM_PROFILES][NUM_STORES], *copy_across[NUM_PROFILES][NUM_STORES];
+    turn_function *turn; /* or NULL */
+    panels_function *copy_panels[NUM_PROFILES][NUM_STORES];
     widen_function *widen[NUM_STORES]; /* of the codes of 16 bits */
     norms_function *norms;
     grow_function *grow;

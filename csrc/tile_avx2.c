@@ -19,11 +19,11 @@
 #define DOUBLES_FP16(p) ((vd)_mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(const void *)(p)))))
 #define LANE_ROWS 6
 #define LANE_SHAPES                                                                                                   \
-    LANE_TILE(chain_16, float, __m256, 2, 16, _mm256_fmadd_ps, _mm256_set1_ps)                                        \
-    LANE_TILE(chain_8, float, __m256, 1, 16, _mm256_fmadd_ps, _mm256_set1_ps)                                         \
-    LANE_TILE(chain_4, float, __m128, 1, 16, _mm_fmadd_ps, _mm_set1_ps)                                               \
-    LANE_TILE(exact_8, double, __m256d, 2, 8, _mm256_fmadd_pd, _mm256_set1_pd)                                        \
-    LANE_TILE(exact_4, double, __m256d, 1, 8, _mm256_fmadd_pd, _mm256_set1_pd)
+    LANE_TILE(chain_16, float, __m256, 2, _mm256_fmadd_ps, _mm256_set1_ps)                                            \
+    LANE_TILE(chain_8, float, __m256, 1, _mm256_fmadd_ps, _mm256_set1_ps)                                             \
+    LANE_TILE(chain_4, float, __m128, 1, _mm_fmadd_ps, _mm_set1_ps)                                                   \
+    LANE_TILE(exact_8, double, __m256d, 2, _mm256_fmadd_pd, _mm256_set1_pd)                                           \
+    LANE_TILE(exact_4, double, __m256d, 1, _mm256_fmadd_pd, _mm256_set1_pd)
 #include "sums.h"
 #include "tile_template.h"
 

@@ -21,13 +21,13 @@
 #define FUSE(w, x, c) ((vd)fuse((__m512d)(w), (__m512d)(x), (__m512d)(c)))
 #define LANE_ROWS 12
 #define LANE_SHAPES                                                                                                   \
-    LANE_TILE(chain_32, float, __m512, 2, 32, _mm512_fmadd_ps, _mm512_set1_ps)                                        \
-    LANE_TILE(chain_16, float, __m512, 1, 32, _mm512_fmadd_ps, _mm512_set1_ps)                                        \
-    LANE_TILE(chain_8, float, __m256, 1, 32, _mm256_fmadd_ps, _mm256_set1_ps)                                         \
-    LANE_TILE(chain_4, float, __m128, 1, 32, _mm_fmadd_ps, _mm_set1_ps)                                               \
-    LANE_TILE(exact_16, double, __m512d, 2, 16, _mm512_fmadd_pd, _mm512_set1_pd)                                      \
-    LANE_TILE(exact_8, double, __m512d, 1, 16, _mm512_fmadd_pd, _mm512_set1_pd)                                       \
-    LANE_TILE(exact_4, double, __m256d, 1, 16, _mm256_fmadd_pd, _mm256_set1_pd)
+    LANE_TILE(chain_32, float, __m512, 2, _mm512_fmadd_ps, _mm512_set1_ps)                                            \
+    LANE_TILE(chain_16, float, __m512, 1, _mm512_fmadd_ps, _mm512_set1_ps)                                            \
+    LANE_TILE(chain_8, float, __m256, 1, _mm256_fmadd_ps, _mm256_set1_ps)                                             \
+    LANE_TILE(chain_4, float, __m128, 1, _mm_fmadd_ps, _mm_set1_ps)                                                   \
+    LANE_TILE(exact_16, double, __m512d, 2, _mm512_fmadd_pd, _mm512_set1_pd)                                          \
+    LANE_TILE(exact_8, double, __m512d, 1, _mm512_fmadd_pd, _mm512_set1_pd)                                           \
+    LANE_TILE(exact_4, double, __m256d, 1, _mm256_fmadd_pd, _mm256_set1_pd)
 
 /* Towards zero, and the last bit set where anything was lost. */
 static inline __attribute__((always_inline)) TARGET __m512d fuse(__m512d w, __m512d x, __m512d c)
@@ -41,6 +41,30 @@ static inline __attribute__((always_inline)) TARGET __m512d fuse(__m512d w, __m5
 
 #include "sums.h"
 #include "tile_template.h"
+
+/* Of 16 vectors, those `apart` from each other by pairs: low halves of what `mix` calls halves, then high ones. */
+#define MIX_ALL(apart, kind, low, high)                                                                               \
+    for (int i = 0; i < TURN_SIZE; i++)                                                                               \
+        if (!(i & (apart))) {                                                                                         \
+            kind a = (kind)r[i], b = (kind)r[i + (apart)];                                                            \
+            r[i] = (__m512)low(a, b), r[i + (apart)] = (__m512)high(a, b);                                            \
+        }
+#define EVEN_FOURS(a, b) _mm512_shuffle_f32x4(a, b, 0x88)
+#define ODD_FOURS(a, b) _mm512_shuffle_f32x4(a, b, 0xDD)
+
+static TARGET void turn(const float *x, int64_t step, float *to, int64_t width)
+{
+    static const int order[TURN_SIZE] = {0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15};
+    __m512 r[TURN_SIZE];
+    for (int i = 0; i < TURN_SIZE; i++)
+        r[i] = _mm512_loadu_ps(x + i * step);
+    MIX_ALL(1, __m512, _mm512_unpacklo_ps, _mm512_unpackhi_ps)
+    MIX_ALL(2, __m512d, _mm512_unpacklo_pd, _mm512_unpackhi_pd)
+    MIX_ALL(4, __m512, EVEN_FOURS, ODD_FOURS)
+    MIX_ALL(8, __m512, EVEN_FOURS, ODD_FOURS)
+    for (int i = 0; i < TURN_SIZE; i++)
+        _mm512_storeu_ps(to + order[i] * width, r[i]);
+}
 
 static int runs_here(void)
 {
@@ -63,6 +87,7 @@ const struct kernel refmoe_avx512 = {
                                 {chain_32_across, chain_16_across, chain_8_across, chain_4_across}},
               [REFMOE_WIDE] = WIDE_LANES},
     VECTOR_COPIES,
+    .turn = turn,
     .squares = squares,
     .test = test,
     .span = span,

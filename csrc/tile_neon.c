@@ -20,9 +20,9 @@
 #define LANE_FMA64(a, b, c) vfmaq_f64(c, a, b)
 #define LANE_ROWS 12
 #define LANE_SHAPES                                                                                                   \
-    LANE_TILE(chain_8, float, float32x4_t, 2, 8, LANE_FMA32, vdupq_n_f32)                                             \
-    LANE_TILE(chain_4, float, float32x4_t, 1, 8, LANE_FMA32, vdupq_n_f32)                                             \
-    LANE_TILE(exact_4, double, float64x2_t, 2, 4, LANE_FMA64, vdupq_n_f64)
+    LANE_TILE(chain_8, float, float32x4_t, 2, LANE_FMA32, vdupq_n_f32)                                                \
+    LANE_TILE(chain_4, float, float32x4_t, 1, LANE_FMA32, vdupq_n_f32)                                                \
+    LANE_TILE(exact_4, double, float64x2_t, 2, LANE_FMA64, vdupq_n_f64)
 #include "sums.h"
 #include "tile_template.h"
 

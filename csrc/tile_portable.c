@@ -53,43 +53,32 @@ static void multiply_unfused(int rows, int64_t length, const void *a_, const voi
 
 /* ---- rows of x across the lanes ---- */
 
-#define ALONG(type, i, k) (*(const type *)((const char *)left + (i) * LEFT_PITCH + (k) * (int64_t)sizeof(type)))
-#define ACROSS(type, i, k) (((const type *)left)[(k) * ROWS + (i)])
+#define ALONG(type, left, i, k) (((const type *)(left))[(i) * (LEFT_PITCH / (int64_t)sizeof(type)) + (k)])
+#define ACROSS(type, left, i, k) (((const type *)(left))[(k) * ROWS + (i)])
 
-#define LANE_TILE(name, type, at, step_of)                                                                            \
-    static void name(int rows, int64_t length, const void *left, const void *right, void *acc_, const char *ahead,    \
-                     int64_t step)                                                                                    \
+#define LANE_TILE(name, weight, type, at, step_of)                                                                    \
+    static void name(int rows, const struct lane_run *run)                                                            \
     {                                                                                                                 \
-        type *acc = acc_;                                                                                             \
-        for (int64_t k = 0; k < length; k++)                                                                          \
-            for (int i = 0; i < rows; i++)                                                                            \
-                for (int j = 0; j < COLS; j++)                                                                        \
-                    acc[i * COLS + j] = step_of(at(type, i, k), ((const type *)right)[k * COLS + j],                  \
-                                                acc[i * COLS + j]);                                                   \
-        (void)ahead, (void)step;                                                                                      \
+        const type *right = run->right, *from = run->from;                                                            \
+        type *to = run->to;                                                                                           \
+        for (int i = 0; i < rows; i++)                                                                                \
+            for (int j = 0; j < COLS; j++) {                                                                          \
+                type sum = from ? from[i * run->from_row + j] : 0;                                                    \
+                for (int64_t k = 0; k < run->length; k++)                                                             \
+                    sum = step_of(at(weight, run->left, i, k), right[k * COLS + j], sum);                             \
+                sum = run->bias ? sum + (type)run->bias[j] : sum;                                                     \
+                to[i * run->to_row + j] = run->ends ? (type)refmoe_canonical((float)sum) : sum;                       \
+            }                                                                                                         \
     }
 #define ADD_EXACT(a, b, c) ((c) + (a) * (b))
+#define FUSED_WIDE(a, b, c) refmoe_fused_wide(b, a, c)
 
-LANE_TILE(exact_along, double, ALONG, ADD_EXACT)
-LANE_TILE(exact_across, double, ACROSS, ADD_EXACT)
-LANE_TILE(chain_along, float, ALONG, fused)
-LANE_TILE(chain_across, float, ACROSS, fused)
-
-#define WIDE_TILE(name, at)                                                                                           \
-    static void name(int rows, int64_t length, const void *left, const void *right, void *acc_, const char *ahead,    \
-                     int64_t step)                                                                                    \
-    {                                                                                                                 \
-        float *acc = acc_;                                                                                            \
-        for (int64_t k = 0; k < length; k++)                                                                          \
-            for (int i = 0; i < rows; i++)                                                                            \
-                for (int j = 0; j < COLS; j++)                                                                        \
-                    acc[i * COLS + j] = refmoe_fused_wide(((const float *)right)[k * COLS + j], at(double, i, k),     \
-                                                          acc[i * COLS + j]);                                         \
-        (void)ahead, (void)step;                                                                                      \
-    }
-
-WIDE_TILE(wide_along, ALONG)
-WIDE_TILE(wide_across, ACROSS)
+LANE_TILE(exact_along, double, double, ALONG, ADD_EXACT)
+LANE_TILE(exact_across, double, double, ACROSS, ADD_EXACT)
+LANE_TILE(chain_along, float, float, ALONG, fused)
+LANE_TILE(chain_across, float, float, ACROSS, fused)
+LANE_TILE(wide_along, double, float, ALONG, FUSED_WIDE)
+LANE_TILE(wide_across, double, float, ACROSS, FUSED_WIDE)
 
 #define TARGET
 #define INLINE static inline
@@ -104,7 +93,8 @@ WIDE_TILE(wide_across, ACROSS)
             for (int64_t k = 0; k < length; k++) {                                                                    \
                 double value = number(((const item *)w)[i * step + k]);                                               \
                 ((type *)((char *)left + i * LEFT_PITCH))[k] = (type)value;                                           \
-                squares[i] += value * value;                                                                          \
+                if (squares)                                                                                          \
+                    squares[i] += value * value;                                                                      \
             }                                                                                                         \
     }                                                                                                                 \
     static void copy_across_##name##_##form(int cols, int64_t length, const void *w, int64_t step, void *left,        \
@@ -115,6 +105,17 @@ WIDE_TILE(wide_across, ACROSS)
                 double value = number(((const item *)w)[k * step + j]);                                               \
                 ((type *)left)[(j / ROWS * length + k) * ROWS + j % ROWS] = (type)value;                              \
                 squares[j] += value * value;                                                                          \
+            }                                                                                                         \
+    }                                                                                                                 \
+    static void copy_panels_##name##_##form(int count, int64_t length, const void *w, int64_t step, void *right,      \
+                                            int64_t apart, double *squares)                                           \
+    {                                                                                                                 \
+        for (int64_t k = 0; k < length; k++)                                                                          \
+            for (int j = 0; j < count * COLS; j++) {                                                                  \
+                double value = number(((const item *)w)[k * step + j]);                                               \
+                ((type *)((char *)right + j / COLS * apart))[k * COLS + j % COLS] = (type)value;                      \
+                if (squares)                                                                                          \
+                    squares[j] += value * value;                                                                      \
             }                                                                                                         \
     }
 #define READING(form, item, number)                                                                                   \
@@ -198,6 +199,8 @@ const struct kernel refmoe_portable = {
                    [REFMOE_CHAIN] = OF_EACH_FORMAT(copy_along_chain)},
     .copy_across = {[REFMOE_EXACT] = OF_EACH_FORMAT(copy_across_exact),
                     [REFMOE_CHAIN] = OF_EACH_FORMAT(copy_across_chain)},
+    .copy_panels = {[REFMOE_EXACT] = OF_EACH_FORMAT(copy_panels_exact),
+                    [REFMOE_CHAIN] = OF_EACH_FORMAT(copy_panels_chain)},
     .widen = OF_EACH_FORMAT(widen),
     .norms = norms,
     .grow = grow,

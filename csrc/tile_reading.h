@@ -33,6 +33,9 @@ INLINE vi lane_numbers(void)
     return lanes;
 }
 
+/* Panels of which squares fit the registers; k fetched before they are copied. */
+enum { PANELS_TOGETHER = 4, PANEL_AHEAD = 8 };
+
 /* For a format: floats(p) is a vector of them, halves(p) half of one, doubles(p) LANES of them as doubles, number(code)
    one. A band that is not a whole number of vectors ends with one that begins inside the vector before it. */
 #define READING(form, item, floats, halves, doubles, number)                                                          \
@@ -131,6 +134,48 @@ INLINE vi lane_numbers(void)
                         }                                                                                             \
             }                                                                                                         \
     }                                                                                                                 \
+    static TARGET void copy_panels_chain_##form(int count, int64_t length, const void *weights, int64_t step,         \
+                                                void *right, int64_t apart, double *squares)                          \
+    {                                                                                                                 \
+        const item *w = weights;                                                                                      \
+        char *to = right;                                                                                             \
+        for (int64_t k = 0; k < length; k++, w += step, to += 16 * LANES)                                             \
+            for (int c = 0; c < count; c++) {                                                                         \
+                __builtin_prefetch(w + PANEL_AHEAD * step + c * 4 * LANES, 0, 2);                                     \
+                __builtin_prefetch(w + PANEL_AHEAD * step + c * 4 * LANES + 2 * LANES, 0, 2);                         \
+                *(vf_memory *)(to + c * apart) = floats(w + c * 4 * LANES);                                           \
+                *(vf_memory *)(to + c * apart + 8 * LANES) = floats(w + c * 4 * LANES + 2 * LANES);                   \
+            }                                                                                                         \
+        (void)squares;                                                                                                \
+    }                                                                                                                 \
+    INLINE void copy_some_exact_##form(const int count, int64_t length, const item *w, int64_t step, char *to,        \
+                                       int64_t apart, double *squares)                                                \
+    {                                                                                                                 \
+        vd sum[2 * PANELS_TOGETHER];                                                                                  \
+        for (int c = 0; c < 2 * count; c++)                                                                           \
+            sum[c] = LOAD_D(squares + c * LANES);                                                                     \
+        for (int64_t k = 0; k < length; k++, w += step, to += 16 * LANES)                                             \
+            for (int c = 0; c < 2 * count; c++) {                                                                     \
+                vd x = doubles(w + c * LANES);                                                                        \
+                if (c % 2 == 0)                                                                                       \
+                    __builtin_prefetch(w + PANEL_AHEAD * step + c * LANES, 0, 2);                                     \
+                *(vd_memory *)(to + c / 2 * apart + c % 2 * 8 * LANES) = x;                                           \
+                sum[c] = FMA64(x, x, sum[c]);                                                                         \
+            }                                                                                                         \
+        for (int c = 0; c < 2 * count; c++)                                                                           \
+            *(vd_memory *)(squares + c * LANES) = sum[c];                                                             \
+    }                                                                                                                 \
+    static TARGET void copy_panels_exact_##form(int count, int64_t length, const void *weights, int64_t step,         \
+                                                void *right, int64_t apart, double *squares)                          \
+    {                                                                                                                 \
+        int c = 0;                                                                                                    \
+        for (; c + PANELS_TOGETHER <= count; c += PANELS_TOGETHER)                                                    \
+            copy_some_exact_##form(PANELS_TOGETHER, length, (const item *)weights + c * 2 * LANES, step,              \
+                                   (char *)right + c * apart, apart, squares + c * 2 * LANES);                        \
+        for (; c < count; c++)                                                                                        \
+            copy_some_exact_##form(1, length, (const item *)weights + c * 2 * LANES, step,                            \
+                                   (char *)right + c * apart, apart, squares + c * 2 * LANES);                        \
+    }                                                                                                                 \
     static TARGET void widen_##form(int64_t count, const void *from_, float *to)                                      \
     {                                                                                                                 \
         const item *from = from_;                                                                                     \
@@ -150,4 +195,6 @@ READING(fp16, uint16_t, FLOATS_FP16, HALVES_FP16, DOUBLES_FP16, float_of_fp16)
                    [REFMOE_CHAIN] = OF_EACH_FORMAT(copy_along_chain)},                                                \
     .copy_across = {[REFMOE_EXACT] = OF_EACH_FORMAT(copy_across_exact),                                               \
                     [REFMOE_CHAIN] = OF_EACH_FORMAT(copy_across_chain)},                                              \
+    .copy_panels = {[REFMOE_EXACT] = OF_EACH_FORMAT(copy_panels_exact),                                               \
+                    [REFMOE_CHAIN] = OF_EACH_FORMAT(copy_panels_chain)},                                              \
     .copy_codes = copy_codes, .widen = OF_EACH_FORMAT(widen), .norms = norms, .grow = grow

@@ -5,8 +5,8 @@
      ROWS         rows of a tile, at most MAX_TILE_ROWS; rows * 2 accumulators, 2 columns and 1 scalar fit the registers
      FMA64(a,b,c), FMA32(a,b,c)   a * b + c in one rounding, on vectors of doubles, of floats
      SPREAD64(x), SPREAD32(x)     a vector of one number
-     LANE_ROWS    rows of a tile of lanes.c, at most MAX_TILE_ROWS; their accumulators are two vectors a row
-     LANE_SHAPES  the tiles of lanes.c, made by LANE_TILE
+     LANE_ROWS    rows of a tile of tile_lanes.h, at most MAX_TILE_ROWS; their accumulators are two vectors a row
+     LANE_SHAPES  these tiles, made by LANE_TILE
      FLOATS_FP16(p), DOUBLES_FP16(p)   2 * LANES codes of fp16 at p as floats, LANES of them as doubles
      FUSE(w, x, c)   optional: w * x + c as doubles that a rounding to float32 rounds as it would the exact numbers
      PASS(p, v)   optional: stores 2 * LANES floats past the caches, p a multiple of their size
@@ -96,61 +96,7 @@ INLINE void rows_unfused(const int rows, int64_t length, const double *a, const 
     }
 }
 
-/* ---- rows of x across the lanes, weights on the left ---- */
-
-#define ALONG(i, k) left[(i) * PITCH + (k)]
-#define ACROSS(i, k) left[(k) * LANE_ROWS + (i)]
-
-/* `count` vectors of `scalar` a row. One line of what comes next is fetched each step. */
-#define LANE_LOOPS(name, at, scalar, vector, count, widest, fma, spread)                                              \
-    INLINE void name##_rows(const int rows, int64_t length, const scalar *left, const scalar *right, scalar *acc,     \
-                            const char *ahead, int64_t step)                                                         \
-    {                                                                                                                 \
-        typedef scalar memory __attribute__((vector_size(sizeof(vector)), aligned(sizeof(scalar)), may_alias));       \
-        enum { LANE = sizeof(vector) / sizeof(scalar), PITCH = LEFT_PITCH / sizeof(scalar) };                         \
-        enum { LINES = LEFT_BYTES / sizeof(scalar) * sizeof(float) / 64 };                                            \
-        vector sum[LANE_ROWS][count];                                                                                 \
-        for (int i = 0; i < rows; i++)                                                                                \
-            for (int v = 0; v < count; v++)                                                                           \
-                sum[i][v] = (vector) * (const memory *)(acc + i * (widest) + v * LANE);                               \
-        for (int64_t from = 0, row = 0; from < length; from += LINES, row += row + 1 < rows) {                        \
-            const char *line = ahead + row * step;                                                                    \
-            int64_t to = from + LINES < length ? from + LINES : length;                                               \
-            for (int64_t k = from; k < to; k++, line += 64, right += LANE * count) {                                  \
-                vector x[count];                                                                                      \
-                __builtin_prefetch(line, 0, 3);                                                                       \
-                for (int v = 0; v < count; v++)                                                                       \
-                    x[v] = (vector) * (const memory *)(right + v * LANE);                                             \
-                for (int i = 0; i < rows; i++) {                                                                      \
-                    vector w = spread(at(i, k));                                                                      \
-                    for (int v = 0; v < count; v++)                                                                   \
-                        sum[i][v] = fma(w, x[v], sum[i][v]);                                                          \
-                }                                                                                                     \
-            }                                                                                                         \
-        }                                                                                                             \
-        for (int i = 0; i < rows; i++)                                                                                \
-            for (int v = 0; v < count; v++)                                                                           \
-                *(memory *)(acc + i * (widest) + v * LANE) = (memory)sum[i][v];                                       \
-    }                                                                                                                 \
-    static TARGET void name(int rows, int64_t length, const void *left, const void *right, void *acc,                 \
-                            const char *ahead, int64_t step)                                                         \
-    {                                                                                                                 \
-        switch (rows) {                                                                                               \
-            LANE_CASE(name, 1) LANE_CASE(name, 2) LANE_CASE(name, 3) LANE_CASE(name, 4) LANE_CASE(name, 5)            \
-            LANE_CASE(name, 6) LANE_CASE(name, 7) LANE_CASE(name, 8) LANE_CASE(name, 9) LANE_CASE(name, 10)           \
-            LANE_CASE(name, 11) LANE_CASE(name, 12)                                                                   \
-        }                                                                                                             \
-    }
-#define LANE_CASE(name, count)                                                                                        \
-    case count:                                                                                                       \
-        name##_rows(count <= LANE_ROWS ? count : LANE_ROWS, length, left, right, acc, ahead, step);                   \
-        return;
-#define LANE_TILE(name, ...)                                                                                          \
-    LANE_LOOPS(name##_along, ALONG, __VA_ARGS__)                                                                      \
-    LANE_LOOPS(name##_across, ACROSS, __VA_ARGS__)
-
-LANE_SHAPES
-
+#include "tile_lanes.h"
 #include "tile_reading.h"
 #include "codes_template.h"
 #include "tile_wide.h"

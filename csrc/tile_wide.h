@@ -3,15 +3,17 @@
 #include "fuse.h"
 
 /* One or two rows of weights: their chains wait for one another as little as registers allow. */
-INLINE void wide_rows(const int rows, const int count, const int along, int64_t length, const double *left,
-                      const float *right, float *acc)
+INLINE void wide_rows(const int rows, const int count, const int along, const struct lane_run *run, const int first)
 {
     enum { PITCH = LEFT_PITCH / sizeof(double) };
+    const double *left = (const double *)run->left + first * (along ? PITCH : 1);
+    const float *right = run->right, *from = run->from;
+    float *to = (float *)run->to + first * run->to_row;
     vd sum[2][4];
     for (int i = 0; i < rows; i++)
         for (int v = 0; v < count; v++)
-            sum[i][v] = WIDEN(acc + i * 4 * LANES + v * LANES);
-    for (int64_t k = 0; k < length; k++, right += count * LANES)
+            sum[i][v] = from ? WIDEN(from + (first + i) * run->from_row + v * LANES) : (vd){0};
+    for (int64_t k = 0; k < run->length; k++, right += count * LANES)
         for (int i = 0; i < rows; i++) {
             vd w = SPREAD64(along ? left[i * PITCH + k] : left[k * LANE_ROWS + i]);
             for (int v = 0; v < count; v++)
@@ -19,22 +21,17 @@ INLINE void wide_rows(const int rows, const int count, const int along, int64_t 
         }
     for (int i = 0; i < rows; i++)
         for (int v = 0; v < count; v++)
-            *(half_memory *)(acc + i * 4 * LANES + v * LANES) = NARROW(sum[i][v]);
+            *(half_memory *)(to + i * run->to_row + v * LANES) = NARROW(sum[i][v]);
 }
 
 #define WIDE_TILE(name, count, along)                                                                                 \
-    static TARGET void name(int rows, int64_t length, const void *left_, const void *right, void *acc_,               \
-                            const char *ahead, int64_t step)                                                         \
+    static TARGET void name(int rows, const struct lane_run *run)                                                     \
     {                                                                                                                 \
-        const int64_t down = (along) ? LEFT_PITCH / (int64_t)sizeof(double) : 1;                                      \
-        const double *left = left_;                                                                                   \
-        float *acc = acc_;                                                                                            \
         for (int i = 0; i < rows; i += 2)                                                                             \
             if (i + 1 < rows)                                                                                         \
-                wide_rows(2, count, along, length, left + i * down, right, acc + i * 4 * LANES);                      \
+                wide_rows(2, count, along, run, i);                                                                   \
             else                                                                                                      \
-                wide_rows(1, count, along, length, left + i * down, right, acc + i * 4 * LANES);                      \
-        (void)ahead, (void)step;                                                                                      \
+                wide_rows(1, count, along, run, i);                                                                   \
     }
 
 WIDE_TILE(wide_4_along, 4, 1)

@@ -24,11 +24,13 @@ static void *take(struct room *room, int64_t count, int64_t size)
 
 static void lay_out_lanes(const struct product *p, const struct cut *cut, struct scratch *s, struct room *room)
 {
-    struct lane_room lanes = refmoe_lane_room(p, cut->length);
+    struct lane_room lanes = refmoe_lane_room(p, cut->length), outputs = refmoe_output_room(p, cut->length);
     int64_t few = refmoe_few_room(p, cut->length);
-    s->right = take(room, 1, lanes.right > few ? lanes.right : few);
-    s->left = take(room, 1, lanes.left), s->value = take(room, 1, lanes.value);
-    s->error = take(room, 1, lanes.error), s->norm = take(room, 1, lanes.norm);
+    s->right = take(room, 1, higher(higher(lanes.right, outputs.right), few));
+    s->left = take(room, 1, higher(lanes.left, outputs.left));
+    s->value = take(room, 1, higher(lanes.value, outputs.value));
+    s->error = take(room, 1, higher(lanes.error, outputs.error));
+    s->norm = take(room, 1, higher(lanes.norm, outputs.norm));
     if (p->pair[0].codes)
         s->decoded = take(room, cut->length, sizeof(double));
 }

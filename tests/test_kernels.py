@@ -97,6 +97,29 @@ def test_long_sums_of_many_rows_take_several_units(kernel, profile):
     assert_same(case, rule, kernel, list(case.outputs(NumpyEngine(), rule)), threads=(1, 2))
 
 
+# Rows, columns and sums next to where blocks, panels, runs and units of either engine end; from 96 rows on weights are
+# turned. A second unit has fewer columns than the first and finds its rows held.
+LARGE_OUTPUTS = {}
+LARGE = [((95, 0, 97), 225, 17), ((98, 14), 34, 259), ((14, 25), 258, 49)]
+
+
+@pytest.mark.parametrize(("counts", "M", "K"), LARGE)
+@pytest.mark.parametrize("rule", RULES[:6], ids=lambda rule: f"{rule.profile}-{rule.format}")
+@each_kernel
+def test_bits_equal_numpy_where_engines_begin_and_end(kernel, rule, counts, M, K):
+    case = Case(wide, rule, counts, M, K)
+    if (counts, rule) not in LARGE_OUTPUTS:
+        LARGE_OUTPUTS[counts, rule] = list(case.outputs(NumpyEngine(), rule))
+    assert_same(case, rule, kernel, LARGE_OUTPUTS[counts, rule], threads=(1,))
+
+
+@pytest.mark.parametrize("kernel", KERNELS[:1] + KERNELS[-1:])
+def test_nan_is_one_value_where_tiles_write_the_output(kernel):
+    """Sums of a whole tile never pass another pair of hands."""
+    rule, case = Rule("chain", "float32"), Case(special, Rule("chain", "float32"), (97, 3), 64, 32)
+    assert_same(case, rule, kernel, list(case.outputs(NumpyEngine(), rule)), threads=(1,))
+
+
 # ---- midpoints ----
 
 @pytest.mark.parametrize("force", (None, "compensated", "exact"))
