@@ -55,7 +55,8 @@ int64_t refmoe_lane_rows(const struct product *p, int64_t length)
     const struct lanes *lanes = lanes_of(p);
     int64_t bytes = p->profile == REFMOE_EXACT ? RIGHT_BYTES_EXACT : RIGHT_BYTES_CHAIN;
     int64_t fit = bytes / (packed_item(p) * (length > 0 ? length : 1)) / lanes->width[0] * lanes->width[0];
-    int waits = p->across == REFMOE_LANES_ACROSS && (p->pair[0].codes || (p->profile == REFMOE_EXACT && length > LEFT_BYTES / packed_item(p)));
+    int long_exact = p->profile == REFMOE_EXACT && length > LEFT_BYTES / packed_item(p);
+    int waits = p->across == REFMOE_LANES_ACROSS && (p->pair[0].codes || long_exact);
     int64_t most = waits ? MAX_LANE_ROWS / 4 : MAX_LANE_ROWS;
     return fit < lanes->width[0] ? lanes->width[0] : lower(fit, most);
 }
@@ -242,7 +243,9 @@ static void multiply_run(const struct plan *n, const struct run *r, const struct
     if (n->p->profile == REFMOE_EXACT)
         kernel->norms((int)count, norm);
     int begins = n->p->profile == REFMOE_CHAIN && !n->u->acc && r->before + r->k == 0;
-    struct lane_run run = {.length = r->length, .from_row = n->lanes->width[0], .to_row = n->lanes->width[0], .step = step, .lines = n->depth * (int64_t)sizeof(float) / CACHE_LINE, .ahead_rows = n->lanes->rows,
+    struct lane_run run = {.length = r->length, .from_row = n->lanes->width[0], .to_row = n->lanes->width[0],
+                           .step = step, .lines = n->depth * (int64_t)sizeof(float) / CACHE_LINE,
+                           .ahead_rows = n->lanes->rows,
                            .ends = n->ends && r->before + r->k + r->length == n->length};
     for (const struct band *b = band; b < band + bands; b++) {
         run.left = n->s->left + (b->first - first) * r->length * left_item(n->p), run.ahead = ahead_of(n, r, b);
