@@ -1,11 +1,14 @@
 /* formulas.c: the public functions of refmoe_formulas.h: check, share out the elements, note what is left open. */
 
+#define _GNU_SOURCE /* of placement.h */
+
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
 
 #include "environment.h"
 #include "formulas.h"
+#include "placement.h"
 
 /* ---- instruction sets ---- */
 
@@ -93,8 +96,11 @@ static int run(formula_function *function, const struct formula_call *call, int6
     threads = refmoe_is_forked_child() ? 1 : threads < runs ? threads : (int)runs;
 #if defined(_OPENMP)
     if (threads > 1) {
+        const int core = current_core();
 #pragma omp parallel num_threads(threads)
         {
+            if (omp_get_thread_num() > 0)
+                leave_core(core);
             environment found = enter_environment();
 #pragma omp for schedule(dynamic)
             for (int64_t i = 0; i < runs; i++)

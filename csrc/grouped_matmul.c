@@ -120,11 +120,12 @@ static void compute(const struct product *p, const struct unit *unit, struct scr
         refmoe_compute_unit(p, unit, scratch);
 }
 
-/* Takes units of a share until none is left. They are numbered through all experts: `begin` is the first of expert e. */
-static void finish_share(const struct product *p, const struct cut *cut, struct share *share, struct scratch *scratch)
+/* Takes units of a share, at most so many. They are numbered through all experts: `begin` is the first of expert e. */
+static void take_units(const struct product *p, const struct cut *cut, struct share *share, int64_t most,
+                       struct scratch *scratch)
 {
     int64_t e = 0, begin = 0, few = refmoe_few_rows(p), number;
-    while ((number = atomic_fetch_add(&share->next, 1)) < share->end) {
+    while (most-- > 0 && (number = atomic_fetch_add(&share->next, 1)) < share->end) {
         while (number >= begin + refmoe_units(p, cut, e))
             begin += refmoe_units(p, cut, e++);
         struct unit unit = refmoe_make_unit(p, cut, e, number - begin);
@@ -138,9 +139,25 @@ static void work(const struct product *p, const struct cut *cut, struct scratch 
 {
     environment found = enter_environment();
     for (int i = 0; i < threads; i++)
-        finish_share(p, cut, &scratch[(thread + i) % threads].share, &scratch[thread]);
+        take_units(p, cut, &scratch[(thread + i) % threads].share, INT64_MAX, &scratch[thread]);
     leave_environment(found);
 }
+
+#if defined(_OPENMP)
+
+/* The thread that called the others: after one unit they should have come. Who has not may be waiting for this core. */
+static void work_first(const struct product *p, const struct cut *cut, struct scratch *scratch, int threads,
+                       atomic_int *come, int team)
+{
+    environment found = enter_environment();
+    take_units(p, cut, &scratch[0].share, 1, &scratch[0]);
+    leave_environment(found);
+    if (atomic_load(come) < team)
+        make_way();
+    work(p, cut, scratch, threads, 0);
+}
+
+#endif
 
 /* ---- threads ---- */
 
@@ -154,11 +171,16 @@ static void run_threads(const struct product *p, const struct cut *cut, struct s
 #if defined(_OPENMP)
     if (threads > 1) {
         const int core = current_core();
+        atomic_int come = 1;
 #pragma omp parallel num_threads(threads)
         {
-            if (omp_get_thread_num() > 0)
+            if (omp_get_thread_num() == 0) {
+                work_first(p, cut, scratch, threads, &come, omp_get_num_threads());
+            } else {
+                atomic_fetch_add(&come, 1);
                 leave_core(core);
-            work(p, cut, scratch, threads, omp_get_thread_num());
+                work(p, cut, scratch, threads, omp_get_thread_num());
+            }
         }
         return;
     }

@@ -1,5 +1,7 @@
 /* sums.c: refmoe_sums.h: check, gather what a row of output sums, share out the rows. */
 
+#define _GNU_SOURCE /* of placement.h */
+
 #include <stdatomic.h>
 #include <stdlib.h>
 
@@ -8,6 +10,7 @@
 #endif
 
 #include "environment.h"
+#include "placement.h"
 #include "sums.h"
 
 enum { ROWS_AT_ONCE = 8, FEW_TERMS = 128 };
@@ -106,8 +109,13 @@ static void run_threads(const struct task *t, char *taken, size_t bytes, int thr
     atomic_llong next = 0;
 #if defined(_OPENMP)
     if (threads > 1) {
+        const int core = current_core();
 #pragma omp parallel num_threads(threads)
-        work(t, &next, taken ? taken + (size_t)omp_get_thread_num() * bytes : NULL);
+        {
+            if (omp_get_thread_num() > 0)
+                leave_core(core);
+            work(t, &next, taken ? taken + (size_t)omp_get_thread_num() * bytes : NULL);
+        }
         return;
     }
 #endif
