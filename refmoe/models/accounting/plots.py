@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from ...refusals import require
-from ...writing import whole
 from .counts import PARTS, by_part, counted
 from .sweep import sweep_experts
 from .tensors import is_whole
@@ -34,8 +33,7 @@ def save(fig, path):
     ending = Path(path).suffix.removeprefix(".").lower()
     require(ending in endings, ValueError, "--plot", "a file name that ends in .png, .svg or .pdf", repr(str(path)),
             "choose one of these")  # fmt: skip
-    with whole(path) as partial:
-        fig.savefig(partial, format=ending)
+    fig.savefig(path)
 
 
 def draw_sweep(info, others, path):
