@@ -48,9 +48,7 @@ static void see_scales(struct codes *c, int64_t experts)
         uint8_t next = (uint8_t)(((const uint8_t *)c->given.scales)[i] + 1);
         most = next > most ? next : most;
     }
-    double greatest = c->given.scales ? float_of_power(most > 0 ? most - 1u : 0) : 1;
-    c->wide = greatest * c->small->largest > FLT_MAX;
-    c->folds = c->small->bits == 4 || greatest * c->small->power <= FLT_MAX;
+    c->wide = (double)float_of_power(most > 0 ? most - 1u : 0) * c->small->largest > FLT_MAX;
 }
 
 static int64_t parts(int64_t count, int64_t size) { return count / size + (count % size != 0); }

@@ -23,7 +23,7 @@ struct codes {
     const struct small *small;
     int64_t rows, cols, pitch; /* pitch: bytes from a row to the next */
     int64_t scale_rows, scale_cols;
-    int wide, folds; /* folds: float32 holds `power` times any scale */
+    int wide;
 };
 
 /* REFMOE_OK, or what is wrong with weights of a format for E experts, `used`: their values are needed. */

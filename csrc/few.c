@@ -17,9 +17,6 @@ static int64_t rows_of_codes(const struct codes *c)
     return !c->given.scales || c->given.block_cols % MAX_FEW_COLS == 0 ? MAX_FEW_ROWS : 0;
 }
 
-/* Whether a chain of codes takes doubles, of x too. */
-static int takes_doubles(const struct product *p) { return p->pair[0].codes && (p->wide || !p->pair[0].codes->folds); }
-
 /* Products this file may compute, and how many rows an expert of them may have. */
 int64_t refmoe_few_rows(const struct product *p)
 {
@@ -101,7 +98,7 @@ static void hold_rows(const struct product *p, const struct unit *u, struct scra
     if (s->held == u->pair[0].a && s->held_rows == u->rows)
         return;
     if (p->profile == REFMOE_CHAIN)
-        turn_chain(u, takes_doubles(p), s->right);
+        turn_chain(u, p->wide, s->right);
     for (int64_t i = 0; i < u->rows && p->profile == REFMOE_EXACT; i++)
         s->row_bound[i] = factor * turn_exact(p->kernel->few, u, i, (double *)s->right);
     s->held = u->pair[0].a, s->held_rows = u->rows;
@@ -213,7 +210,7 @@ static void compute_codes(const struct product *p, const struct unit *u, struct 
     const struct few *few = p->kernel->few;
     struct few_block block = {.cols = t->cols, .length = o->length, .x = s->right, .value = t->value,
                               .largest = t->largest, .codes = o->codes, .expert = o->expert, .row = o->first + t->col};
-    int profile = takes_doubles(p) && p->profile == REFMOE_CHAIN ? REFMOE_WIDE : p->profile;
+    int profile = p->wide ? REFMOE_WIDE : p->profile;
     few_function *compute = few->codes[profile][few->kind_of(o->codes->small)][t->rows];
     if (p->profile == REFMOE_EXACT) {
         compute(&block);

@@ -186,7 +186,7 @@ INLINE void codes_outputs(const int rows, const int many, const int kind, const 
 /* As exact_rows. */
 INLINE void exact_codes_rows(const int rows, const int kind, const struct few_block *b)
 {
-    const int many = rows <= 2 ? 4 : rows <= SUMS / 4 ? 2 : 1, enough = b->cols >= many;
+    const int many = 4 * rows <= SUMS ? 4 : 2 * rows <= SUMS ? 2 : 1, enough = b->cols >= many;
     const struct exact e = begin_exact(kind, b);
     for (int j = 0; j < b->cols; j += enough ? many : 1)
         codes_outputs(rows, many, kind, b, &e, enough && j > b->cols - many ? b->cols - many : j, enough ? 1 : 0);

@@ -8,7 +8,7 @@
 #define IN_LANE(kind) ((kind) == FOUR ? 8 : 4)
 
 /* A vector of outputs: where their codes and scales lie; four scales of a byte, from a block on that four divides; the
-   scale that holds, the power of `lane_codes` included. */
+   scale that holds, of a wide chain with the power that `lane_codes` leaves out. */
 struct outputs {
     const uint8_t *w[LANES], *scales[LANES];
     vu four;
@@ -63,15 +63,13 @@ INLINE vf lane_scales(const struct codes *c, struct outputs *o, int64_t number)
     return *(const vf_memory *)room;
 }
 
-INLINE double power_of(const int kind, const struct codes *c) { return kind == MINI ? (double)c->small->power : 1.0; }
-
 INLINE void take_scale(const int kind, const int wide, const struct chain *t, struct outputs *o, vf scale)
 {
-    double factor = t->tensor * power_of(kind, t->b->codes);
+    double factor = kind == MINI ? t->tensor * t->b->codes->small->power : t->tensor;
     if (wide)
         o->wide[0] = LOW_DOUBLES(scale) * factor, o->wide[1] = HIGH_DOUBLES(scale) * factor;
     else
-        o->scale = scale * (float)factor;
+        o->scale = scale;
 }
 
 /* Scales change between lanes of 32 bits only. */
@@ -85,8 +83,8 @@ APART void next_block(int groups, int kind, int wide, struct chain *t)
 
 /* ---- codes ---- */
 
-/* The numbers of the code that begins at bit `at` of every lane; MINI ones without their power. */
-INLINE vf lane_codes(const int kind, const struct small *s, const struct shape *shape, vu lanes, int at)
+/* The numbers of the code that begins at bit `at` of every lane; `wide`, MINI ones without their power. */
+INLINE vf lane_codes(const int kind, const int wide, const struct small *s, const struct shape *shape, vu lanes, int at)
 {
     typedef int32_t vs __attribute__((vector_size(4 * LANES)));
     if (kind == FOUR)
@@ -95,7 +93,8 @@ INLINE vf lane_codes(const int kind, const struct small *s, const struct shape *
     if (kind == INT8)
         return __builtin_convertvector(up >> 24, vf);
     uint32_t mask = UINT32_C(1) << 31 | ((UINT32_C(1) << (s->bits - 1)) - 1) << (23 - s->fraction);
-    return (vf)((vu)(up >> (9 - s->bits + s->fraction)) & mask);
+    vf number = (vf)((vu)(up >> (9 - s->bits + s->fraction)) & mask);
+    return wide ? number : number * s->power;
 }
 
 INLINE void meet_wide(const int rows, vf number, const struct outputs *o, int g, const double *x, struct sums *sum)
@@ -112,7 +111,7 @@ INLINE void meet_codes(const int rows, const int groups, const int kind, const i
                        const vu (*turned)[LANES], int lane, int at, int64_t k, struct sums *sum)
 {
     for (int g = 0; g < groups; g++) {
-        vf number = lane_codes(kind, t->b->codes->small, &t->shape, turned[g][lane], at);
+        vf number = lane_codes(kind, wide, t->b->codes->small, &t->shape, turned[g][lane], at);
         if (wide) {
             meet_wide(rows, number, &t->part[g], g, (const double *)t->b->x + k * rows, sum);
             continue;
