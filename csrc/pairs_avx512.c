@@ -36,7 +36,7 @@ INLINE void copy_line(const char *codes, uint32_t *to, __m512i *least)
                 sum[i][v] = load(acc + i * PAIR_COLS + v * LANE);                                                     \
         for (int64_t lines = (words + 15) / 16, from = 0, row = 0; from < words; from += lines, row += row + 1 < rows) { \
             const char *fetch = ahead->fetch + row * ahead->step, *codes = ahead->codes + row * ahead->step;          \
-            uint32_t *copy = ahead->to + row * PAIR_PITCH;                                                            \
+            uint32_t *copy = copying ? ahead->to + row * PAIR_PITCH : NULL;                                           \
             int64_t to = from + lines < words ? from + lines : words;                                                 \
             for (int64_t t = from; t < to; t++, fetch += 64, right += LANE * count) {                                 \
                 bf16 x[count];                                                                                        \
