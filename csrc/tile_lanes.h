@@ -25,7 +25,7 @@
             const int64_t end = k + run->lines < run->length ? k + run->lines : run->length;                          \
             for (; k < end; k++, line += 64, right += LANE * count) {                                                 \
                 vector x[count];                                                                                      \
-                __builtin_prefetch(line, 0, 2);                                                                       \
+                __builtin_prefetch(line, 0, 3);                                                                       \
                 for (int v = 0; v < count; v++)                                                                       \
                     x[v] = (vector) * (const memory *)(right + v * LANE);                                             \
                 for (int i = 0; i < rows; i++) {                                                                      \
