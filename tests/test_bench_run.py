@@ -10,7 +10,7 @@ import pytest
 
 from refmoe import kernels
 from refmoe.__main__ import main, parser
-from refmoe.bench import bars, child, children, command, figures, machine, measure
+from refmoe.bench import bars, child, children, command, figures, machine, measure, report
 from refmoe.bench.cases import Inputs, make_case, plain_config
 from refmoe.bench.contestants import house, limits
 
@@ -327,3 +327,15 @@ def test_a_folder_that_is_not_there_is_refused_first(option, capsys, tmp_path):
     assert main(["bench", "--quick", option, str(tmp_path / "none" / "file")]) == 2
     told = capsys.readouterr()
     assert f"{option}: expected a file in a folder that exists" in told.err and not told.out
+
+
+def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(measure, "run", lambda *_: pytest.fail("measured"))
+    assert main(["bench", "--quick", "--plot", str(tmp_path / "a.png")]) == 2
+    assert "install refmoe[plot]" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_the_roofline_has_one_colour_for_each_name():
+    rows = [("a", 1, 2), ("b", 1, 3), ("a", 4, 5)]
+    assert report.by_name(rows) == {"a": ((1, 4), (2, 5)), "b": ((1,), (3,))}

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from ..models.accounting.plots import figure
 from ..writing import check_folder, write_whole
 from . import bars, cases, machine, measure, report
 from .measure import PEERS
@@ -49,6 +50,8 @@ def run(args, say=lambda step: None):
     chosen = choose(args)
     check_folder("--json", args.json)
     check_folder("--plot", args.plot)
+    if args.plot:
+        figure(1, 1)  # what draws is missed now, not after the measurement
     options = options_of(args) | {"peerless": peerless(args, chosen)}
 
     def keep(result):

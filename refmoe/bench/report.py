@@ -103,32 +103,44 @@ def _bars(bars):
 
 
 def plot(result, path):
-    """The roofline: operations a second against operations a byte of weights, with this machine's limits."""
-    import matplotlib
+    """The roofline: operations a second against operations a byte of weights, with this machine's limits in float32.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    Raises ImportError without matplotlib, ValueError for an ending that cannot be written.
+    """
+    from ..models.accounting.plots import figure, save
 
-    figure, axes = plt.subplots(figsize=(9, 6))
+    fig, style = figure(10, 6.5)
+    with style:
+        _draw(fig.subplots(), result)
+    save(fig, path)
+
+
+def _draw(axes, result):
     threads = max(result["options"]["threads"])
     read = figures.read_limit(result["limits"], f"read x{threads}")
     for profile, style in (("chain", "-"), ("exact", "--")):
         tile = figures.tile_limit(result["limits"], f"{profile} x{threads}")
         if tile and read:
             at = [2.0**i for i in range(-2, 12)]
-            axes.plot(at, [min(tile, read * x) / 1e9 for x in at], f"k{style}", label=f"limit, {profile}")
-    for name, intensity, rate in points(result, threads):
-        axes.plot(intensity, rate, "o" if name.startswith("refmoe") else "x", label=name)
+            rates = [min(tile, read * x) / 1e9 for x in at]
+            axes.plot(at, rates, f"k{style}", label=f"limit of {profile}, float32")
+    for name, (at, rates) in sorted(by_name(points(result, threads)).items()):
+        axes.plot(at, rates, "o" if name.startswith("refmoe") else "x", label=name)
     axes.set(xscale="log", yscale="log", xlabel="operations a byte of weights", ylabel="GFLOP/s",
              title=result["machine"]["processor"])  # fmt: skip
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels())))
-    axes.legend(handles.values(), handles.keys(), fontsize="small")
-    figure.savefig(path)
-    plt.close(figure)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", frameon=False)
+
+
+def by_name(rows):
+    """name -> (operations a byte, GFLOP/s) of all cases, so that who is timed has one colour."""
+    found = {}
+    for name, *place in rows:
+        found.setdefault(name, []).append(place)
+    return {name: tuple(zip(*places, strict=True)) for name, places in found.items()}
 
 
 def points(result, threads):
-    """(name, operations a byte, GFLOP/s) of each contestant in each case; a line's colour is its name's."""
+    """(name, operations a byte, GFLOP/s) of each contestant in each case."""
     for case in result["cases"]:
         intensity = case["flops"] / case["weight_bytes"]
         rows = {f"refmoe {s}": figures.seconds(case, s) for s in case["refmoe"] if figures.threads_of(s) == threads}
