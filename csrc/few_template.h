@@ -26,7 +26,7 @@ typedef float half __attribute__((vector_size(2 * LANES)));
 typedef uint32_t half_int __attribute__((vector_size(2 * LANES)));
 typedef float vf_memory __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef double vd_memory __attribute__((vector_size(4 * LANES), aligned(8), may_alias));
-typedef uint32_t vu_memory __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
+typedef uint32_t vu_memory __attribute__((vector_size(4 * LANES), aligned(1), may_alias));
 typedef float half_memory __attribute__((vector_size(2 * LANES), aligned(4), may_alias));
 typedef uint32_t half_int_memory __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
