@@ -133,32 +133,6 @@ def test_a_peer_that_fails_does_not_take_the_run_with_it(program, kind, patience
         assert first.ask({"do": "go", "setting": settings[0]}, 60)["seconds"] > 0
 
 
-class Turn:
-    """Stands for a child whose every call takes as long, by a clock of its own."""
-
-    def __init__(self, seconds):
-        self.seconds, self.now = seconds, 0.0
-
-    def ask(self, message, patience):
-        self.now += self.seconds
-        return {"seconds": self.seconds}
-
-    def monotonic(self):
-        return self.now
-
-    def sleep(self, seconds):
-        pass
-
-
-@pytest.mark.parametrize(("seconds", "rounds"), [(1.0, 5), (3.0, 5), (4.0, 4), (9.0, 3), (30.0, 2), (70.0, 1)])
-def test_rounds_end_with_the_samples_or_the_seconds(seconds, rounds, monkeypatch):
-    """All samples, or no round that begins after 30 seconds; but three, unless those are far beyond."""
-    turn = Turn(seconds)
-    monkeypatch.setattr(measure, "time", turn)
-    made = measure.alternate([(turn, "a"), (turn, "b")], options() | {"budget": 30.0, "samples": 5})
-    assert [len(taken) for taken in made.values()] == [rounds, rounds]
-
-
 def test_a_peer_whose_python_is_not_there_is_missing():
     rows, failures = measure.one_peer(
         "torch dense", None, "/nowhere/python", make_case("case", SMALL, 4), options(), None, []
@@ -244,7 +218,7 @@ SCHEMA = {
                     },
                     "peers": {
                         "items": {
-                            "required": ["name", "variant", "setting", "samples", "refmoe", "facts", "error"],
+                            "required": ["name", "variant", "setting", "samples", "refmoe", "facts", "error", "alone"],
                             "properties": {"samples": SECONDS, "refmoe": {"additionalProperties": SECONDS}},
                         }
                     },

@@ -1,6 +1,7 @@
 """A contestant's process: `python -m refmoe.bench.child NAME`. One JSON object a line comes in, one goes out.
 
-    {"do": "load", "case": {...} or null, "options": {...}}  ->  {"settings": [...], "facts": {...}, "errors": {...}}
+    {"do": "load", "case": {...} or null, "options": {...}}
+                                  ->  {"settings": [...], "facts": {...}, "errors": {...}, "first_seconds": {...}, ...}
     {"do": "go", "setting": NAME}                    ->  {"seconds": S, ...}
     {"do": "stop"}                                   ->  the end
 
@@ -89,10 +90,12 @@ def load(name, case, options):
     inputs = Inputs(Case.from_dict(case)) if case else None
     loaded = module.prepare(inputs, options)
     before = begin_peak()
-    errors, failed = {}, {}
+    errors, failed, first_seconds = {}, {}, {}
     for setting in list(loaded.calls):
         try:
+            start = time.perf_counter()
             y = loaded.calls[setting]()
+            first_seconds[setting] = time.perf_counter() - start
             errors[setting] = deviation(inputs, loaded.read(y)) if loaded.checks and y is not None else None
         except Exception as error:  # this way of calling the library fails; the others may work
             failed[setting] = {"reason": sentence(error), "kind": kind(error)}
@@ -102,7 +105,8 @@ def load(name, case, options):
     for setting in wrong:
         del loaded.calls[setting]
     facts = loaded.facts | {"memory_beyond_inputs": peak_memory() - before}
-    return loaded, {"settings": list(loaded.calls), "facts": facts, "errors": errors, "failed": failed | wrong}
+    return loaded, {"settings": list(loaded.calls), "facts": facts, "errors": errors, "failed": failed | wrong,
+                    "first_seconds": first_seconds}  # fmt: skip
 
 
 def tolerance(inputs):

@@ -1,6 +1,14 @@
-"""The run: every contestant in its own process, in turn with refmoe, each by its own clock."""
+"""The run: every contestant in its own process, in turn with refmoe, each by its own clock.
+
+A round is one call of each. Rounds go on until the samples are taken or the budget's seconds are over, but there are
+FEWEST of them. A setting of a peer whose first call alone took longer than the budget does not stand among the others:
+it has a sequence of its own, after theirs, in which each of its calls follows FEWEST of refmoe's, and which ends with
+its first round once that took FAR_BEYOND times the budget. Each sequence begins with a call of refmoe that is not
+counted: it lay idle while the peer was loaded and each setting of the peer was called once.
+"""
 
 import time
+from math import inf
 
 from . import machine
 from .children import Child, ChildFailed
@@ -9,8 +17,8 @@ from .children import Child, ChildFailed
 PEERS = {"numpy loop": (False, "core types"), "torch dense": (True, None), "transformers": (True, None),
          "jax ragged_dot": (True, None), "ggml": (True, None), "onnxruntime": (True, None)}  # fmt: skip
 PAUSE = 0.25  # seconds between calls: OpenBLAS's threads spin for 2^28 ticks, a tenth of a second, after theirs
-FEWEST = 3  # rounds, unless they take this many times what a contestant may take altogether:
-FAR_BEYOND = 4
+FEWEST = 3  # rounds, whatever they take; refmoe alone, and a slow setting of a peer, are content with fewer at
+FAR_BEYOND = 4  # times the budget
 
 
 class ParityRefused(Exception):
@@ -104,43 +112,56 @@ def variants(options):
 def one_peer(name, variant, python, case, options, house, beside):
     """(rows, failures) of one process of a peer. Whatever happens to it, the run goes on."""
     extra = {"OPENBLAS_CORETYPE": variant} if variant else {}
-    who = {"name": name, "variant": variant}
+    who, rows, failures = {"name": name, "variant": variant}, [], []
     try:
         with Child(name, max(options["threads"]), extra, python) as peer:
             message = {"do": "load", "case": case.to_dict(), "options": {}}
             loaded = peer.ask(message, options["patience"])
-            failures = [who | {"setting": s} | failed for s, failed in loaded["failed"].items()]
-            turns = [(house, s) for s in beside] + [(peer, s) for s in loaded["settings"]]
-            if not loaded["settings"]:
-                return [], failures
-            taken = alternate(turns, options)
-            refmoe = {s: seconds_of(taken[house, s]) for s in beside}
-            known = who | {"refmoe": refmoe, "facts": loaded["facts"]}
-            rows = [known | {"setting": s, "samples": seconds_of(taken[peer, s]), "error": loaded["errors"].get(s)}
-                    for s in loaded["settings"]]  # fmt: skip
-            return rows, failures
+            failures += [who | {"setting": s} | failed for s, failed in loaded["failed"].items()]
+            for settings, alone in sequences(loaded, options["budget"]):
+                made = one_sequence(peer, settings, alone, options, house, beside)
+                told = {"facts": loaded["facts"]}
+                rows += [who | told | row | {"error": loaded["errors"].get(row["setting"])} for row in made]
     except ChildFailed as failure:
         if not house.is_alive():  # refmoe itself
             raise
-        return [], [who | {"setting": None, "reason": str(failure), "kind": failure.kind}]
+        failures.append(who | {"setting": None, "reason": str(failure), "kind": failure.kind})
     except OSError as error:  # its Python does not start
-        return [], [who | {"setting": None, "reason": str(error), "kind": "missing"}]
+        failures.append(who | {"setting": None, "reason": str(error), "kind": "missing"})
+    return rows, failures
+
+
+def sequences(loaded, budget):
+    """(settings that take turns, is it a slow one alone?): the fast ones together, then each slow one."""
+    slow = [s for s in loaded["settings"] if loaded["first_seconds"][s] > budget]
+    fast = [s for s in loaded["settings"] if s not in slow]
+    return [(fast, False)] * bool(fast) + [([s], True) for s in slow]
+
+
+def one_sequence(peer, settings, alone, options, house, beside):
+    """A row for each of the settings: its samples, and refmoe's of the same sequence."""
+    own = [(house, s) for s in beside]
+    for child, setting in own:
+        child.ask({"do": "go", "setting": setting}, options["patience"])  # awake again
+    turns = own * (FEWEST if alone else 1) + [(peer, s) for s in settings]
+    taken = alternate(turns, options, far_beyond=FAR_BEYOND if alone else inf)
+    refmoe = {s: seconds_of(taken[house, s]) for s in beside}
+    return [{"setting": s, "samples": seconds_of(taken[peer, s]), "refmoe": refmoe, "alone": alone} for s in settings]
 
 
 def seconds_of(samples):
     return [sample["seconds"] for sample in samples]
 
 
-def alternate(turns, options, samples=None):
-    """{(child, setting): answers}: one call of each in turn, again and again, until samples or seconds are used up."""
+def alternate(turns, options, samples=None, far_beyond=FAR_BEYOND):
+    """{(child, setting): answers}: each turn once a round, again and again, as the rule above says."""
     taken = {turn: [] for turn in turns}
     wanted = samples or options["samples"]
     start = time.monotonic()
     for done in range(wanted):
         taking = time.monotonic() - start
-        if taking > options["budget"] and done >= (
-            min(FEWEST, wanted) if taking < FAR_BEYOND * options["budget"] else 1
-        ):
+        enough = min(FEWEST, wanted) if taking < far_beyond * options["budget"] else 1
+        if taking > options["budget"] and done >= enough:
             break
         for child, setting in turns:
             time.sleep(0 if options["quick"] else PAUSE)

@@ -43,6 +43,7 @@ def _case(case, limits):
         beside = ", ".join(f"{s.split()[0]} {figures.ratio(row, s):.2f}x" for s in row["refmoe"])
         name = f"{row['name']}, {row['setting']}" + _core(row)
         note = "" if (row["name"], row["setting"]) not in figures.UNCOUNTED else " (not the layer: not counted)"
+        note += " (a sequence of its own)" * row.get("alone", False)
         lines.append(_line(name, row["samples"], case, beside + note))
     lines += [_failure(f) for f in case["failures"]]
     proofs = case["facts"]["proofs"]
