@@ -2,13 +2,15 @@
 
    The forward product and the one back to x meet few rows and many weights, and each weight is used once by each row.
    So it is spread over all lanes, and the lanes are rows: they are turned once for an expert and a thread, and stay in
-   the second cache. Weights are only copied, a short run of k at a time: where they lie, one distance from row to row
-   of the matrix would map them all to the same few lines of the first cache. "Along": the weights of an output lie
+   the second cache. Float32 weights of a chain's forward product are read where they lie, from its start to its end; others
+   are copied, a short run of k at a time, for they must be widened, or one distance from row to row of the matrix would map
+   them all to the same few lines of the first cache. "Along": the weights of an output lie
    side by side (forward); "across": those of neighbouring outputs do (back to x).                                  */
 
 #include "product.h"
 
-enum { RIGHT_BYTES_CHAIN = 1 << 19, RIGHT_BYTES_EXACT = 1 << 20, UNIT_BANDS = 16 };
+enum { RIGHT_BYTES_CHAIN = 1 << 19, RIGHT_BYTES_EXACT = 1 << 20, UNIT_BANDS = 16,
+       CACHE_SETS = 64, CACHE_WAYS = 8 };
 
 /* Some rows of x, as one tile reads them: (length, width), zeros beyond `cols`. */
 struct group {
@@ -25,6 +27,7 @@ struct plan {
     int64_t item, depth, length, norm_pitch;
     int groups, bands, along;
     int ends; /* a chain of float32 without bias: its tile has the last word */
+    int tall; /* rows of weights that tiles read where they lie, or 0: they are copied */
     struct group group[MAX_LANE_ROWS];
 };
 
@@ -274,6 +277,42 @@ static void multiply_bands(const struct plan *n, const struct band *band, int ba
     }
 }
 
+/* ---- weights where they lie ---- */
+
+/* As many rows at a time as neither meet in the same few lines of the first cache (64 sets, in most processors)
+   nor push one another out of it. */
+static int tall_of(const struct product *p, const struct unit *u)
+{
+    const struct lanes *lanes = lanes_of(p);
+    const struct operand *o = &u->pair[0];
+    int meet[CACHE_SETS] = {0}, most = 0;
+    if (p->across != REFMOE_LANES_ALONG || p->profile != REFMOE_CHAIN || p->wide || o->codes
+        || o->b_format != REFMOE_FLOAT32 || !lanes->direct[0])
+        return 0;
+    for (int i = 0; i < lanes->rows; i++) {
+        int at = ++meet[i * o->b_col * (int64_t)sizeof(float) / CACHE_LINE % CACHE_SETS];
+        most = at > most ? at : most;
+    }
+    return most > CACHE_WAYS / 2 ? (lanes->rows + 1) / 2 : lanes->rows;
+}
+
+static void multiply_direct(const struct plan *n, const struct band *b)
+{
+    const struct operand *o = &n->u->pair[0];
+    struct direct_run run = {.length = o->length, .step = o->b_col * (int64_t)sizeof(float), .pitch = n->lanes->width[0]};
+    int begins = !n->u->acc && n->length, last;
+    for (int first = 0; first < b->rows; first = last) {
+        last = first + (int)lower(n->tall, b->rows - first);
+        run.w = o->b + (b->first + first) * run.step;
+        for (int g = 0; g < n->groups; g++) {
+            run.ahead = run.w + (g + 1 < n->groups ? 0 : (last - first) * run.step);
+            run.right = (const float *)n->group[g].right;
+            run.to = (float *)value_of(n, b, g) + first * run.pitch, run.from = begins ? NULL : run.to;
+            n->lanes->direct[n->group[g].shape](last - first, &run);
+        }
+    }
+}
+
 /* ---- rounding ---- */
 
 /* Bias joins last, as one more term. */
@@ -354,7 +393,8 @@ void refmoe_compute_lanes(const struct product *p, const struct unit *u, struct 
                      .length = length, .norm_pitch = covered(p, length), .bands = bands_of(p),
                      .along = p->across == REFMOE_LANES_ALONG};
     struct band band[UNIT_BANDS];
-    n.ends = p->profile == REFMOE_CHAIN && p->format == REFMOE_FLOAT32 && !p->wide && !u->bias && length;
+    n.tall = tall_of(p, u);
+    n.ends = !n.tall && p->profile == REFMOE_CHAIN && p->format == REFMOE_FLOAT32 && !p->wide && !u->bias && length;
     cut_groups(&n);
     hold_rows(&n);
     for (int64_t first = 0; first < u->cols; first += n.bands * n.lanes->rows) {
@@ -363,7 +403,10 @@ void refmoe_compute_lanes(const struct product *p, const struct unit *u, struct 
             s->col_grid[i].known = 0;
         for (int i = 0; i < bands; i++)
             start_band(&n, &band[i]);
-        multiply_bands(&n, band, bands);
+        if (n.tall)
+            multiply_direct(&n, &band[0]);
+        else
+            multiply_bands(&n, band, bands);
         for (int i = 0; i < bands; i++)
             finish_band(&n, &band[i]);
     }

@@ -77,6 +77,17 @@ struct lane_run {
 };
 typedef void lane_function(int rows, const struct lane_run *run);
 
+/* The same of float32 weights where they lie, along k, for a chain without bias:  to[i,j] = from[i,j] + sum_k w(i,k)
+   right[k,j], rows of `from` and `to` `pitch` elements apart. Meanwhile it fetches weights that it will read, and towards
+   its end the beginnings of as many rows from `ahead` on. */
+struct direct_run {
+    int64_t length, step, pitch; /* step: bytes from one row of weights to the next */
+    const char *w, *ahead;
+    const float *right, *from;
+    float *to;
+};
+typedef void direct_function(int rows, const struct direct_run *run);
+
 enum { REFMOE_WIDE = REFMOE_UNFUSED }; /* the profile that has no lanes of its own lends them its place */
 
 enum { LEFT_BYTES = 1024, LEFT_PITCH = LEFT_BYTES + 64 };
@@ -85,6 +96,7 @@ struct lanes {
     int rows, shapes;
     int width[MAX_SHAPES]; /* falling */
     lane_function *along[MAX_SHAPES], *across[MAX_SHAPES];
+    direct_function *direct[MAX_SHAPES]; /* or NULL */
 };
 
 /* Copies `count` rows (along) or columns (across) of `length` numbers for such tiles; in the exact profile as double, and

@@ -97,6 +97,7 @@ INLINE void rows_unfused(const int rows, int64_t length, const double *a, const 
 }
 
 #include "tile_lanes.h"
+#include "tile_direct.h"
 #include "tile_reading.h"
 #include "codes_template.h"
 #include "tile_wide.h"
