@@ -5,12 +5,11 @@ Exit status: 0 all is well; 1 a bundle, a vector, a gradient or a bit is wrong; 
 Errors are one sentence on standard error.
 """
 
-import argparse
 import os
 import signal
 import sys
 
-from refmoe.golden.command import count
+from refmoe.arguments import Parser, count
 
 REFUSALS = (ValueError, TypeError, ImportError, OSError, MemoryError, ArithmeticError, RuntimeError)
 
@@ -37,7 +36,8 @@ def main(argv=None):
         return 0
     except REFUSALS as error:
         _say("")
-        print(f"refmoe: error: {'; '.join(filter(None, (str(error), _notes(error))))}", file=sys.stderr)
+        said = "; ".join(filter(None, (str(error) or type(error).__name__, _notes(error))))
+        print(f"refmoe: error: {' '.join(said.split())}", file=sys.stderr)
         return 2
 
 
@@ -61,9 +61,7 @@ def _say(step):
 
 def parser():
     """The whole command line."""
-    top = argparse.ArgumentParser(
-        prog="refmoe", description="A mixture-of-experts layer whose every bit has a meaning."
-    )
+    top = Parser(prog="refmoe", description="A mixture-of-experts layer whose every bit has a meaning.")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     _add_golden(commands)
     _add_check(commands)

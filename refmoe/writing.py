@@ -11,6 +11,19 @@ def check_folder(option, path):
     """Before the first minute is spent: can the file be there?  path None is none. Raises ValueError."""
     ok = path is None or Path(path).parent.is_dir()
     require(ok, ValueError, option, "a file in a folder that exists", repr(str(path)), "make the folder first")
+    free = path is None or not Path(path).is_dir()
+    require(free, ValueError, option, "the name of a file", f"{str(path)!r}, which is a folder", "name a file in it")
+
+
+def make_folder(option, path):
+    """The folder, made with those above it where it is not there. Raises ValueError."""
+    fix = "choose another"
+    require(str(path), ValueError, option, "the name of a folder", "an empty one", fix)
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"{str(path)!r} ({error.strerror})"
+        raise ValueError(f"{option}: expected a folder, or a name at which one can be made, got {why}; {fix}") from None
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The command line: what each command prints, its exit status, and errors of one sentence."""
 
+import argparse
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import refmoe
-from refmoe.__main__ import main
+from refmoe.__main__ import main, parser
 from refmoe.golden import manifest, report
 from refmoe.models import names
 
@@ -29,7 +30,7 @@ def bundle(tmp_path, capsys):
 
 
 def refused(capsys, *arguments):
-    """The one line on standard error of a command that must fail with status 2."""
+    """The only line on standard error of a command that must fail with status 2."""
     try:
         status = main([str(a) for a in arguments])
     except SystemExit as left:  # argparse's own refusals
@@ -38,7 +39,8 @@ def refused(capsys, *arguments):
     assert status == 2
     assert out == ""
     assert "Traceback" not in err
-    return err.strip().splitlines()[-1]
+    (line,) = err.splitlines()
+    return line
 
 
 # --- golden -----------------------------------------------------------------------------------------------------------
@@ -105,7 +107,53 @@ MISTAKES = {
     "an unknown command": (["gold"], "gold"),
     "an unknown option": ([*GOLDEN, "--colour", "red", "--out", "b"], "--colour"),
     "gradients of nothing": (["gradients", "nothing"], "nothing"),
+    "a missing value": (["golden", "mixtral-8x7b", "--tokens"], "--tokens"),
+    "a number too long": (["gradients", "mixtral-8x7b", "--seed", "9" * 99], "at most 18 digits"),
+    "a line break": (["gold\nen"], "gold"),
+    "an argument too many": (["check", "a", "b"], "`refmoe check`, got 'b'"),
+    "two of which one": (["compare", "a", "b", "--json", "--junit"], "not allowed with argument --json"),
+    "a place that is not there": (["params", "mixtral-8x7b", "--plot", "none/a.png"], "a folder that exists"),
+    "a folder for a file": (["params", "mixtral-8x7b", "--plot", "there"], "which is a folder"),
+    "a kernel to time": (["bench", "--quick", "--kernel", "none"], "refmoe: error: kernel: expected one of"),
+    "a budget": (["bench", "--budget", "nan"], "a finite number above 0"),
+    "threads without end": (["bench", "--threads", "100000"], "from 1 to 256"),
+    "seeds without end": (["lab", "run", "E1", "--seeds", "99999999"], "from 1 to 1000"),
+    "processes without end": (["lab", "run", "E1", "--jobs", "99999"], "from 1 to 256"),
+    "sequences without end": (["lab", "train", "--sequences", "9999999999"], "from 1 to 4096"),
+    "a report in a folder": (["lab", "report", "--runs", "there", "--out", "there"], "there"),
 }
+
+
+def every_command(parser, words=()):
+    """The words of each command and sub-command that has no others below it, and its parser."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not below:
+        yield words, parser
+    for name, inner in below[0].choices.items() if below else ():
+        yield from every_command(inner, (*words, name))
+
+
+def mistakes_of(parser):
+    """Words that a command cannot take: an unknown option, one without its value, or with what it cannot be."""
+    yield ["--no-such-option"]
+    for action in parser._actions:
+        if action.option_strings and action.nargs is None:
+            yield action.option_strings[-1:]
+            if action.choices or (action.type and action.type.__name__ != "_words"):
+                yield [action.option_strings[-1], "no such value"]
+
+
+def test_every_mistake_of_every_command_is_one_line(capsys):
+    whole, count = parser(), 0
+    for words, inner in every_command(whole):
+        for mistake in mistakes_of(inner):
+            with pytest.raises(SystemExit) as left:
+                whole.parse_args([*words, *mistake])
+            out, err = capsys.readouterr()
+            assert left.value.code == 2 and not out and re.fullmatch(r"refmoe: error: [^\n]+\n", err), (words, err)
+            assert f"`refmoe {' '.join(words)} --help` shows" in err
+            count += 1
+    assert count > 80
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -29,7 +29,7 @@ FLOORS = {
     "encodings": 3, "inputs": 3.5, "soft": 3.5,
     "layer": 4,
     "__init__": ROOF, "__main__": ROOF, "check": ROOF, "info": ROOF, "bench": ROOF,
-    "safetensors": ROOF, "writing": ROOF,
+    "safetensors": ROOF, "writing": ROOF, "arguments": ROOF,
     "lab": ROOF, "golden": ROOF, "compare": ROOF, "testing": ROOF, "models": ROOF, "integrations": ROOF,
     "kernels": SIDE,
 }  # fmt: skip

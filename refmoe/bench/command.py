@@ -1,10 +1,11 @@
 """`refmoe bench`: its options, and the run."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
+from .. import kernels
+from ..arguments import above_zero, positive, whole
 from ..models.accounting.plots import figure
 from ..writing import check_folder, write_whole
 from . import bars, cases, machine, measure, report
@@ -17,37 +18,33 @@ QUICK = (64, 32, 8, 2)  # D, F, E, K
 def add_arguments(command):
     """The options of the subcommand."""
     command.add_argument("--shape", nargs="+", metavar="PRESET", help="these layers instead of the bars' cases")
-    command.add_argument("--tokens", nargs="+", type=_positive, metavar="T", help="with --shape: numbers of tokens")
+    command.add_argument("--tokens", nargs="+", type=positive, metavar="T", help="with --shape: numbers of tokens")
     command.add_argument(
         "--store", nargs="+", choices=("float32", "bf16", "fp16"), default=["float32"], help="with --shape"
     )
     command.add_argument("--profile", nargs="+", choices=("chain", "exact"), default=["chain", "exact"])
-    command.add_argument("--threads", nargs="+", type=_positive, help="thread counts (default: 1 and all)")
+    command.add_argument("--threads", nargs="+", type=whole(1, 256), help="thread counts (default: 1 and all)")
     command.add_argument("--kernel", help="a compiled kernel by name (default: the best that runs here)")
     command.add_argument("--peers", action="store_true", help="all peers, from the environment of `make bench-peers`")
     command.add_argument("--peers-python", metavar="FILE", help=f"that environment's Python (default: {PEERS_PYTHON})")
     command.add_argument("--only", nargs="+", metavar="LABEL", help="of the bars' cases, those whose label begins so")
-    command.add_argument("--samples", type=_positive, default=9, help="calls of each contestant (default: 9)")
+    command.add_argument("--samples", type=positive, default=9, help="calls of each contestant (default: 9)")
     command.add_argument(
-        "--budget", type=float, default=30.0, metavar="SECONDS", help="no further round beyond (default: 30)"
+        "--budget", type=above_zero, default=30.0, metavar="SECONDS", help="no further round beyond (default: 30)"
     )
     command.add_argument(
-        "--patience", type=float, default=600.0, metavar="SECONDS", help="the longest answer waited for"
+        "--patience", type=above_zero, default=600.0, metavar="SECONDS", help="the longest answer waited for"
     )
     command.add_argument("--quick", action="store_true", help="tiny sizes, few samples: does it work, not how fast")
     command.add_argument("--json", metavar="FILE", help="write everything, each sample included")
     command.add_argument("--plot", metavar="FILE", help="write the roofline as a picture (needs matplotlib)")
 
 
-def _positive(text):
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
-    return int(text)
-
-
 def run(args, say=lambda step: None):
     """Status 0; 1 where bits differ: nothing is timed; 130 when interrupted: what was measured is told and kept."""
     chosen = choose(args)
+    if args.kernel:
+        kernels.load(args.kernel)  # or it is refused here
     check_folder("--json", args.json)
     check_folder("--plot", args.plot)
     if args.plot:

@@ -19,6 +19,7 @@ import sys
 import time
 from statistics import median
 
+from ..arguments import Parser
 from ..recipes import generate
 from .children import clean_environment
 from .training_sides import PARTS, batches_of, make_config, make_refmoe, make_torch, operations
@@ -157,7 +158,7 @@ def registers(threads):
 
 
 def main(words=None):
-    parser = argparse.ArgumentParser(prog="python -m refmoe.bench.training", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m refmoe.bench.training", description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=2, help="of each side (default: 2)")
     parser.add_argument("--rounds", type=int, default=8, help="steps each, the first not counted (default: 8)")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)

@@ -1,8 +1,8 @@
 """`refmoe golden`: one layer, computed and written as a bundle; `refmoe check`: a bundle, made again.   Spec 7"""
 
-import argparse
 import sys
 
+from ..arguments import count
 from .arrays import GATE_UPS, LAYOUTS, house_layout, load_arrays
 from .bundle import write_bundle
 from .containers import CONTAINERS
@@ -51,13 +51,6 @@ def _of_the_case(golden):
     golden.add_argument("--gate-up", choices=GATE_UPS, default="separate", help="how your w_gate_up joins gate and up")
     golden.add_argument("--weights", metavar="SCHEME", help="quantise the expert matrices: fp8-block, mxfp4, nvfp4 ...")
     golden.add_argument("--scale-rule", metavar="RULE", help="floor, up or even, for scales that are powers of two")
-
-
-def count(text):
-    """A whole number of the command line."""
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"expected a whole number, not negative, got {text!r}")
-    return int(text)
 
 
 def _ids(text):

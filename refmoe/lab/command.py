@@ -1,10 +1,10 @@
 """`refmoe lab list`, `refmoe lab run`, `refmoe lab train`, `refmoe lab report`."""
 
-import argparse
 import os
 import sys
 
-from ..refusals import require
+from ..arguments import whole
+from ..writing import make_folder
 from .progress import live
 from .runs import Interrupted, run_experiment
 from .settings import as_text, merged_settings, settings_for_all
@@ -20,24 +20,18 @@ def add_arguments(command):
     listing.set_defaults(verb=run_list)
     run = verbs.add_parser("run", help="run an experiment, or all; goes on where it was interrupted")
     run.add_argument("experiment", metavar="NAME", help="an id or a name of `refmoe lab list`, or all")
-    run.add_argument("--seeds", type=positive, metavar="N", help="seeds 0 to N - 1 (default: 5, with --quick 2)")
+    run.add_argument("--seeds", type=whole(1, 1000), metavar="N", help="seeds 0 to N - 1 (default: 5, with --quick 2)")
     run.add_argument("--out", metavar="DIR", default=OUT, help=f"where the run's folder goes (default: {OUT})")
     run.add_argument("--set", dest="words", action="append", default=[], metavar="KEY=VALUE", help="change a setting")
     run.add_argument("--quick", action="store_true", help="small sizes: does it work, not what comes out")
-    run.add_argument("--jobs", type=positive, metavar="N", help="processes (default: the processors allowed)")
+    run.add_argument("--jobs", type=whole(1, 256), metavar="N", help="processes (default: the processors allowed)")
     run.set_defaults(verb=run_run)
-    add_train(verbs, positive)
+    add_train(verbs)
     report = verbs.add_parser("report", help="one page of all runs in a folder")
     report.add_argument("--runs", metavar="DIR", nargs="+", default=[OUT],
                         help=f"runs of experiments and of training, or folders of them (default: {OUT})")  # fmt: skip
     report.add_argument("--out", metavar="FILE", help="the page (default: report.html in the first folder)")
     report.set_defaults(verb=run_report)
-
-
-def positive(text):
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
-    return int(text)
 
 
 def run(args):
@@ -61,8 +55,8 @@ def run_run(args):
     chosen = find_experiments(args.experiment)
     words = settings_for_all(chosen, args.words) if len(chosen) > 1 else {chosen[0].id: args.words}
     settings = {e.id: merged_settings(e, words[e.id], args.quick) for e in chosen}
-    _check_out(args.out)
     digests = {e.id: _digest(e, settings[e.id]) for e in chosen}  # before the first minute is spent
+    make_folder("--out", args.out)
     seeds, jobs = range(args.seeds or (2 if args.quick else 5)), args.jobs or len(os.sched_getaffinity(0))
     try:
         for experiment in chosen:
@@ -71,11 +65,6 @@ def run_run(args):
         print(f"refmoe: {interrupted}", file=sys.stderr)
         return 130
     return 0
-
-
-def _check_out(out):
-    there = os.path.isdir(out) if os.path.lexists(out) else True
-    require(there, ValueError, "--out", "a folder, or a name that is free", repr(out), "choose another")
 
 
 def _run_one(experiment, settings, seeds, out, jobs, corpus):
@@ -89,10 +78,14 @@ def _run_one(experiment, settings, seeds, out, jobs, corpus):
 
 
 def _digest(experiment, settings):
-    """Of the text, where one is read. Raises ValueError for a file that cannot be."""
-    from .text import load_corpus
+    """Of the text, where one is read. Raises ValueError for a file that cannot be, or is too short."""
+    from .text import check_length, load_corpus
 
-    return load_corpus(settings["text"] or None).digest if experiment.corpus else None
+    if not experiment.corpus:
+        return None
+    corpus = load_corpus(settings["text"] or None)
+    check_length(corpus, settings["context"])
+    return corpus.digest
 
 
 def run_report(args):

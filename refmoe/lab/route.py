@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..arguments import count, positive
 from ..golden.arrays import load_arrays
 from ..inputs import Given
 from ..layer import moe_forward
@@ -14,7 +15,6 @@ from ..numerics import Numerics
 from ..recipes import carried, generate, init_given, init_params
 from ..refusals import require
 from ..writing import check_folder, write_whole
-from .command import positive
 from .measures import dead_experts, entropy, log, max_violation
 from .tasks import in_float64
 
@@ -41,7 +41,7 @@ def add_arguments(command):
     command.add_argument("--text", metavar="FILE", help="with --preset: what is routed, a token a byte")
     command.add_argument("--scale", choices=("minimal", "full"), default="minimal", help="the preset's sizes")
     command.add_argument("--tokens", type=positive, default=512, help="bytes of the text at most (default: 512)")
-    command.add_argument("--seed", type=int, default=0, help="seed of the recipes (default: 0)")
+    command.add_argument("--seed", type=count, default=0, help="seed of the recipes (default: 0)")
     command.add_argument("--plot", metavar="FILE", help="draw it: .png, .svg or .pdf")
     command.add_argument("--json", metavar="FILE", help="write every number")
 

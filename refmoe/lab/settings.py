@@ -1,8 +1,16 @@
-"""--set key=value: read against an experiment's own settings, by the type of their defaults."""
+"""--set key=value: read against an experiment's own settings, by the type of their defaults, within bounds."""
 
-from math import isfinite
+from itertools import pairwise
 
+from ..arguments import shown
 from ..refusals import require
+
+# Bounds of a setting by its name: beyond them an experiment says nothing more, takes days, or does not fit in memory.
+WHOLE = {"steps": (1, 100_000), "tokens": (2, 65_536), "sequences": (1, 4096), "context": (1, 4096), "splits": (1, 64),
+         "ranks": (1, 256), "experts": (1, 1024), "clusters": (1, 1024), "width": (1, 65_536)}  # fmt: skip
+OTHER = (1, 1024)
+FLOAT = (0, 1000)
+NUMBERS = 2**26  # of the largest array: half a GiB in float64
 
 
 def merged_settings(experiment, words, quick=False):
@@ -11,10 +19,27 @@ def merged_settings(experiment, words, quick=False):
     for word in words:
         name, value = _pair(experiment, word)
         settings[name] = value
-    for name, wanted, holds in experiment.limits:
-        got, fix = f"{as_text(settings[name])} in {experiment.id}", "change one of them"
-        require(holds(settings), ValueError, f"--set {name}", wanted, got, fix)
+    for name, wanted, holds in (*COMMON, *experiment.limits):
+        if name in settings:
+            got, fix = f"{as_text(settings[name])} in {experiment.id}", "change one of them"
+            require(holds(settings), ValueError, f"--set {name}", wanted, got, fix)
     return settings
+
+
+def largest_array(settings):
+    """Numbers in the largest array that a run of these settings makes, about."""
+    s = {name: max(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    rows = s.get("sequences", 1) * s["context"] if "context" in s else s.get("tokens", 1)
+    hidden, layer = s.get("hidden", 1), s.get("experts", 1) * s.get("splits", 1) * s.get("width", 1)
+    around = max(layer, hidden, s.get("context", 1))
+    return max(rows * around, layer * hidden, s.get("clusters", 1) * hidden**2)
+
+
+# What holds in every experiment that has the setting.
+COMMON = (
+    ("top_k", "at most experts", lambda s: s["top_k"] <= s["experts"]),
+    ("width", f"with the other sizes, arrays of at most {NUMBERS} numbers", lambda s: largest_array(s) <= NUMBERS),
+)
 
 
 def settings_for_all(experiments, words):
@@ -38,28 +63,45 @@ def _value(experiment, name, text):
     default = experiment.settings[name]
     if name in experiment.choices:
         names = ", ".join(experiment.choices[name])
-        require(text in experiment.choices[name], ValueError, f"--set {name}", f"one of {names}", repr(text), "choose")
+        require(text in experiment.choices[name], ValueError, f"--set {name}", f"one of {names}", shown(text), "choose")
         return text
     if isinstance(default, str):
         return text
     if isinstance(default, tuple):
-        parts = text.split(",")
-        wanted = f"two numbers or more, as {as_text(default)}"
-        require(len(parts) > 1, ValueError, f"--set {name}", wanted, repr(text), "part them by commas")
-        return tuple(_number(name, part, default[0]) for part in parts)
+        return _rising(name, text, default)
     return _number(name, text, default)
 
 
+def _rising(name, text, default):
+    """Numbers parted by commas, each above the one before."""
+    parts = text.split(",")
+    wanted = f"2 to 16 numbers, each above the one before, as {as_text(default)}"
+    require(1 < len(parts) < 17, ValueError, f"--set {name}", wanted, shown(text), "part them by commas")
+    values = tuple(_number(name, part, default[0]) for part in parts)
+    rise = all(a < b for a, b in pairwise(values))
+    require(rise, ValueError, f"--set {name}", wanted, shown(text), "sort them")
+    return values
+
+
 def _number(name, text, default):
-    whole = isinstance(default, int)
-    wanted = f"a whole number from 1 on, as {default}" if whole else f"a finite number, at least 0, as {default}"
+    """A number of the default's type, within its bounds."""
+    is_whole = isinstance(default, int)
+    least, most = WHOLE.get(name, OTHER) if is_whole else FLOAT
     try:
-        value = int(text) if whole else float(text)
+        value = (int if is_whole else float)(text) if text.isascii() and len(text) < 40 else None
     except ValueError:
         value = None
-    ok = value is not None and (value >= 1 if whole else isfinite(value) and value >= 0)
-    require(ok, ValueError, f"--set {name}", wanted, repr(text), "write a number")
+    kind = "a whole number" if is_whole else "a number"
+    wanted = f"{kind} from {least} to {most}, as {default}"
+    ok = value is not None and least <= value <= most
+    require(ok, ValueError, f"--set {name}", wanted, shown(text), "write such a number")
     return value
+
+
+def exact(number):
+    """A float in few letters that are the number itself: the name of an arm."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 def as_text(value):

@@ -43,6 +43,13 @@ def _read(path):
         raise ValueError(f"text: expected a file that can be read, got {str(path)!r} ({why}); {fix}") from None
 
 
+def check_length(corpus, context):
+    """What is held out must hold a window. Raises ValueError."""
+    wanted = f"more than {context} bytes held out, a tenth of it: what the context reads"
+    fix = "give a longer text or a shorter context"
+    require(len(held_out_part(corpus)) > context, ValueError, "text", wanted, len(held_out_part(corpus)), fix)
+
+
 def training_part(corpus):
     """All but the last tenth."""
     return corpus.data[: len(corpus.data) - len(corpus.data) // HELD_OUT]

@@ -1,11 +1,10 @@
 """`refmoe lab train`: a decoder on bytes, in a folder, going on where it stopped."""
 
-import argparse
 import shlex
 import sys
-from math import isfinite
 from pathlib import Path
 
+from ..arguments import above_zero, count, positive, whole
 from .runs import Interrupted
 
 OUT = "out/lab/train"  # where the run goes unless --out names another place
@@ -15,29 +14,18 @@ WARM_UP = 20  # steps until the rate is reached; constant from there, so that a 
 SIZES = {"small": (64, 4, 64, 2, 4, 96), "byte": (128, 4, 128, 4, 8, 384)}
 
 
-def add_train(verbs, positive):
+def add_train(verbs):
     """The arguments of `refmoe lab train`."""
     train = verbs.add_parser("train", help="train a decoder on bytes; goes on where it was interrupted")
     train.add_argument("--size", choices=SIZES, help="byte has 5 million parameters (default: byte)")
     train.add_argument("--text", metavar="FILE", help="what it reads (default: the chapters of spec/)")
     train.add_argument("--steps", type=positive, metavar="N", help="in all (default: 300)")
-    train.add_argument("--sequences", type=positive, metavar="N", help="of one step (default: 16)")
-    train.add_argument("--rate", type=rate, help="of AdamW, after a short warm-up (default: 0.001)")
-    train.add_argument("--seed", type=int, help="of parameters and batches (default: 0)")
+    train.add_argument("--sequences", type=whole(1, 4096), metavar="N", help="of one step (default: 16)")
+    train.add_argument("--rate", type=above_zero, help="of AdamW, after a short warm-up (default: 0.001)")
+    train.add_argument("--seed", type=count, help="of parameters and batches (default: 0)")
     train.add_argument("--dense", action="store_true", help="one expert of the same active width in each block")
     train.add_argument("--out", metavar="DIR", default=OUT, help=f"the run's folder (default: {OUT})")
     train.set_defaults(verb=run_train, **DEFAULTS)
-
-
-def rate(text):
-    """A finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not (value > 0 and isfinite(value)):
-        raise argparse.ArgumentTypeError(f"expected a finite number above 0, as 0.001, got {text!r}")
-    return value
 
 
 def run_train(args):

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 from ..refusals import require
-from ..writing import write_whole
+from ..writing import make_folder, write_whole
 from .checkpoints import read_checkpoint, write_checkpoint
 from .interrupts import asked_to_stop
 from .runs import Interrupted
+from .text import check_length
 from .training import evaluate, run_key, start, train
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -22,9 +23,10 @@ def run_training(config, corpus, seed, steps, num, out, every=100, progress=lamb
     what else it shall say. Raises ValueError for a folder of another run or of other files, Interrupted after Ctrl-C:
     the step is finished and kept first.
     """
+    check_length(corpus, config.decoder.context)
+    make_folder("--out", out)
     out = Path(out)
     _check_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
     key, (state, losses) = run_key(config, corpus, seed, num), (start(config, seed, num), [])
     if (out / CHECKPOINT).exists():
         state, losses = read_checkpoint(out / CHECKPOINT, state, key)
@@ -49,8 +51,7 @@ def run_training(config, corpus, seed, steps, num, out, every=100, progress=lamb
 
 def _check_folder(out):
     fix = "choose another name"
-    require(not out.exists() or out.is_dir(), ValueError, "out", "a folder", str(out), fix)
-    own = not out.exists() or (out / CHECKPOINT).exists() or not any(out.iterdir())
+    own = (out / CHECKPOINT).exists() or not any(out.iterdir())
     require(own, ValueError, "out", "an empty folder or a training run's", f"other files in {out}", fix)
 
 

@@ -4,12 +4,13 @@ from ...config import BalanceLoss, LossesConfig
 from ..experiment import Experiment, Finding
 from ..measures import cosine, mean
 from ..plots import label_panel, strip
+from ..settings import exact
 from ..student import judge, layer, train
 from ..tasks import Clusters, study
 
 
 def arms(settings):
-    return tuple(f"{c:g}" for c in settings["coefficients"])
+    return tuple(exact(c) for c in settings["coefficients"])
 
 
 def measure(arm, seed, settings):

@@ -13,6 +13,7 @@ from ...losses import (
 from ..experiment import Experiment, Finding
 from ..measures import max_violation, mean
 from ..plots import curves, label_panel, strip
+from ..settings import exact
 from ..student import judge, layer, train
 from ..tasks import Clusters, study
 
@@ -20,7 +21,7 @@ WINDOW = 50  # last steps that are looked at
 
 
 def arms(settings):
-    return (*(f"sign {rate:g}" for rate in settings["rates"]), "centred sign", "proportional", "pid", "quantile")
+    return (*(f"sign {exact(rate)}" for rate in settings["rates"]), "centred sign", "proportional", "pid", "quantile")
 
 
 def make_control(arm, settings):
@@ -65,11 +66,11 @@ def measure(arm, seed, settings):
 
 
 def findings(table, settings):
-    t, (slow, *_, fast) = table, [f"sign {rate:g}" for rate in settings["rates"]]
+    t, (slow, *_, fast) = table, [f"sign {exact(rate)}" for rate in settings["rates"]]
     ratio = settings["rates"][-1] / settings["rates"][0]
     return [
-        Finding("swing", f"The sign rule's biases swing wider at rate {settings['rates'][-1]:g} than at "
-                f"{settings['rates'][0]:g} ({ratio:g} times the rate)", t.difference(fast, slow, "swing")),
+        Finding("swing", f"The sign rule's biases swing wider at rate {exact(settings['rates'][-1])} than at "
+                f"{exact(settings['rates'][0])} ({ratio:g} times the rate)", t.difference(fast, slow, "swing")),
         Finding("quantile", "Late batches are more even by the quantile than by the fast sign rule",
                 t.difference(fast, "quantile", "late_violation")),
         Finding("proportional", "Late batches are more even by the proportional than by the fast sign rule",
@@ -106,4 +107,8 @@ EXPERIMENT = Experiment(
     measure=measure,
     findings=findings,
     draw=draw,
+    limits=(
+        ("rates", "rates above 0", lambda s: s["rates"][0] > 0),
+        ("top_k", "below experts, so that some are not chosen", lambda s: s["top_k"] < s["experts"]),
+    ),
 )  # fmt: skip

@@ -12,15 +12,17 @@ from ...recipes import generate
 from ..experiment import Experiment, Finding, check
 from ..measures import mean
 from ..plots import COLOURS, curves, label_panel, strip
+from ..settings import exact
 from ..student import judge, layer, start_params, trained
 from ..tasks import TEST, Clusters, study
 
 TRIALS = 40  # batches of a random router
+PARTS = 16  # places of a batch that drops are told by
 
 
 def arms(settings):
-    tight = f"{settings['factors'][0]:g}"
-    factors = [f"{factor:g} position" for factor in settings["factors"]]
+    tight = exact(settings["factors"][0])
+    factors = [f"{exact(factor)} position" for factor in settings["factors"]]
     return ("no limit", *factors, f"{tight} probability", f"{tight} position, renormalised")
 
 
@@ -53,7 +55,7 @@ def measure(arm, seed, settings):
     return {"numbers": numbers, "series": {"dropped_by_place": by_place}}
 
 
-def dropped_by_place(plan, parts=16):
+def dropped_by_place(plan, parts=PARTS):
     """The share of slots dropped, by place in the batch."""
     return [mean((rows < 0).reshape(-1)) for rows in np.array_split(plan.slot_row, parts)]
 
@@ -151,4 +153,9 @@ EXPERIMENT = Experiment(
     measure=measure,
     findings=findings,
     draw=draw,
+    limits=(
+        ("top_k", "at least 2: one renormalised weight is always 1", lambda s: s["top_k"] > 1),
+        ("factors", "factors above 0", lambda s: s["factors"][0] > 0),
+        ("tokens", f"at least {PARTS}, as many as places are told apart", lambda s: s["tokens"] >= PARTS),
+    ),
 )  # fmt: skip

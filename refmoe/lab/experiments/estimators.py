@@ -120,5 +120,10 @@ EXPERIMENT = Experiment(
     measure=measure,
     findings=findings,
     draw=draw,
-    limits=(("experts", "at least 2, to have a choice", lambda s: s["experts"] > 1),),
+    limits=(
+        ("sharpness", "a number above 0", lambda s: s["sharpness"] > 0),
+        ("experts", "at least 2, to have a choice", lambda s: s["experts"] > 1),
+        ("tokens", "such that 4 tokens experts^3, every draw of two and its gradient, is at most 2^26",
+         lambda s: 4 * s["tokens"] * s["experts"] ** 3 <= 1 << 26),
+    ),
 )

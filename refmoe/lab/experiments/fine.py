@@ -59,5 +59,6 @@ EXPERIMENT = Experiment(
     measure=measure,
     findings=findings,
     draw=draw,
+    limits=(("splits", "divisors of width", lambda s: not any(s["width"] % n for n in s["splits"])),),
     choices={"task": tuple(TASKS)},
 )  # fmt: skip

@@ -96,4 +96,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     findings=findings,
     draw=draw,
+    limits=(("top_k", "below experts, so that some are not chosen", lambda s: s["top_k"] < s["experts"]),),
 )  # fmt: skip

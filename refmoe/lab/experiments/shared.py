@@ -69,4 +69,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     findings=findings,
     draw=draw,
+    limits=(("experts", "at least 2, for two a token", lambda s: s["experts"] > 1),),
 )  # fmt: skip

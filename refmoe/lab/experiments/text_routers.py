@@ -97,4 +97,8 @@ EXPERIMENT = Experiment(
     findings=findings,
     draw=draw,
     corpus=True,
+    limits=(
+        ("hidden", "an even number, for two heads", lambda s: s["hidden"] % 2 == 0),
+        ("steps", "at least 2, for a rate that rises and falls", lambda s: s["steps"] > 1),
+    ),
 )  # fmt: skip

@@ -1,9 +1,10 @@
 """`refmoe params`: sizes of published models as a table, JSON or a picture.   Spec 0.3"""
 
-import argparse
 import json
 
+from ...arguments import Parser, positive
 from ...refusals import require
+from ...writing import check_folder
 from .. import names as all_names
 from .. import preset_info
 from . import report
@@ -19,23 +20,18 @@ def add_arguments(command):
     command.add_argument("--json", action="store_true", help="everything that is counted, as JSON")
     command.add_argument("--plot", metavar="FILE", help="draw it: .png, .svg or .pdf")
     command.add_argument("--sweep", choices=("num_experts",), help="the same model with other numbers of experts")
-    command.add_argument("--batch", type=_positive, default=1, metavar="N", help="tokens decoded together (default: 1)")
-
-
-def _positive(text):
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
-    return int(text)
+    command.add_argument("--batch", type=positive, default=1, metavar="N", help="tokens decoded together (default: 1)")
 
 
 def run(args):
     """Prints what was asked for; 0. Raises ValueError for what cannot be counted, ImportError without matplotlib."""
+    check_folder("--plot", args.plot)
     return _run_sweep(args) if args.sweep else _run_models(args)
 
 
 def main_params(argv=None):
     """`run` on a list of arguments of its own."""
-    parser = argparse.ArgumentParser(prog="refmoe params", description="Sizes of published models.")
+    parser = Parser(prog="refmoe params", description="Sizes of published models.")
     add_arguments(parser)
     return run(parser.parse_args(argv))
 
