@@ -95,13 +95,13 @@ static void hold_rows(const struct product *p, const struct unit *u, struct scra
     double factor = error_factor(p, u);
     for (int64_t i = 0; i < u->rows; i++)
         s->row_grid[i].known = 0;
-    if (s->held == u->pair[0].a && s->held_rows == u->rows)
+    if (s->held == u->pair[0].a && s->held_rows == u->rows && s->held_wide == p->wide)
         return;
     if (p->profile == REFMOE_CHAIN)
         turn_chain(u, p->wide, s->right);
     for (int64_t i = 0; i < u->rows && p->profile == REFMOE_EXACT; i++)
         s->row_bound[i] = factor * turn_exact(p->kernel->few, u, i, (double *)s->right);
-    s->held = u->pair[0].a, s->held_rows = u->rows;
+    s->held = u->pair[0].a, s->held_rows = u->rows, s->held_wide = p->wide;
 }
 
 /* ---- one block of outputs ---- */
@@ -226,6 +226,13 @@ static void compute_codes(const struct product *p, const struct unit *u, struct 
     store(u, t);
 }
 
+/* The next block's; after the last one what is read then, as far as anybody knows. */
+static const char *next_weights(const struct unit *u, const struct scratch *s, const struct part *t, int64_t step)
+{
+    int is_last = t->col + t->pitch >= u->cols;
+    return is_last && s->next ? s->next : u->pair[0].b + (t->col + t->pitch) * step;
+}
+
 static void compute_part(const struct product *p, const struct unit *u, struct scratch *s, struct part *t)
 {
     const struct operand *o = &u->pair[0];
@@ -235,7 +242,7 @@ static void compute_part(const struct product *p, const struct unit *u, struct s
     }
     int64_t step = o->b_col * item_of(o->b_format);
     struct few_block block = {.cols = t->cols, .length = o->length, .step = step, .w = o->b + t->col * step,
-                              .ahead = o->b + (t->col + t->pitch) * step, .x = s->right, .value = t->value,
+                              .ahead = next_weights(u, s, t, step), .x = s->right, .value = t->value,
                               .largest = t->largest};
     if (p->profile == REFMOE_CHAIN) {
         start_chain(u, t);

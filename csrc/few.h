@@ -18,7 +18,7 @@ enum { MAX_FEW_ROWS = 8, MAX_FEW_COLS = 16, MAX_GROUPED_COLS = 4 * MAX_FEW_COLS 
               weights are bf16, zeros at the end; in a block row after row, as double
      value    (rows, kernel's cols). chain: float, what the sums start from, then the sums. exact: double, the sums
      largest  exact: the greatest magnitude among the weights of each output
-     ahead    chain: weights to be fetched meanwhile, from here on
+     ahead    weights to be fetched meanwhile, from here on: those of the next block
    Weights of 8 bits and less are the rows of a matrix from `row` on instead, of `expert`; x is as for float32. A chain's
    `largest` is then not 0 where an output has infinite or NaN codes: its sums are no use. */
 struct few_block {

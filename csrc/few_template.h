@@ -233,7 +233,7 @@ INLINE void exact_outputs(const int rows, const int many, const int format, cons
                           int64_t step)
 {
     const int64_t depth = STEP(format), run = depth * (format == REFMOE_FLOAT32 ? 4 : 2);
-    const char *w = b->w + first * b->step, *ahead = w + many * step;
+    const char *w = b->w + first * b->step, *ahead = first + many < b->cols ? w + many * step : b->ahead;
     const double *x = b->x;
     vd sum[MAX_FEW_ROWS][MOST_TOGETHER][2] = {{{{0}}}};
     struct top top[MOST_TOGETHER] = {{{0}, {0}}};

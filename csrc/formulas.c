@@ -121,6 +121,22 @@ static struct formula_call describe(const refmoe_how *how)
 
 /* ---- the formulas ---- */
 
+formula_function *refmoe_gated_function(const refmoe_how *how, const refmoe_activation *act, struct formula_call *call)
+{
+    const struct formulas *formulas = formulas_of(how->kernel);
+    if (!formulas || !is_proven(act))
+        return NULL;
+    *call = describe(how);
+    call->act = *act;
+    return formulas->gated[act->name][is_general(act)];
+}
+
+formula_function *refmoe_scaled_function(const refmoe_how *how, struct formula_call *call)
+{
+    *call = describe(how);
+    return formulas_of(how->kernel)->scaled_rows;
+}
+
 int refmoe_gated(const refmoe_how *how, const refmoe_activation *act, int64_t n, const float *gate, const float *up,
                  float *out, refmoe_open *open)
 {
@@ -133,10 +149,10 @@ int refmoe_gated(const refmoe_how *how, const refmoe_activation *act, int64_t n,
         return REFMOE_BAD_SIZE;
     if (is_missing(gate, n) || is_missing(out, n) || is_bad_list(open))
         return REFMOE_BAD_POINTER;
-    struct formula_call call = describe(how);
-    call.act = *act;
+    struct formula_call call;
+    formula_function *gated = refmoe_gated_function(how, act, &call);
     call.in[0] = gate, call.in[1] = up, call.out[0] = out, call.open[0] = open;
-    return run(formulas_of(how->kernel)->gated[act->name][is_general(act)], &call, n, RUN, how->threads);
+    return run(gated, &call, n, RUN, how->threads);
 }
 
 int refmoe_gated_backward(const refmoe_how *how, const refmoe_activation *act, int64_t n, const float *d_hidden,
@@ -171,10 +187,11 @@ int refmoe_scaled_rows(const refmoe_how *how, int64_t n, int64_t m, const float 
         return REFMOE_BAD_SIZE;
     if (is_missing(w, n) || is_missing(x, size) || is_missing(out, size) || is_bad_list(open))
         return REFMOE_BAD_POINTER;
-    struct formula_call call = describe(how);
+    struct formula_call call;
+    formula_function *scaled = refmoe_scaled_function(how, &call);
     call.length = m;
     call.in[0] = w, call.in[1] = x, call.out[0] = out, call.open[0] = open;
-    return run(formulas_of(how->kernel)->scaled_rows, &call, size, RUN, how->threads);
+    return run(scaled, &call, size, RUN, how->threads);
 }
 
 /* ---- rows ---- */

@@ -1,27 +1,6 @@
-/* grouped_matmul.c: the public functions: check, describe the product, share out its output. All threads live here. */
+/* grouped_matmul.c: the public functions of the three products: check, describe the product, have it computed. */
 
-#define _GNU_SOURCE /* of placement.h, and POSIX */
-
-#include <pthread.h>
-#include <stdlib.h>
-
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
-#include "environment.h"
-#include "placement.h"
 #include "product.h"
-
-/* ---- fork ---- */
-
-static int is_forked_child;
-
-static void note_fork(void) { is_forked_child = 1; }
-
-int refmoe_is_forked_child(void) { return is_forked_child; }
-
-__attribute__((constructor)) static void watch_fork(void) { pthread_atfork(NULL, NULL, note_fork); }
 
 /* ---- checks ---- */
 
@@ -91,145 +70,6 @@ static int check_weights(const refmoe_how *how, int64_t e, int64_t n, int64_t m,
     return is_missing(w, n > 0 ? e * m * k : 0) ? REFMOE_BAD_POINTER : REFMOE_OK;
 }
 
-/* ---- sharing out the output ---- */
-
-/* What pairs may not compute is left to the tiles that take one k a step. */
-static void compute_pairs(const struct product *p, const struct unit *unit, struct scratch *scratch)
-{
-    int64_t done = refmoe_compute_pairs(p, unit, scratch);
-    scratch->report.paired += done * unit->rows;
-    struct unit rest = *unit;
-    rest.cols -= done, rest.out += done * (int64_t)p->item;
-    rest.bias = rest.bias ? rest.bias + done * (int64_t)p->item : NULL;
-    rest.pair[0].b += done * rest.pair[0].b_col * item_of(rest.pair[0].b_format);
-    if (rest.cols > 0)
-        refmoe_compute_lanes(p, &rest, scratch);
-}
-
-static void compute(const struct product *p, const struct unit *unit, struct scratch *scratch, int64_t few)
-{
-    if (unit->rows <= few)
-        refmoe_compute_few(p, unit, scratch);
-    else if (p->paired)
-        compute_pairs(p, unit, scratch);
-    else if (p->across && refmoe_is_across_outputs(p, unit))
-        refmoe_compute_outputs(p, unit, scratch);
-    else if (p->across)
-        refmoe_compute_lanes(p, unit, scratch);
-    else
-        refmoe_compute_unit(p, unit, scratch);
-}
-
-/* Takes units of a share, at most so many. They are numbered through all experts: `begin` is the first of expert e. */
-static void take_units(const struct product *p, const struct cut *cut, struct share *share, int64_t most,
-                       struct scratch *scratch)
-{
-    int64_t e = 0, begin = 0, few = refmoe_few_rows(p), number;
-    while (most-- > 0 && (number = atomic_fetch_add(&share->next, 1)) < share->end) {
-        while (number >= begin + refmoe_units(p, cut, e))
-            begin += refmoe_units(p, cut, e++);
-        struct unit unit = refmoe_make_unit(p, cut, e, number - begin);
-        compute(p, &unit, scratch, few);
-    }
-}
-
-/* A thread's own share lies together, so that it turns the rows of few experts that others turn too, and what it fetches
-   ahead is its own; then it helps the others. */
-static void work(const struct product *p, const struct cut *cut, struct scratch *scratch, int threads, int thread)
-{
-    environment found = enter_environment();
-    for (int i = 0; i < threads; i++)
-        take_units(p, cut, &scratch[(thread + i) % threads].share, INT64_MAX, &scratch[thread]);
-    leave_environment(found);
-}
-
-#if defined(_OPENMP)
-
-/* The thread that called the others: after one unit they should have come. Who has not may be waiting for this core. */
-static void work_first(const struct product *p, const struct cut *cut, struct scratch *scratch, int threads,
-                       atomic_int *come, int team)
-{
-    environment found = enter_environment();
-    take_units(p, cut, &scratch[0].share, 1, &scratch[0]);
-    leave_environment(found);
-    if (atomic_load(come) < team)
-        make_way();
-    work(p, cut, scratch, threads, 0);
-}
-
-#endif
-
-/* ---- threads ---- */
-
-static void run_threads(const struct product *p, const struct cut *cut, struct scratch *scratch, int64_t units,
-                        int threads)
-{
-    for (int64_t t = 0; t < threads; t++) {
-        atomic_init(&scratch[t].share.next, units / threads * t + lower(t, units % threads));
-        scratch[t].share.end = units / threads * (t + 1) + lower(t + 1, units % threads);
-    }
-#if defined(_OPENMP)
-    if (threads > 1) {
-        const int core = current_core();
-        atomic_int come = 1;
-#pragma omp parallel num_threads(threads)
-        {
-            if (omp_get_thread_num() == 0) {
-                work_first(p, cut, scratch, threads, &come, omp_get_num_threads());
-            } else {
-                atomic_fetch_add(&come, 1);
-                leave_core(core);
-                work(p, cut, scratch, threads, omp_get_thread_num());
-            }
-        }
-        return;
-    }
-#endif
-    work(p, cut, scratch, threads, 0);
-}
-
-static refmoe_report add_reports(const struct scratch *scratch, int threads)
-{
-    refmoe_report sum = {0};
-    for (int t = 0; t < threads; t++) {
-        sum.rounding_test += scratch[t].report.rounding_test;
-        sum.grid += scratch[t].report.grid;
-        sum.compensated += scratch[t].report.compensated;
-        sum.exact += scratch[t].report.exact;
-        sum.paired += scratch[t].report.paired;
-    }
-    return sum;
-}
-
-/* A caller's workspace is asked for its size, or used; without one the memory is taken here and given back. */
-static int run(const struct product *p, refmoe_workspace *workspace, refmoe_report *report)
-{
-    struct cut cut = refmoe_cut(p);
-    int64_t units = 0;
-    for (int64_t e = 0; e < p->experts; e++)
-        units += refmoe_units(p, &cut, e);
-    int threads = is_forked_child || !refmoe_openmp() ? 1 : (int)lower(p->threads, units > 0 ? units : 1);
-    int64_t bytes = refmoe_workspace_bytes(p, &cut, threads), given = workspace ? workspace->bytes : bytes;
-    if (workspace)
-        workspace->bytes = bytes > 0 ? bytes : given;
-    if (bytes < 0)
-        return REFMOE_NO_MEMORY;
-    if (workspace && !workspace->at)
-        return REFMOE_OK;
-    if (given < bytes)
-        return REFMOE_BAD_WORKSPACE;
-    void *room = workspace ? workspace->at : aligned_alloc(CACHE_LINE, (size_t)bytes);
-    if (!room)
-        return REFMOE_NO_MEMORY;
-    struct scratch *scratch = refmoe_lay_out(p, &cut, threads, room);
-    run_threads(p, &cut, scratch, units, threads);
-    if (report)
-        *report = add_reports(scratch, threads), report->workspace_bytes = bytes;
-    if (!workspace)
-        free(room);
-    return REFMOE_OK;
-}
-
 /* ---- the three products ---- */
 
 static struct product describe(const refmoe_how *how, size_t item, int64_t e, int64_t rows, int64_t cols,
@@ -251,9 +91,9 @@ static void give_codes(struct product *p, int pair, const struct codes *codes)
     p->wide |= p->profile == REFMOE_CHAIN && codes->wide;
 }
 
-static int forward(const refmoe_how *how, size_t item, int64_t e, int64_t n, int64_t m, int64_t k,
-                   const int64_t *offsets, const void *x, const void *w, const void *bias, const void *acc, void *out,
-                   refmoe_report *report)
+int refmoe_describe_forward(const refmoe_how *how, size_t item, int64_t e, int64_t n, int64_t m, int64_t k,
+                            const int64_t *offsets, const void *x, const void *w, const void *bias, const void *acc,
+                            void *out, struct product *p)
 {
     struct codes codes;
     int status = check(how, item, 1, e, n, m, k, offsets);
@@ -263,14 +103,23 @@ static int forward(const refmoe_how *how, size_t item, int64_t e, int64_t n, int
         return status;
     if (is_missing(x, n * k) || is_missing(out, n * m))
         return REFMOE_BAD_POINTER;
-    struct product p = describe(how, item, e, n, m, offsets, acc, out);
-    p.pair[0] = (struct operand){.a = x, .b = w, .a_row = k, .a_step = 1, .b_step = 1, .b_col = k, .length = k,
-                                 .a_format = how->left_format, .b_format = how->right_format};
-    p.bias = bias;
-    p.across = how->profile == REFMOE_UNFUSED ? 0 : REFMOE_LANES_ALONG;
-    give_codes(&p, 0, &codes);
-    p.paired = refmoe_is_paired(&p);
-    return run(&p, how->workspace, report);
+    *p = describe(how, item, e, n, m, offsets, acc, out);
+    p->pair[0] = (struct operand){.a = x, .b = w, .a_row = k, .a_step = 1, .b_step = 1, .b_col = k, .length = k,
+                                  .a_format = how->left_format, .b_format = how->right_format};
+    p->bias = bias;
+    p->across = how->profile == REFMOE_UNFUSED ? 0 : REFMOE_LANES_ALONG;
+    give_codes(p, 0, &codes);
+    p->paired = refmoe_is_paired(p);
+    return REFMOE_OK;
+}
+
+static int forward(const refmoe_how *how, size_t item, int64_t e, int64_t n, int64_t m, int64_t k,
+                   const int64_t *offsets, const void *x, const void *w, const void *bias, const void *acc, void *out,
+                   refmoe_report *report)
+{
+    struct product p;
+    int status = refmoe_describe_forward(how, item, e, n, m, k, offsets, x, w, bias, acc, out, &p);
+    return status ? status : refmoe_run(&p, how->workspace, report);
 }
 
 static int backward_w(const refmoe_how *how, size_t item, int64_t e, int64_t n, int64_t m, int64_t k,
@@ -286,7 +135,7 @@ static int backward_w(const refmoe_how *how, size_t item, int64_t e, int64_t n, 
     p.pair[0] = (struct operand){.a = d, .b = x, .a_row = 1, .a_step = m, .b_step = k, .b_col = 1,
                                  .a_format = how->left_format, .b_format = how->right_format};
     p.sum_rows = 1;
-    return run(&p, how->workspace, report);
+    return refmoe_run(&p, how->workspace, report);
 }
 
 /* A pair without its element type. */
@@ -321,7 +170,7 @@ static int backward_x(const refmoe_how *how, size_t item, int64_t e, int64_t n, 
                                            .a_format = how->left_format, .b_format = how->right_format};
         give_codes(&p, p.pairs++, &codes[q]);
     }
-    return run(&p, how->workspace, report);
+    return refmoe_run(&p, how->workspace, report);
 }
 
 int refmoe_grouped_matmul_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,

@@ -32,4 +32,16 @@ static inline void leave_core(int core) { (void)core; }
 
 #endif
 
+/* One turn of a loop that waits for another thread: at first on the spot, then it lets others have the core. */
+static inline void wait_a_turn(int turn)
+{
+    enum { ON_THE_SPOT = 1 << 10 };
+    if (turn > ON_THE_SPOT)
+        make_way();
+#if defined(__SSE2__)
+    else
+        __builtin_ia32_pause();
+#endif
+}
+
 #endif

@@ -73,14 +73,16 @@ struct share {
 
 /* What one thread works in. Packed rows are tiles of the unit's rows, k after k; packed columns likewise. */
 struct scratch {
-    struct share share;
+    struct share share[2]; /* a second one where units of another product follow */
     void *packed_rows, *packed_cols;
     double row_bound[MAX_UNIT_ROWS], col_norm[MAX_UNIT_COLS + MAX_TILE_COLS];
     struct grid row_grid[MAX_UNIT_ROWS], col_grid[MAX_UNIT_COLS];
     char *left, *right, *value; /* of lanes.c and outputs.c: copied weights, rows of x, sums; */
     double *error, *norm;       /* what the sums err by, and the norms of the rows, block by block of k */
+    const char *next;           /* of few.c: weights that are read after the unit's, or NULL where nobody knows */
     const char *held;           /* the rows of x that `right` holds (few.c: likewise), and how many */
     int64_t held_rows;
+    int held_wide;              /* as doubles, for a chain (few.c) */
     int held_pairs;             /* they are held as pairs (pairs.c) */
     double *decoded;            /* the weights of one output, where they are codes, and its number from 1 on */
     int64_t decoded_number;
@@ -170,6 +172,22 @@ double refmoe_error_factor(const struct product *product, int64_t length);
 float refmoe_resolve_output(const struct product *product, const struct unit *unit, struct scratch *scratch,
                             int64_t row, int64_t col, double value, int slot);
 
+/* Of grouped_matmul.c: checks the forward product and describes it in *product, which then stays where it is. */
+int refmoe_describe_forward(const refmoe_how *how, size_t item, int64_t e, int64_t n, int64_t m, int64_t k,
+                            const int64_t *offsets, const void *x, const void *w, const void *bias, const void *acc,
+                            void *out, struct product *product);
+
+/* Of threads.c: computes a product; or, piece by piece: how many threads share so many units, the scratch memory of a
+   call (room NULL: it is not to go on), which units each begins with, the threads, and what they report. A function of a
+   team takes at most so many units of its thread's share, and with INT64_MAX all there are; it finds the environment set. */
+typedef void team_function(const void *call, int thread, int64_t most);
+int refmoe_run(const struct product *product, refmoe_workspace *workspace, refmoe_report *report);
+int refmoe_team_size(int threads, int64_t units);
+int refmoe_enter_room(refmoe_workspace *workspace, int64_t bytes, void **room);
+void refmoe_leave_room(const refmoe_workspace *workspace, void *room);
+void refmoe_share_out(struct scratch *scratch, int stage, int64_t units, int threads);
+void refmoe_run_team(team_function *function, const void *call, int threads);
+refmoe_report refmoe_add_reports(const struct scratch *scratch, int threads, int64_t bytes);
 
 static inline int64_t lower(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t higher(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -85,7 +85,8 @@ enum refmoe_status {
     REFMOE_BAD_POINTER,  /* NULL for an array that has elements */
     REFMOE_NO_MEMORY,    /* scratch memory was refused */
     REFMOE_BAD_WORKSPACE, /* the caller's workspace is smaller than the call needs */
-    REFMOE_BAD_SCALES    /* blocks below 1 x 1, not a format of scales, or more bits than a product may have */
+    REFMOE_BAD_SCALES,   /* blocks below 1 x 1, not a format of scales, or more bits than a product may have */
+    REFMOE_MANY_ROWS     /* an expert with more rows than a function for few of them takes (refmoe_experts.h) */
 };
 
 enum refmoe_profile { REFMOE_EXACT = 0, REFMOE_CHAIN = 1, REFMOE_UNFUSED = 2 };

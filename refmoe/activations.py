@@ -70,6 +70,11 @@ def plain_backward(d_hidden, up, experts, num):
     return num.evaluate("d_up_rows", formula, d_hidden, up)
 
 
+def compiled_activation(experts):
+    """The parameters by which an engine may know hidden = act(gate, up); None for what is rare among models."""
+    return _named("gated", None, experts).parameters or None
+
+
 def _named(name, formula, experts):
     """The formula under the name by which an engine may know it; what is rare among models has none."""
     rare = experts.gate_softcap is not None or experts.up_softcap is not None

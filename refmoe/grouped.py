@@ -17,7 +17,7 @@ def grouped_matmul(name, x_rows, w, expert_offsets, bias, num):
 
     x_rows (N, K), w (E, M, K), bias (E, M) or None -> (N, M)
     """
-    if _at_once(num, w):
+    if is_at_once(num, w):
         return num.contract(name, x_rows, w, expert_offsets, bias)
     out = np.zeros_like(x_rows, shape=(len(x_rows), w.shape[1]), order="C")
     for e, rows in _experts_with_rows(expert_offsets):
@@ -31,7 +31,7 @@ def grouped_matmul_backward_x(name, pairs, expert_offsets, num):
 
     pairs [(d_rows (N, M), w (E, M, K)), ...] -> (N, K)
     """
-    if _at_once(num, *(w for _, w in pairs)):
+    if is_at_once(num, *(w for _, w in pairs)):
         return num.contract_backward_x(name, pairs, expert_offsets)
     out = np.zeros_like(pairs[0][0], shape=(len(pairs[0][0]), pairs[0][1].shape[2]), order="C")
     for e, rows in _experts_with_rows(expert_offsets):
@@ -63,7 +63,7 @@ def bias_gradient(name, d_rows, expert_offsets, into, num):
     return num.sum_rows(name, d_rows, expert_offsets, into)
 
 
-def _at_once(num, *weights):
+def is_at_once(num, *weights):
     """Whether one contraction takes all experts."""
     arrays = all(isinstance(w, np.ndarray) for w in weights)
     return arrays or getattr(num, "takes_codes", lambda *weights: False)(*weights)
@@ -73,7 +73,7 @@ def _of_all(name, weights, e, num):
     """Expert e's weights: codes where the engine reads all of them, else numbers."""
     if all(hasattr(w, "one") for w in weights):
         own = [w.one(e) for w in weights]
-        if _at_once(num, *own):
+        if is_at_once(num, *own):
             return own
     return [_of(name, w, e) for w in weights]
 

@@ -1,8 +1,8 @@
 """An expert: two or three linear maps with an activation between them, and back.   Spec 3.1-3.3, 5.4-5.6"""
 
-from ..activations import gated, gated_backward, plain, plain_backward
+from ..activations import compiled_activation, gated, gated_backward, plain, plain_backward
 from ..dispatch import weighted_rows
-from ..grouped import bias_gradient, grouped_matmul, grouped_matmul_backward_w, grouped_matmul_backward_x
+from ..grouped import bias_gradient, grouped_matmul, grouped_matmul_backward_w, grouped_matmul_backward_x, is_at_once
 from .records import FeedForward, RowGrads
 
 
@@ -11,16 +11,27 @@ def expert_ffn(x_rows, params, expert_offsets, experts, num, weights=None):
 
     x_rows (N, D), weights (N,) of the hidden rows, or None -> FeedForward
     """
-    gate, up = None, grouped_matmul("up_rows", x_rows, params.w_up, expert_offsets, params.b_up, num)
-    if experts.gated:
+    gate, up, *rest = _at_one_go(x_rows, params, expert_offsets, experts, num, weights)
+    if rest[-1] is not None:
+        return FeedForward(gate, up, *rest)
+    if up is None:
+        up = grouped_matmul("up_rows", x_rows, params.w_up, expert_offsets, params.b_up, num)
+    if experts.gated and gate is None:
         gate = grouped_matmul("gate_rows", x_rows, params.w_gate, expert_offsets, params.b_gate, num)
-        hidden = gated(gate, up, experts, num)
-    else:
-        hidden = plain(up, experts, num)
+    hidden = gated(gate, up, experts, num) if experts.gated else plain(up, experts, num)
     weighted = None if weights is None else weighted_rows("weighted_hidden_rows", hidden, weights, num)
     read = hidden if weighted is None else weighted
     y = grouped_matmul("y_rows", read, params.w_down, expert_offsets, params.b_down, num)
     return FeedForward(gate, up, hidden, weighted, y)
+
+
+def _at_one_go(x_rows, params, expert_offsets, experts, num, weights):
+    """All stages of experts with few rows, or the first two where the activation is to be read again; else five None."""
+    activation, made = compiled_activation(experts), None
+    gate, up, down = (params.w_gate, params.b_gate), (params.w_up, params.b_up), (params.w_down, params.b_down)
+    if activation is not None and is_at_once(num, *(w for w, _ in (gate, up, down) if w is not None)):
+        made = num.feed_forward(activation, x_rows, gate, up, down, expert_offsets, weights)
+    return (None,) * 5 if made is None else made
 
 
 def expert_ffn_backward(d_y_rows, x_rows, made, params, expert_offsets, experts, num, into, weights=None):

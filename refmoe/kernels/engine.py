@@ -8,6 +8,7 @@ import numpy as np
 from . import codes, memory
 from .arguments import array_of, dtype_of, offsets_of, operand_of, refuse_offsets
 from .compiled import load_module, text
+from .experts import Experts
 from .formulas import Formulas
 from .sums import Sums
 from .written import Written
@@ -22,8 +23,8 @@ _POINTERS = {np.dtype(np.uint16): "uint16_t *", np.dtype(np.float32): "float *",
 _FORCES = {None: "REFMOE_FORCE_NOTHING", "compensated": "REFMOE_FORCE_COMPENSATED", "exact": "REFMOE_FORCE_EXACT"}
 
 
-class CEngine(Formulas, Sums, Written):
-    """The three grouped products in C, named formulas, exact sums and written operations.
+class CEngine(Experts, Formulas, Sums, Written):
+    """The three grouped products in C, experts with few rows, named formulas, exact sums and written operations.
 
     `calls` counts (function, kernel), `tiers` the outputs that each tier of `exact` decided; `workspace_bytes` is the
     most scratch memory that one call used, `paired` counts outputs of bf16 chains that took two k a step. Safe to
@@ -41,7 +42,7 @@ class CEngine(Formulas, Sums, Written):
         self.kernel, self.threads, self._adapt = kernel, threads, adapt
         self.calls, self.tiers, self.workspace_bytes, self._room = Counter(), Counter(), 0, 0
         self.paired = 0
-        self._hows = {}
+        self._hows, self._activations = {}, {}
         self._lock = threading.Lock()
         self._ffi, self._lib = load_module()
         names = [text(self._ffi, self._lib.refmoe_kernel_name(i)) for i in range(self._lib.refmoe_kernel_count())]
@@ -116,6 +117,7 @@ class CEngine(Formulas, Sums, Written):
         return min(self.threads, 1 + work // WORK_OF_A_THREAD) if self._adapt else self.threads
 
     def _call(self, name, rule, formats, work, sizes, offsets, *rest):
+        """One call of C; False where experts with few rows are not offered."""
         narrow = rule.profile != "float64"
         function = getattr(self._lib, f"refmoe_{name}_f{32 if narrow else 64}")
         how = self._ffi.new("refmoe_how *", self._how(rule, self._threads_for(work), formats))
@@ -124,6 +126,8 @@ class CEngine(Formulas, Sums, Written):
         status = self._in_workspace(how, lambda: function(how, *arguments))
         if status == self._lib.REFMOE_BAD_OFFSETS:
             refuse_offsets(offsets, sizes[1])
+        if name == "feed_forward" and status in (self._lib.REFMOE_MANY_ROWS, self._lib.REFMOE_BAD_PROFILE):
+            return False
         if status == self._lib.REFMOE_NO_MEMORY:
             raise MemoryError(f"{name}: expected memory for {self.threads} threads to work in, got none; use fewer")
         if status != self._lib.REFMOE_OK:
@@ -134,6 +138,7 @@ class CEngine(Formulas, Sums, Written):
             self.paired += report.paired
             for tier in TIERS if rule.profile == "exact" else ():
                 self.tiers[tier] += getattr(report, tier)
+        return True
 
     def _in_workspace(self, how, call):
         """The call's status, in scratch memory as large as any call so far needed; if it wants more, in more."""

@@ -10,8 +10,8 @@ from .arguments import dense
 WORK_OF_AN_ELEMENT = 16  # multiplications and their like, for the choice of threads
 _READ = (np.dtype(np.float32), np.dtype(bool))
 _ROOM = 1024  # places in a list of what is left open; if they do not suffice the formula is evaluated again
-_ACTIVATIONS = {"silu": "REFMOE_SILU", "gelu_tanh": "REFMOE_GELU_TANH", "relu": "REFMOE_RELU", "relu2": "REFMOE_RELU2",
-                "sigmoid": "REFMOE_SIGMOID"}  # fmt: skip
+ACTIVATIONS = {"silu": "REFMOE_SILU", "gelu_tanh": "REFMOE_GELU_TANH", "relu": "REFMOE_RELU", "relu2": "REFMOE_RELU2",
+               "sigmoid": "REFMOE_SIGMOID"}  # fmt: skip
 
 
 class Formulas:
@@ -40,6 +40,18 @@ class Formulas:
             room = max(count for _, _, count in found)
             if room <= _ROOM or room == len(found[0][1]):
                 return [(array, i[:count]) for array, i, count in found]
+
+    def _activation(self, activation):
+        """refmoe_activation; None for one that is not compiled. They are few, and kept."""
+        if activation not in self._activations:
+            self._activations[activation] = self._new_activation(*activation)
+        return self._activations[activation]
+
+    def _new_activation(self, name, alpha, limit, offset):
+        if name not in ACTIVATIONS:
+            return None
+        limit = float("inf") if limit is None else limit
+        return self._ffi.new("refmoe_activation *", (getattr(self._lib, ACTIVATIONS[name]), alpha, limit, offset))
 
     def _list(self, index):
         if index is None:
@@ -77,11 +89,9 @@ def _gated_backward(engine, rule, activation, stored):
 
 def _activation(engine, activation, stored):
     """refmoe_activation for arrays of one shape; None for an activation that is not compiled."""
-    name, alpha, limit, offset = activation
-    if name not in _ACTIVATIONS or any(array.shape != stored[0].shape for array in stored):
+    if any(array.shape != stored[0].shape for array in stored):
         return None
-    limit = float("inf") if limit is None else limit
-    return engine._ffi.new("refmoe_activation *", (getattr(engine._lib, _ACTIVATIONS[name]), alpha, limit, offset))
+    return engine._activation(activation)
 
 
 def _scaled_rows(engine, rule, _, stored):

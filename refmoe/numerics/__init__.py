@@ -153,6 +153,20 @@ class Numerics:
         offsets = np.arange(len(a) + 1, dtype=np.int64)
         return self.engine.grouped_matmul(self._rule(name), a, b[:, None, :], offsets)[:, 0]
 
+    def feed_forward(self, activation, x_rows, gate, up, down, offsets, weights=None):
+        """The stages of experts with few rows, each the same bits as one by one, where the engine has all in one call.
+
+        activation: parameters of the formula "gated"; gate, up, down: w and bias, gate (None, None) for plain experts.
+        -> gate_rows, up_rows, hidden_rows, weighted_hidden_rows, y_rows; None from hidden_rows on where a formula is to
+        be read again; None where there is no such call. What overrides `contract` or `evaluate` is asked for each stage.
+        """
+        if type(self) is not Numerics or self.profile == "float64" or self.force_tier == "exact":
+            return None
+        made = getattr(self._engine_for(gate[0], up[0], down[0]), "feed_forward", None)
+        if made is None:
+            return None
+        return made(self._rule("hidden_rows"), activation, x_rows, gate, up, down, offsets, weights)
+
     def takes_codes(self, *weights):
         """Whether one contraction takes all experts of these `Packed` weights: the engine reads their codes where they
         lie. What overrides `contract` is given arrays."""
