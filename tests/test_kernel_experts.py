@@ -166,7 +166,7 @@ def test_rows_of_16_bits_are_the_first_maps_alone(kernel):
 @pytest.mark.parametrize("schemes", SCHEMES_OF_MAPS, ids="-".join)
 @pytest.mark.parametrize("profile", ["exact", "chain"])
 def test_weights_of_fewer_bits_with_scales(profile, schemes):
-    """What one map's codes were decoded for is not taken for another's; and some need doubles, beside some that do not."""
+    """What one map's codes were decoded for is not taken for another's; some need doubles beside some that do not."""
     layer = Layer(D=64, F=65, biases=False)  # a unit of one column: the same number in gate and up
     names = zip(layer.params, schemes, strict=True)
     stored = {n: quantise(layer.params[n], s, "up" if s.startswith("mx") else None) for n, s in names}
@@ -201,8 +201,8 @@ class Call:
         self.act = ffi.new("refmoe_activation *", (lib.REFMOE_SILU, 1.0, float("inf"), 0.0))
         self.maps = [ffi.new("refmoe_linear *", one) for one in zip(w[:3], w[3:6], (gate, up, y), strict=True)]
         self.left_open, self.report = ffi.new("int64_t *", -7), ffi.new("refmoe_report *")
-        self.given = {"how": ffi.new("refmoe_how *", fields), "e": E, "n": N, "d": D, "f": F, "offsets": offsets, "x": x,
-                      "act": self.act, "gate": self.maps[0], "up": self.maps[1],
+        self.given = {"how": ffi.new("refmoe_how *", fields), "e": E, "n": N, "d": D, "f": F, "offsets": offsets,
+                      "x": x, "act": self.act, "gate": self.maps[0], "up": self.maps[1],
                       "row_weights": w[6] if weighted else ffi.NULL, "hidden": hidden,
                       "weighted": weighted_hidden if weighted else ffi.NULL, "down": self.maps[2],
                       "left_open": self.left_open, "report": self.report}  # fmt: skip
@@ -249,11 +249,11 @@ def test_bad_arguments_are_refused_before_anything_is_written(kernel):
     without = ffi.new("refmoe_linear *", (ffi.NULL, ffi.NULL, call.maps[1].out))
     nowhere = ffi.new("refmoe_linear *", (call.maps[2].w, ffi.NULL, ffi.NULL))
     unproven = ffi.new("refmoe_activation *", (lib.REFMOE_GELU_TANH, 2.0, float("inf"), 0.0))
-    wrong = [("row_weights", ffi.NULL), ("weighted", ffi.NULL), ("hidden", ffi.NULL), ("act", ffi.NULL), ("x", ffi.NULL),
-             ("gate", ffi.NULL), ("up", without), ("down", nowhere), ("left_open", ffi.NULL), ("offsets", ffi.NULL)]  # fmt: skip
-    changes = [(lib.REFMOE_BAD_POINTER, {name: value}) for name, value in wrong]
-    changes += [(lib.REFMOE_BAD_SIZE, {"f": -1}), (lib.REFMOE_BAD_SIZE, {"d": 1 << 58}),
-                (lib.REFMOE_BAD_OFFSETS, {"offsets": falling.pointer()}), (lib.REFMOE_BAD_PROFILE, {"act": unproven})]  # fmt: skip
+    needed = "row_weights", "weighted", "hidden", "act", "x", "gate", "left_open", "offsets"
+    wrong = [{name: ffi.NULL} for name in needed] + [{"up": without}, {"down": nowhere}]
+    changes = [(lib.REFMOE_BAD_POINTER, change) for change in wrong]
+    changes += [(lib.REFMOE_BAD_SIZE, {"f": -1}), (lib.REFMOE_BAD_SIZE, {"d": 1 << 58})]
+    changes += [(lib.REFMOE_BAD_OFFSETS, {"offsets": falling.pointer()}), (lib.REFMOE_BAD_PROFILE, {"act": unproven})]
     for status, change in changes:
         assert call.status(**change) == status, change
     for field, value, status in (("kernel", 99, lib.REFMOE_BAD_KERNEL), ("threads", 0, lib.REFMOE_BAD_THREADS),

@@ -1,7 +1,5 @@
 """Experts with few rows in one call of C, as a method of the engine.   csrc/refmoe_experts.h"""
 
-import numpy as np
-
 from . import codes, memory
 from .arguments import array_of, dtype_of, offsets_of, operand_of
 
@@ -18,27 +16,34 @@ class Experts:
         has no such activation or takes no weights like these, or an expert has many rows.
         """
         act = self._activation(activation)
-        if act is None or rule.profile == "float64":
+        found = None if act is None else _weights_of(rule, gate[0], up[0], down[0])
+        if found is None:
             return None
-        dtype = dtype_of(rule)
-        w_up, right, (E, F, D) = codes.weights_of("w_up", up[0], rule, (None, None, None))
-        w_gate = None if gate[0] is None else codes.weights_of("w_gate", gate[0], rule, (E, F, D))
-        w_down, *other = codes.weights_of("w_down", down[0], rule, (E, D, F))
-        if other[0] != right or (w_gate is not None and w_gate[1] != right):
-            return None
-        x_rows, left = operand_of("x_rows", x_rows, rule, (None, D))
+        weights_read, right, (E, F, D) = found
+        dtype, (x_rows, left) = dtype_of(rule), operand_of("x_rows", x_rows, rule, (None, D))
         N, offsets = len(x_rows), offsets_of(offsets, E)
         weights = array_of("weights", weights, dtype, (N,), True)
-        biases = [array_of(f"b_{name}", b, dtype, (E, size), True)
-                  for name, b, size in (("gate", gate[1], F), ("up", up[1], F), ("down", down[1], D))]  # fmt: skip
-        rows = [None if absent else memory.empty((N, size), dtype)
-                for absent, size in ((w_gate is None, F), (False, F), (False, F), (weights is None, F), (False, D))]  # fmt: skip
-        read = [self._pointer(w) for w in (w_gate and w_gate[0], w_up, w_down)]  # of codes they own what maps point to
-        maps = [self._ffi.new("refmoe_linear *", (w, self._pointer(bias), self._pointer(out)))
-                for w, bias, out in zip(read, biases, (*rows[:2], rows[4]), strict=True)]  # fmt: skip
+        biases = [array_of("bias", b, dtype, (E, m), True) for (_, b), m in ((gate, F), (up, F), (down, D))]
+        absent = {0: gate[0] is None, 3: weights is None}
+        rows = [None if absent.get(i) else memory.empty((N, m), dtype) for i, m in enumerate((F, F, F, F, D))]
+        held = [self._pointer(w) for w in weights_read]  # of codes it owns what a map points to
+        maps = [self._map(*one) for one in zip(held, biases, (*rows[:2], rows[4]), strict=True)]
         arrays = self._pointer(x_rows), act, *maps[:2], *map(self._pointer, (weights, *rows[2:4])), maps[2]
         left_open = self._ffi.new("int64_t *")
-        work = len(maps) * N * D * F
-        if not self._call("feed_forward", rule, (left, right), work, (E, N, D, F), offsets, *arrays, left_open):
+        sizes = E, N, D, F
+        if not self._call("feed_forward", rule, (left, right), 3 * N * D * F, sizes, offsets, *arrays, left_open):
             return None
         return rows if left_open[0] == 0 else [*rows[:2], None, None, None]
+
+    def _map(self, w, bias, out):
+        return self._ffi.new("refmoe_linear *", (w, self._pointer(bias), self._pointer(out)))
+
+
+def _weights_of(rule, gate, up, down):
+    """What is passed of the three, their one format and (E, F, D); None where formats differ."""
+    up, right, (E, F, D) = codes.weights_of("w_up", up, rule, (None, None, None))
+    made = [] if gate is None else [codes.weights_of("w_gate", gate, rule, (E, F, D))]
+    made.append(codes.weights_of("w_down", down, rule, (E, D, F)))
+    if any(form != right for _, form, _ in made):
+        return None
+    return (None if gate is None else made[0][0], up, made[-1][0]), right, (E, F, D)

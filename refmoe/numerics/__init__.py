@@ -22,9 +22,10 @@ from .arithmetic import Binary64, PreciseArithmetic
 from .beyond import Beyond
 from .bounded import BoundedArithmetic
 from .contract import NumpyEngine, Rule
+from .environment import check_environment
 from .named import Named as Named
 from .precise import PrecisionNeeded, round_interval
-from .rounding import UNIT, rounding_test, sequential_sum
+from .rounding import rounding_test, sequential_sum
 from .terms import Gathered as Gathered
 from .terms import factors_of, value_of
 
@@ -158,7 +159,7 @@ class Numerics:
 
         activation: parameters of the formula "gated"; gate, up, down: w and bias, gate (None, None) for plain experts.
         -> gate_rows, up_rows, hidden_rows, weighted_hidden_rows, y_rows; None from hidden_rows on where a formula is to
-        be read again; None where there is no such call. What overrides `contract` or `evaluate` is asked for each stage.
+        be read again; None where there is no such call. What overrides `contract` is asked for each stage.
         """
         if type(self) is not Numerics or self.profile == "float64" or self.force_tier == "exact":
             return None
@@ -300,19 +301,7 @@ class Numerics:
 
     def check_environment(self):
         """Raises RuntimeError unless this thread rounds to nearest even and keeps subnormals.   Spec 6.1"""
-        keeps = (_LEAST * _ONE).tobytes() == _LEAST.tobytes() and _LEAST.astype(np.float64).tobytes() == _WIDE.tobytes()
-        if not keeps or (_UNITS + _HALVES).tobytes() != _NEAREST.tobytes():
-            raise RuntimeError(
-                "floating-point environment: expected round-to-nearest with subnormals kept, got another mode; "
-                "some library changed it in this thread (fast-math code does): restore it or use a fresh process"
-            )
-
-
-# What tells one environment from another, as bits: a changed one would change the numbers.
-_LEAST, _ONE = np.ones(2, np.uint32).view(np.float32), np.ones(2, np.float32)
-_WIDE = np.full(2, (1023 - 149) << 52, np.uint64).view(np.float64)
-_UNITS, _HALVES = np.array([1.0, -1.0, 1.0]), np.array([UNIT, -UNIT, 3 * UNIT])
-_NEAREST = np.array([1.0, -1.0, 1.0 + 4 * UNIT])
+        check_environment()
 
 
 def _check_choice(name, value, allowed):
