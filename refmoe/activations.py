@@ -71,7 +71,7 @@ def plain_backward(d_hidden, up, experts, num):
 
 
 def compiled_activation(experts):
-    """The parameters by which an engine may know hidden = act(gate, up); None for what is rare among models.   Spec 3.2"""
+    """The parameters by which an engine may know hidden = act(gate, up); None for what is rare.   Spec 3.2"""
     return _named("gated", None, experts).parameters or None
 
 

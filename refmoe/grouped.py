@@ -64,7 +64,7 @@ def bias_gradient(name, d_rows, expert_offsets, into, num):
 
 
 def is_at_once(num, *weights):
-    """Whether one contraction takes all experts."""
+    """Whether one contraction takes all experts.   Spec 3.1"""
     arrays = all(isinstance(w, np.ndarray) for w in weights)
     return arrays or getattr(num, "takes_codes", lambda *weights: False)(*weights)
 
