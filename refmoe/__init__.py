@@ -35,8 +35,7 @@ _ROOF = {
     "check_gradients": ("check", "check_gradients"),
     "show_config": ("info", "show_config"),
     "encodings": ("encodings", None),
-    "golden": ("golden", None),
-    "models": ("models", None),
+    **{wing: (wing, None) for wing in ("golden", "models", "compare", "testing", "integrations", "lab", "bench")},
 }
 
 
@@ -51,7 +50,7 @@ def __getattr__(name):
 
 
 def __dir__():
-    return sorted([*__all__, "__version__"])
+    return sorted({*__all__, *_ROOF, "__version__"})
 
 
 __all__ = [

@@ -10,7 +10,7 @@ import numpy as np
 from . import selection
 from .config import VARIABLE_SELECTIONS, MoEConfig
 from .losses import LOSSES, Losses
-from .numerics import Numerics
+from .numerics import Numerics, is_plain
 from .recipes import (
     CONSTANT_PARAMS,
     DRAWN,
@@ -51,9 +51,10 @@ def check_inputs(x, params, config, num, given, keep):
     require(isinstance(num, Numerics), TypeError, "num", "a Numerics", got, "make one with refmoe.Numerics(...)")
     num.check_environment()
     keeps = ("all", "backward", "y")
-    require(keep in keeps, ValueError, "keep", "'all', 'backward' or 'y'", repr(keep), "choose one of these")
+    ok = isinstance(keep, str) and keep in keeps
+    require(ok, ValueError, "keep", "'all', 'backward' or 'y'", repr(keep), "choose one of these")
     wanted, fix = f"a NumPy array of shape (T, {config.hidden_size})", "give one row a token"
-    require(isinstance(x, np.ndarray), TypeError, "x", wanted, type(x).__name__, fix)
+    require(is_plain(x), TypeError, "x", wanted, type(x).__name__, fix)
     require(x.ndim == 2, ValueError, "x", wanted, f"shape {x.shape}", fix)
     num.check_stored("x", x, (len(x), config.hidden_size))
     _check_params(params, config, num)
@@ -67,6 +68,9 @@ _FINITE_PARAMS = ("selection_bias", "router_norm", "expert_scale", "global_scale
 def _check_params(params, config, num):
     got = type(params).__name__
     require(isinstance(params, MoEParams), TypeError, "params", "MoEParams", got, "use init_params or assemble_params")
+    got = type(params.shared).__name__
+    ok = isinstance(params.shared, SharedParams | None)
+    require(ok, TypeError, "params.shared", "SharedParams or None", got, "use init_params or assemble_params")
     named, shapes = name_params(params), parameter_shapes(config)
     for name, (shape, _) in shapes.items():
         fix = "the configuration needs it"
@@ -75,7 +79,7 @@ def _check_params(params, config, num):
         if name in INTEGER_PARAMS:
             _check_table(array, shape, config)
         elif callable(array):  # a source of expert weights: its experts are checked as they are read
-            got = tuple(array.shape)
+            got = getattr(array, "shape", f"a {type(array).__name__} without a shape")
             require(got == shape, ValueError, f"params.{name}", f"shape {shape}", got, "check the source")
         else:
             num.check_stored(f"params.{name}", array, shape)
@@ -197,8 +201,9 @@ def _check_duals(given, config):
 
 def _check_integers(argument, array, shape, kinds):
     wanted = "a NumPy array of " + ("booleans" if kinds == "b" else "integers")
-    ok = isinstance(array, np.ndarray) and array.dtype.kind in kinds
-    require(ok, TypeError, argument, wanted, getattr(array, "dtype", type(array).__name__), "convert it with .astype")
+    got = array.dtype if is_plain(array) else type(array).__name__
+    ok = is_plain(array) and array.dtype.kind in kinds
+    require(ok, TypeError, argument, wanted, got, "convert it with .astype")
     require(array.shape == shape, ValueError, argument, f"shape {shape}", array.shape, "give one entry for each")
 
 
@@ -224,11 +229,7 @@ def _check_counts(counts, config):
 def check_upstream(d_y, x, record, params, config, num, d_losses, d_logits, into):
     """Raises TypeError or ValueError for an upstream gradient or a record of another x.   Spec 0.4"""
     num.check_stored("d_y", d_y, x.shape)
-    ok = getattr(record, "routing", None) is not None
-    fix = "run moe_forward with keep='backward'"
-    require(ok, ValueError, "record", "a MoERecord kept with 'all' or 'backward'", "one without its stages", fix)
-    tokens = len(record.routing.logits)
-    require(tokens == len(x), ValueError, "record", f"the record of these {len(x)} tokens", f"one of {tokens}", fix)
+    _check_record(record, len(x), config, num)
     if d_logits is not None:
         num.check_stored("d_logits", d_logits, (len(x), config.num_logits))
     if d_losses is not None:
@@ -237,14 +238,53 @@ def check_upstream(d_y, x, record, params, config, num, d_losses, d_logits, into
         _check_into(into, params, config, num)
 
 
+def _check_record(record, num_tokens, config, num):
+    """A record of these tokens, by this configuration and profile, as far as types, presence and sizes tell."""
+    ok, fix = getattr(record, "routing", None) is not None, "run moe_forward with keep='backward'"
+    require(ok, ValueError, "record", "a MoERecord kept with 'all' or 'backward'", "one without its stages", fix)
+    tokens, wanted = len(record.routing.logits), f"the record of these {num_tokens} tokens"
+    require(tokens == num_tokens, ValueError, "record", wanted, f"one of {tokens}", fix)
+    for name, ok, expected, got in _record_facts(record, num_tokens, config, num):
+        require(ok, ValueError, f"record.{name}", f"{expected}, as this configuration and profile make it", got, fix)
+
+
+def _record_facts(record, num_tokens, config, num):
+    """(name, holds, expected, got) of what the way back reads first."""
+    soft, experts = config.routing.selection == "soft", config.experts
+    has = {"soft": soft, "plan": not soft, "shared": experts.shared_intermediate_size > 0}
+    for name, wanted in has.items():
+        got = getattr(record, name) is not None
+        yield name, got == wanted, "a stage" if wanted else "None", "a stage" if got else "None"
+    for name in LOSSES:
+        wanted, got = getattr(config.losses, name) is not None, getattr(record.losses, name) is not None
+        yield f"losses.{name}", got == wanted, "a loss" if wanted else "None", "a loss" if got else "None"
+    wanted, logits = (num_tokens, config.num_logits), record.routing.logits
+    ok = (logits.shape, logits.dtype) == (wanted, num.dtype)
+    yield "routing.logits", ok, f"{np.dtype(num.dtype)} {wanted}", f"{logits.dtype} {logits.shape}"
+    got, F = record.experts.gate_rows is not None, config.intermediate_size
+    yield "experts.gate_rows", got == experts.gated, "rows" if experts.gated else "None", "rows" if got else "None"
+    got = record.experts.hidden_rows.shape[-1]
+    yield "experts.hidden_rows", got == F, f"rows of {F}", f"rows of {got}"
+    if not soft:
+        E, slots = config.num_choices, (num_tokens, _slots(record.routing.topk_indices, config))
+        found = len(record.plan.tokens_per_expert), record.plan.slot_row.shape
+        yield "plan", found == (E, slots), f"{E} experts and slots {slots}", f"{found[0]} and {found[1]}"
+
+
 def _check_d_losses(d_losses, config):
     got = type(d_losses).__name__
     require(isinstance(d_losses, Losses), TypeError, "d_losses", "Losses", got, "build it with refmoe.Losses(...)")
     for name in LOSSES:
         value, has = getattr(d_losses, name), getattr(config.losses, name) is not None
-        ok = value is None or (has and np.ndim(value) == 0 and bool(np.isfinite(value)))
+        ok = value is None or (has and _is_number(value))
         wanted = "a finite scalar or None" if has else "None, as there is no such loss"
         require(ok, ValueError, f"d_losses.{name}", wanted, repr(value), "give one number for each loss")
+
+
+def _is_number(value):
+    """A finite real one: a complex one would lose its imaginary part on the way."""
+    real = np.asarray(value)
+    return real.ndim == 0 and real.dtype.kind in "fiu" and bool(np.isfinite(real))
 
 
 def _check_into(into, params, config, num):

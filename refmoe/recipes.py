@@ -74,11 +74,17 @@ def mix64(z):
 
 
 def tensor_key(seed, name):
-    """mix64(fnv1a64(name) + seed * golden): the starting point of one tensor's counter."""
+    """mix64(fnv1a64(name) + seed * golden): the starting point of one tensor's counter.
+
+    Raises TypeError or ValueError for a seed that is not an integer of 64 bits: other languages have no larger ones.
+    """
+    ok = hasattr(seed, "__index__") and not isinstance(seed, bool)
+    require(ok, TypeError, "seed", "an integer", repr(seed), "give one of 0 .. 2^64 - 1")
+    require(0 <= seed <= _MASK, ValueError, "seed", "an integer of 0 .. 2^64 - 1", repr(seed), "choose another")
     digest = 0xCBF29CE484222325
     for byte in name.encode():
         digest = ((digest ^ byte) * 0x100000001B3) & _MASK
-    return mix64(digest + seed * _GOLDEN)
+    return mix64(digest + int(seed) * _GOLDEN)
 
 
 def words(seed, name, start, count):
@@ -132,9 +138,8 @@ def generate(name, shape, seed, recipe="bell", exponent=0, start=0):
 
     Raises ValueError for an unknown recipe. `exponent` must keep every value normal in float32 (it does for -40 .. 40).
     """
-    require(
-        recipe in RECIPES, ValueError, "recipe", f"one of {', '.join(RECIPES)}", repr(recipe), "choose one of these"
-    )
+    ok = isinstance(recipe, str) and recipe in RECIPES
+    require(ok, ValueError, "recipe", f"one of {', '.join(RECIPES)}", repr(recipe), "choose one of these")
     count = prod(shape)
     out = np.empty(count, np.float32)
     scale = np.float32(2.0**exponent)
@@ -256,8 +261,10 @@ def init_params(config, seed=0, recipe="bell"):
     """Every parameter by integer recipe: the same bits on every machine and in every language.   Spec 7.2
 
     Weights are scaled by a power of two near 1/sqrt(fan_in), biases by 2^-3. recipe "bf16" gives values that every
-    store can hold.
+    store can hold. Raises TypeError or ValueError for what is not a configuration, a seed or a recipe.
     """
+    got = type(config).__name__
+    require(hasattr(config, "num_choices"), TypeError, "config", "a MoEConfig", got, "use load_preset or MoEConfig")
     shapes = parameter_shapes(config).items()
     made = {n: generate(n, shape, seed, recipe, e) for n, (shape, e) in shapes if n not in INTEGER_PARAMS}
     tables = {n: generate_table(n, shape, seed, config.num_choices) for n, (shape, _) in shapes if n in INTEGER_PARAMS}

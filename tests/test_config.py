@@ -574,9 +574,15 @@ TYPES = [
     ({"routing": 3}, "routing: expected a RoutingConfig, got 3"),
     ({"losses": {"z": 0.001}}, "z: expected a ZLoss, got 0.001"),
 ]
+TOO_LARGE = [
+    ({"routing": {"scaling_factor": "0xzz"}}, "scaling_factor: expected a number that binary64 holds, got 0xzz"),
+    ({"routing": {"scaling_factor": "0x1p9999"}}, "scaling_factor: expected a number that binary64 holds, got 0x1p9"),
+    ({"routing": {"scaling_factor": 10**400}}, "scaling_factor: expected a number that binary64 holds, got 1000000000"),
+    ({"hidden_size": 1 << 63}, "hidden_size: expected an integer below 2^63, got 9223372036854775808"),
+]
 
 
-@pytest.mark.parametrize(("fields", "message"), REFUSALS)
+@pytest.mark.parametrize(("fields", "message"), [*REFUSALS, *TOO_LARGE])
 def test_impossible_values_are_refused_by_name(fields, message):
     with pytest.raises(ValueError) as caught:
         MoEConfig.from_dict(BASE | fields)
@@ -635,6 +641,8 @@ def test_a_file_that_is_not_text_or_not_there(tmp_path):
     for name, message in (("bytes.json", unreadable), ("absent.json", "found none"), (".", unreadable)):
         with pytest.raises(ValueError, match=message):
             MoEConfig.from_json(tmp_path / name)
+    with pytest.raises(TypeError, match=r"^path: expected the path of a JSON file, got 3; "):
+        MoEConfig.from_json(3)
 
 
 @pytest.mark.parametrize("name", names())

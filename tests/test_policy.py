@@ -1,12 +1,14 @@
 """The policy and what it is given: choices that contradict each other, weights that come expert by expert, and every
 elementary function of the contract read through `evaluate`."""
 
+import re
+
 import mpmath
 import numpy as np
 import pytest
 
 import refmoe
-from refmoe import Numerics
+from refmoe import Numerics, kernels
 from refmoe.formats import round_fraction
 from refmoe.recipes import generate, init_params
 
@@ -19,6 +21,30 @@ BACKENDS = ("numpy", "c")
 def test_tiers_are_forced_in_exact_alone(profile, backend):
     with pytest.raises(ValueError, match=f"^force_tier: expected None in profile '{profile}', got 'exact'"):
         Numerics(profile, backend=backend, force_tier="exact")
+
+
+@pytest.mark.parametrize("name", ["profile", "store", "backend", "force_tier"])
+@pytest.mark.parametrize("value", ["", [], ["exact"], 0, np.float32])
+def test_a_choice_is_one_of_its_names(name, value):
+    """Nothing that is merely false stands for the default, and nothing is tried for what it may be."""
+    with pytest.raises(ValueError, match=rf"^{name}: expected one of .*, got {re.escape(repr(value))}; choose"):
+        Numerics(**{"backend": "numpy", name: value})
+
+
+@pytest.mark.parametrize("threads", ["2", True, 0, -1, 1.5, 1 << 31])
+def test_threads_are_a_count(threads):
+    with pytest.raises(ValueError, match=rf"^threads: expected a positive count, got {threads!r}; "):
+        Numerics(backend="c", threads=threads)
+
+
+def test_a_kernel_is_not_asked_for_in_vain(monkeypatch):
+    """NumPy has none; and where the compiled module is missing, a name is no reason to go on without."""
+    with pytest.raises(ValueError, match=r"^kernel: expected None with backend 'numpy', got 'portable'; "):
+        Numerics(backend="numpy", kernel="portable")
+    monkeypatch.delenv("REFMOE_BACKEND", raising=False)
+    monkeypatch.setattr(kernels, "build_error", lambda: "not compiled")
+    with pytest.raises(ImportError, match=r"^backend 'c': expected the compiled module .*, got not compiled; "):
+        Numerics(kernel="portable")
 
 
 # --- sources of weights ----------------------------------------------------------------------------------------------

@@ -89,6 +89,12 @@ REFUSALS = [
     ("keep", lambda a: {"keep": "some"}, ValueError,
      "keep: expected 'all', 'backward' or 'y', got 'some'; choose one of these"),
     # x
+    ("keep-list", lambda a: {"keep": np.array(["all", "y"])}, ValueError,
+     "keep: expected 'all', 'backward' or 'y', got array(['all', 'y'], dtype='<U3'); choose one of these"),
+    ("x-matrix", lambda a: {"x": a["x"].view(np.matrix)}, TypeError,
+     "x: expected a NumPy array of shape (T, 6), got matrix; give one row a token"),
+    ("x-masked", lambda a: {"x": np.ma.array(a["x"], mask=a["x"] > 0)}, TypeError,
+     "x: expected a NumPy array of shape (T, 6), got MaskedArray; give one row a token"),
     ("x-list", lambda a: {"x": a["x"].tolist()}, TypeError,
      "x: expected a NumPy array of shape (T, 6), got list; give one row a token"),
     ("x-3d", lambda a: {"x": a["x"][None]}, ValueError,
@@ -120,6 +126,12 @@ REFUSALS = [
      "params.w_router: expected native float32 in profile 'exact', got <f8; use .astype(numpy.float32)"),
     ("params-list", changed("b_up", lambda b: b.tolist()), TypeError,
      "params.b_up: expected a NumPy array of shape (6, 5), got list; convert it with numpy.asarray"),
+    ("params-masked", changed("w_up", np.ma.array), TypeError,
+     "params.w_up: expected a NumPy array of shape (6, 5, 6), got MaskedArray; convert it with numpy.asarray"),
+    ("params-function", changed("w_up", lambda w: w.__getitem__), ValueError,
+     "params.w_up: expected shape (6, 5, 6), got a method-wrapper without a shape; check the source"),
+    ("params-shared-dict", lambda a: {"params": a["params"]._replace(shared={})}, TypeError,
+     "params.shared: expected SharedParams or None, got dict; use init_params or assemble_params"),
     ("params-shared", shared("w_down", lambda w: w[0]), ValueError,
      "params.shared.w_down: expected shape (1, 6, 4), got (6, 4); check its axes"),
     ("params-no-shared", lambda a: {"params": a["params"]._replace(shared=None)}, ValueError,
@@ -133,6 +145,8 @@ REFUSALS = [
      "given.token_mask: expected a NumPy array of booleans, got int64; convert it with .astype"),
     ("mask-list", given(token_mask=[True] * 8), TypeError,
      "given.token_mask: expected a NumPy array of booleans, got list; convert it with .astype"),
+    ("mask-masked", given(token_mask=np.ma.ones(8, bool)), TypeError,
+     "given.token_mask: expected a NumPy array of booleans, got MaskedArray; convert it with .astype"),
     ("mask-shape", given(token_mask=np.ones(7, bool)), ValueError,
      "given.token_mask: expected shape (8,), got (7,); give one entry for each"),
     ("sequences-float", given(sequence_ids=np.zeros(8)), TypeError,
@@ -260,6 +274,77 @@ def test_bad_upstream_gradients_are_refused(change, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         call(arguments | change)
     assert not arguments["num"].engine.calls
+
+
+OTHERS = {
+    "no shared": (config_of(), "shared: expected a stage", "got None"),
+    "a loss": (losses(), "losses.balance: expected None", "got a loss"),
+    "experts": (config_of(num_experts=7), "routing.logits: expected float32 (8, 6)", "got float32 (8, 7)"),
+    "plain": (config_of(experts={"gated": False}), "experts.gate_rows: expected rows", "got None"),
+    "width": (config_of(intermediate_size=4), "experts.hidden_rows: expected rows of 5", "got rows of 4"),
+    "choices": (config_of(top_k=2), "plan: expected 6 experts and slots (8, 3)", "got 6 and (8, 2)"),
+    "soft": (CASES["soft"], "soft: expected None", "got a stage"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_record_of_another_configuration_is_refused(name):
+    """What the way back would read of it fits neither the parameters nor the rules."""
+    other, expected, got = OTHERS[name]
+    arguments, alike = good(), CONFIG if name == "no shared" else config_of()
+    arguments |= {"config": alike, "params": refmoe.init_params(alike)}
+    num = arguments["num"]
+    x, params, _ = make(other, num)
+    record = refmoe.moe_forward(x, params, other, num, with_sequences(len(x)))
+    num.engine.calls.clear()
+    message = f"record.{expected}, as this configuration and profile make it, {got}; run moe_forward with "
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}keep='backward'$"):
+        call(arguments | {"record": record})
+    assert not num.engine.calls
+
+
+def test_the_record_of_another_profile_is_refused():
+    arguments, wide = good(), Numerics("float64", backend="numpy")
+    x, params, _ = make(CONFIG, wide)
+    record = refmoe.moe_forward(x, params, CONFIG, wide)
+    with pytest.raises(ValueError, match=r"^record\.routing\.logits: expected float32 \(8, 6\), .* got float64 "):
+        call(arguments | {"record": record})
+
+
+@pytest.mark.parametrize("number", [1j, "1", True, np.nan, np.ones(1), None])
+def test_an_upstream_number_is_one_real_number(number):
+    """A complex one would have lost its imaginary part without a word."""
+    arguments = good()
+    config = losses(coefficient=0.5)
+    x, params, d_y = make(config, arguments["num"])
+    record = refmoe.moe_forward(x, params, config, arguments["num"])
+
+    def back(number):
+        upstream = refmoe.Losses(balance=number)
+        return refmoe.moe_backward(d_y, x, params, record, config, arguments["num"], d_losses=upstream)
+
+    for allowed in (2, 0.5, np.float32(0.5), np.array(0.5)):
+        assert back(allowed).d_logits_balance.any()
+    if number is None:
+        return
+    with pytest.raises(ValueError, match=r"^d_losses\.balance: expected a finite scalar or None, got "):
+        back(number)
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 64, 1.5, "0", None, True])
+def test_a_seed_is_a_word(seed):
+    """Another language has no larger ones: it would make other parameters under the same seed."""
+    error = ValueError if type(seed) is int else TypeError
+    with pytest.raises(error, match=r"^seed: expected an integer"):
+        refmoe.init_params(CONFIG, seed)
+    last = refmoe.init_params(CONFIG, np.uint64((1 << 64) - 1))
+    assert np.array_equal(last.w_router, refmoe.init_params(CONFIG, (1 << 64) - 1).w_router)
+
+
+@pytest.mark.parametrize(("name", "value"), [("config", None), ("config", {}), ("recipe", []), ("recipe", None)])
+def test_what_parameters_are_made_of(name, value):
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: expected "):
+        refmoe.init_params(**{"config": CONFIG, name: value})
 
 
 def test_the_record_of_other_tokens_is_refused():

@@ -59,15 +59,26 @@ def _typed(condition, where, expected, value):
 def _float(value, where):
     if isinstance(value, str):  # a constant that a model rounded first is written as a hexadecimal float
         is_hex = value.lstrip("+-").startswith("0x")
-        value = float.fromhex(_typed(is_hex, where, "a number or a hexadecimal float string", value))
+        value = _read(float.fromhex, _typed(is_hex, where, "a number or a hexadecimal float string", value), where)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    value = float(_typed(is_number, where, "a number", value))
+    value = _read(float, _typed(is_number, where, "a number", value), where)
     require(math.isfinite(value), ValueError, where, "a finite number", repr(value), "leave it out for no value")
     return value
 
 
+def _read(into, value, where):
+    try:
+        return into(value)
+    except (ValueError, OverflowError):  # what is no hexadecimal float, or larger than any
+        found = None
+    got = str(value) if len(str(value)) < 40 else f"{str(value)[:40]}..."
+    require(found is not None, ValueError, where, "a number that binary64 holds", got, "correct it")
+
+
 def _integer(value, where):
-    return int(_typed(hasattr(value, "__index__") and not isinstance(value, bool), where, "an integer", value))
+    value = int(_typed(hasattr(value, "__index__") and not isinstance(value, bool), where, "an integer", value))
+    require(value < 1 << 63, ValueError, where, "an integer below 2^63", f"{value!r:.40}", "lower it")
+    return value
 
 
 # --- fields that contradict each other: (holds, argument, expected, got, fix) ----------------------------------------

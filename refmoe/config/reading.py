@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import os
 from pathlib import Path
 
 from ..refusals import require
@@ -164,6 +165,7 @@ def _suggestion(key, known):
 
 def load_json(path):
     """The object in a JSON file; repeated keys, NaN and infinities are refused by name. ValueError names the file."""
+    _require(isinstance(path, str | os.PathLike), TypeError, "path", "the path of a JSON file", path)
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)

@@ -48,7 +48,8 @@ def preset_info(name):
     Raises ValueError for an unknown name, or for a file that is not a preset.
     """
     known = names()
-    require(name in known, ValueError, "preset", f"one of {', '.join(known)}", repr(name), _suggestion(name, known))
+    wanted = f"one of the {len(known)} that `refmoe presets` lists"
+    require(name in known, ValueError, "preset", wanted, f"{name!r:.80}", _suggestion(name, known))
     path = presets_folder() / f"{name}.json"
     info = load_json(path)
     ok = isinstance(info, dict) and set(info) == _KEYS and info["name"] == name
@@ -81,4 +82,4 @@ def presets_folder():
 
 def _suggestion(name, known):
     close = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.4)
-    return f"did you mean {close[0]!r}?" if close else "`refmoe presets` describes them"
+    return f"did you mean {close[0]!r}?" if close else "choose one of these"

@@ -95,7 +95,7 @@ class Numerics:
 
     def __post_init__(self):
         _check_choice("profile", self.profile, STORES)
-        store = self.store or STORES[self.profile][0]
+        store = STORES[self.profile][0] if self.store is None else self.store
         _check_choice("store", store, STORES[self.profile])
         _check_choice("backend", self.backend, ("auto", "c", "numpy"))
         _check_choice("force_tier", self.force_tier, (None, "compensated", "exact"))
@@ -284,7 +284,7 @@ class Numerics:
         Raises TypeError for a wrong type, dtype or byte order, ValueError for a wrong shape or a value out of format.
         """
         shape = tuple(shape)
-        if not isinstance(array, np.ndarray):  # words take longer than the comparison: here and below
+        if not is_plain(array):  # words take longer than the comparison: here and below
             wanted, got = f"a NumPy array of shape {shape}", type(array).__name__
             require(False, TypeError, name, wanted, got, "convert it with numpy.asarray")
         if array.dtype != self.dtype or not array.dtype.isnative:
@@ -304,18 +304,27 @@ class Numerics:
         check_environment()
 
 
+def is_plain(array):
+    """Is it an array whose elements are its values, axis by axis?"""
+    return type(array) is np.ndarray or (isinstance(array, np.ndarray) and not isinstance(array, _UNLIKE_ARRAYS))
+
+
+_UNLIKE_ARRAYS = (np.ma.MaskedArray, np.matrix)  # a mask hides elements, `*` of matrices is another product
+
+
 def _check_choice(name, value, allowed):
-    require(
-        value in allowed, ValueError, name, f"one of {', '.join(map(str, allowed))}", repr(value), "choose one of these"
-    )
+    ok = isinstance(value, str | None) and value in allowed
+    require(ok, ValueError, name, f"one of {', '.join(map(str, allowed))}", repr(value), "choose one of these")
 
 
 def _make_engine(backend, kernel, threads):
     asked = os.environ.get("REFMOE_BACKEND", "auto") if backend == "auto" else backend
     _check_choice("REFMOE_BACKEND", asked, ("auto", "c", "numpy"))
     if asked == "numpy":
+        fix = "kernels are of backend 'c': leave it out"
+        require(kernel is None, ValueError, "kernel", "None with backend 'numpy'", repr(kernel), fix)
         return NumpyEngine()
-    if asked == "auto" and kernels.build_error() is not None:
+    if asked == "auto" and kernel is None and kernels.build_error() is not None:  # who names a kernel wants C
         _warn_once(kernels.build_error())
         return NumpyEngine()
     return kernels.load(kernel=kernel, threads=threads)
