@@ -136,10 +136,13 @@ RECIPES = {"bell": _bell, "bf16": _bf16, "wide": _wide, "dyadic": _dyadic, "unit
 def generate(name, shape, seed, recipe="bell", exponent=0, start=0):
     """recipe(word_i) * 2^exponent, as float32 of the given shape, from element `start` on.   Spec 7.2
 
-    Raises ValueError for an unknown recipe. `exponent` must keep every value normal in float32 (it does for -40 .. 40).
+    Raises ValueError for an unknown recipe, and for an exponent outside -100 .. 100: there every value is normal in
+    float32.
     """
     ok = isinstance(recipe, str) and recipe in RECIPES
     require(ok, ValueError, "recipe", f"one of {', '.join(RECIPES)}", repr(recipe), "choose one of these")
+    ok = type(exponent) is int and abs(exponent) <= 100
+    require(ok, ValueError, "exponent", "an integer from -100 to 100", repr(exponent), "choose a smaller scale")
     count = prod(shape)
     out = np.empty(count, np.float32)
     scale = np.float32(2.0**exponent)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from refmoe.numerics import bounded
-from refmoe.numerics.arithmetic import PreciseArithmetic
 from refmoe.numerics.bounded import Bounded, BoundedArithmetic
 from refmoe.numerics.contract import _bound
 from refmoe.numerics.fixed_point import as_fraction
 from refmoe.numerics.precise import PrecisionNeeded
+from refmoe.numerics.precise_arithmetic import PreciseArithmetic
 from refmoe.numerics.rounding import _SLACK, UNIT
 
 M = BoundedArithmetic()

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -112,6 +113,27 @@ def test_forged_digests_and_descriptions_are_named(copy):
 def test_a_forged_configuration_shows_in_the_tensors(copy):
     reseal(copy, lambda data: data["config"]["routing"].update(normalize=True))
     assert check(copy).differences[0][0] == "routing.topk_weights"
+
+
+SIZES = {
+    "tokens": (lambda data: data["run"].update(tokens=10**12), r"d_y: .* \[1000000000000, 4\], .* says \[5, 4\]"),
+    "hidden_size": (lambda data: data["config"].update(hidden_size=10**12), r"d_y: .* \[5, 1000000000000\], "),
+    "num_experts": (lambda data: data["config"].update(num_experts=10**7), r"params.w_down: .* \[10000000, 4, 3\], "),
+    "no row": (lambda data: data["tensors"].pop(2), r"params.w_router: .* \[4, 4\], .* says None"),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_that_contradict_the_tensors_are_not_computed(copy, name):
+    """A small file must not ask for terabytes, nor for hours."""
+    reseal(copy, SIZES[name][0])
+    assert re.search(r"manifest.json: does not describe a case \(" + SIZES[name][1], refused(copy))
+
+
+@pytest.mark.parametrize("exponent", [101, -(2**70), "0"])
+def test_a_recipe_far_from_float32_is_refused_in_words(copy, exponent):
+    reseal(copy, lambda data: data["inputs"]["params.w_up"].update(exponent=exponent))
+    assert "its case cannot be recomputed (exponent: expected an integer from -100 to 100, got " in refused(copy)
 
 
 def test_a_forged_limit_is_found(copy):

@@ -10,9 +10,9 @@ import pytest
 
 from refmoe import Numerics
 from refmoe.formats import FORMATS, round_fraction, round_to
-from refmoe.numerics import FLOAT32_STAGES, FORMAT_OF, STORE_STAGES
 from refmoe.numerics.contract import NumpyEngine, Rule, fused_multiply_add
 from refmoe.numerics.rounding import exact_sum, expand, round_pair, rounding_test, sequential_sum, two_sum
+from refmoe.numerics.stages import FLOAT32_STAGES, FORMAT_OF, STORE_STAGES
 from refmoe.recipes import generate
 
 NARROW = ["float32", "bf16", "fp16"]

@@ -15,10 +15,10 @@ from refmoe import BalanceLoss, ImportanceLoss, LossesConfig, MoEConfig, Numeric
 from refmoe.formats import round_fraction
 from refmoe.losses import Scopes, balance_loss_backward, importance_loss_backward
 from refmoe.numerics import fixed_point
-from refmoe.numerics.arithmetic import PreciseArithmetic
 from refmoe.numerics.fixed_point import Dyadic, as_fraction
 from refmoe.numerics.interval import as_interval
 from refmoe.numerics.precise import Interval, Precise, PrecisionNeeded, round_interval
+from refmoe.numerics.precise_arithmetic import PreciseArithmetic
 
 TRUTH = {
     "exp": mpmath.exp,

@@ -10,7 +10,7 @@ from law_bridge import LAW, agree, hard_logits, law_params, policy, to_law
 
 import refmoe
 from refmoe import Given, Numerics, selection
-from refmoe.config.checks import SELECTIONS, VARIABLE_SELECTIONS
+from refmoe.config.routing_rules import SELECTIONS, VARIABLE_SELECTIONS
 from refmoe.recipes import init_given
 from refmoe.routing import ESTIMATORS, route, topk_weights_backward
 

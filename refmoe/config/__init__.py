@@ -7,18 +7,8 @@ The four sections bear the names of the chapters that define them: routing, disp
 import dataclasses
 from dataclasses import dataclass, field
 
-from .checks import (
-    COUNT,
-    FLOAT,
-    POSITIVE,
-    SELECTIONS,
-    VARIABLE_SELECTIONS,  # noqa: F401 (rules that give a token any number of experts)
-    WEIGHT,
-    Section,
-    check_together,
-    one_of,
-    warn_of_constant_weight,
-)
+from .checks import check_together, warn_of_constant_weight
+from .field_rules import COUNT, FLOAT, POSITIVE, WEIGHT, Section, one_of
 from .losses import (  # noqa: F401 (one door for every section)
     BalanceLoss,
     CommunicationLoss,
@@ -31,6 +21,7 @@ from .losses import (  # noqa: F401 (one door for every section)
     ZLoss,
 )
 from .reading import build, load_json, with_house_names
+from .routing_rules import SELECTIONS, VARIABLE_SELECTIONS  # noqa: F401 (rules that give a token any number of experts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .checks import FLOAT, POSITIVE, WEIGHT, Section, one_of
+from .field_rules import FLOAT, POSITIVE, WEIGHT, Section, one_of
 
 PROBS = "softmax", "normalized_sigmoid", "sigmoid"
 

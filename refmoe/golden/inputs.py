@@ -74,14 +74,19 @@ def needs_sequences(config):
     return config.dispatch.capacity_scope == "sequence" or config.needs_sequences
 
 
+def input_shapes(config, tokens):
+    """name -> shape of x, d_y, every parameter and every drawn array of a case."""
+    shapes = {f"params.{name}": shape for name, (shape, _) in parameter_shapes(config).items()}
+    shapes |= {f"given.{name}": shape for name, (shape, _) in given_shapes(config, tokens).items()}
+    return shapes | dict.fromkeys(("x", "d_y"), (tokens, config.hidden_size))
+
+
 def make_inputs(config, num, tokens, rows, stored, pool):
     """The arrays the rows describe. `stored` gives those of source "stored": a mapping from name to carrier.
 
     Raises ValueError or TypeError naming the array that does not fit the configuration.
     """
-    shapes = {f"params.{name}": shape for name, (shape, _) in parameter_shapes(config).items()}
-    shapes |= {f"given.{name}": shape for name, (shape, _) in given_shapes(config, tokens).items()}
-    shapes |= {"x": (tokens, config.hidden_size), "d_y": (tokens, config.hidden_size)}
+    shapes = input_shapes(config, tokens)
     known = shapes.keys() | {f"given.{name}" for name in GIVEN}
     unknown = sorted(rows.keys() - known)
     if unknown:

@@ -12,7 +12,7 @@ from .bundle import MANIFEST, make_manifest, tensor_row
 from .containers import find_container
 from .digests import from_codes, sha256
 from .errors import BundleError
-from .inputs import make_inputs
+from .inputs import input_shapes, make_inputs
 from .manifest import read_manifest
 from .narrow import Options, narrow_of
 from .packed import SOURCE, read_packed
@@ -117,9 +117,21 @@ def _case(manifest, path):
         config = MoEConfig.from_dict(manifest["config"])
         if type(run["tokens"]) is not int or run["tokens"] < 0 or run["store"] not in STORES[run["profile"]]:
             raise ValueError("run: tokens, profile and store do not fit together")
+        _require_sizes(manifest, config)
         return config, run["profile"], run["store"], _options(manifest, config)
     except MALFORMED as error:
         raise BundleError(path, "", f"does not describe a case ({error})") from None
+
+
+def _require_sizes(manifest, config):
+    """The case has the sizes of the tensors listed: none is made by a configuration that contradicts them."""
+    listed = {row["name"]: row["shape"] for row in manifest["tensors"]}
+    shapes = input_shapes(config, manifest["run"]["tokens"])
+    for name, row in manifest["inputs"].items():
+        listed_name = f"{name}.dequantised" if f"{name}.dequantised" in listed else name
+        got, wanted = listed.get(listed_name), list(shapes.get(name, ()))
+        if name in shapes and row["source"] != SOURCE and got != wanted:  # codes are in the file, at their sizes
+            raise ValueError(f"{listed_name}: its configuration makes it {wanted}, its list of tensors says {got}")
 
 
 def _options(manifest, config):

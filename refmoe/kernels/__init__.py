@@ -82,7 +82,7 @@ def _choose_threads(threads):
     source = "threads" if threads is not None else "REFMOE_NUM_THREADS"
     asked = threads if threads is not None else os.environ.get("REFMOE_NUM_THREADS") or len(os.sched_getaffinity(0))
     try:
-        count = int(asked) if threads is None else 0 if isinstance(asked, bool) else asked.__index__()
+        count = asked.__index__() if hasattr(asked, "__index__") else int(asked) if threads is None else 0
     except (ValueError, AttributeError):
         count = 0
     if not 1 <= count < 2**31:

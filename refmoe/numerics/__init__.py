@@ -8,7 +8,6 @@ written one. NumPy and C agree in every bit.
 
 import os
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -16,63 +15,19 @@ from itertools import pairwise
 import numpy as np
 
 from .. import kernels
-from ..formats import Packed, canonical_nan, is_representable, round_fraction
+from ..formats import Packed, canonical_nan, is_representable
 from ..refusals import require
-from .arithmetic import Binary64, PreciseArithmetic
-from .beyond import Beyond
-from .bounded import BoundedArithmetic
+from .arithmetic import Binary64
 from .contract import NumpyEngine, Rule
 from .environment import check_environment
 from .named import Named as Named
-from .precise import PrecisionNeeded, round_interval
-from .rounding import rounding_test, sequential_sum
+from .readings import rounded_once
+from .rounding import sequential_sum
+from .stages import FORMAT_OF
 from .terms import Gathered as Gathered
 from .terms import factors_of, value_of
 
-# Stages that stay float32 when the store is narrower; every other stage has the format of the store.   Spec 6.7
-FLOAT32_STAGES = frozenset(
-    """coin priority logits scores choice_scores group_scores raw_topk_weights topk_weights selection_bias lse margin
-    row_potentials column_potentials second_choice_scores
-    multipliers
-    losses.balance losses.z losses.importance d_losses
-    losses.load d_logits_load d_clean_logits_load d_noise_std_load
-    d_logits d_logits_task d_logits_balance d_logits_importance d_logits_z d_scores d_topk_weights
-    unscaled_topk_weights d_unscaled_topk_weights
-    unit_x unit_slots cosines dispatch_weights combine_weights d_unit_x d_unit_slots d_cosines
-    d_dispatch_weights d_combine_weights d_logits_dispatch d_logits_combine
-    shared_logits shared_scores shared_weights unscaled_shared_weights
-    d_shared_logits d_shared_weights d_unscaled_shared_weights
-    load_error load_integral required_bias bias_edges
-    losses.device losses.communication d_logits_device d_logits_communication
-    raw_logits clean_logits noise noise_logits noise_std d_raw_logits
-    d_clean_logits d_noise_logits d_noise_std
-    losses.mutual_information d_logits_mutual_information
-    router_gram losses.orthogonality d_router_gram_orthogonality
-    latent_rms y_rms latent_routed_rms output_rms shared_weights d_shared_weights""".split()
-)
-STORE_STAGES = frozenset(
-    """x w_router router_bias w_gate w_up w_down b_gate b_up b_down w_shared_gate expert_scale global_scale
-    x_rows weighted_x_rows gate_rows up_rows hidden_rows y_rows routed shared_gate_logits shared_gate shared y
-    d_y d_routed d_y_rows d_hidden_rows d_gate_rows d_up_rows d_weighted_x_rows d_x_rows
-    d_shared d_shared_gate d_shared_gate_logits d_x_gate
-    d_x d_x_experts d_x_shared d_x_router
-    d_w_router d_router_bias d_w_gate d_w_up d_w_down d_b_gate d_b_up d_b_down d_w_shared_gate
-    d_expert_scale d_global_scale soft_scale slot_rows d_soft_scale
-    w_shared_router d_w_shared_router
-    weighted_hidden_rows d_weighted_hidden_rows w_constant constant constant_logits constant_weights
-    d_w_constant d_constant d_constant_logits d_constant_weights
-    jitter jittered_x router_norm router_x w_noise d_jittered_x d_router_norm d_router_x d_w_noise
-    w_latent_in w_latent_pre_norm w_post_expert_norm w_latent_post_norm w_latent_out output_bias w_output_norm
-    latent_x normed_latent_x scaled_y_rows d_scaled_y_rows normed_y_rows latent_routed normed_latent_routed unnormed_y
-    d_w_latent_in d_w_latent_pre_norm d_w_post_expert_norm d_w_latent_post_norm d_w_latent_out d_output_bias
-    d_w_output_norm d_latent_x d_normed_latent_x d_normed_y_rows d_latent_routed d_normed_latent_routed d_unnormed_y
-    d_x_residual""".split()
-)
-FORMAT_OF = dict.fromkeys(sorted(FLOAT32_STAGES), "float32") | dict.fromkeys(sorted(STORE_STAGES), "store")
-
 STORES = {"exact": ("float32", "bf16", "fp16"), "chain": ("float32", "bf16", "fp16"), "float64": ("float64",)}
-_BITS = (200, 400, 800, 1600, 3200)  # precisions tried in turn on what a rounding test leaves over
-_BLOCK = 1 << 15  # elements of a formula read at a time: its temporaries stay in cache
 
 
 @dataclass(frozen=True)
@@ -269,12 +224,7 @@ class Numerics:
             with np.errstate(all="ignore"):
                 out = formula(Binary64(), *stored, **constants)
             return canonical_nan(np.asarray(out, np.float64) + 0.0)
-        stored = _broadcast_loops(stored, core)
-        if stored[0].ndim == core or stored[0].size <= _BLOCK:
-            return _rounded_once(name, formula, stored, core, constants, self._rule(name))
-        step = max(1, _BLOCK * len(stored[0]) // stored[0].size)
-        blocks = [[array[at : at + step] for array in stored] for at in range(0, len(stored[0]), step)]
-        return np.concatenate([_rounded_once(name, formula, b, core, constants, self._rule(name)) for b in blocks])
+        return rounded_once(name, formula, stored, core, constants, self._rule(name))
 
     # --- the door -----------------------------------------------------------------------------------------------------
 
@@ -343,67 +293,3 @@ def _whole(rows):
 
 def _binary64(array):
     return np.asarray(array, np.float64)
-
-
-def _broadcast_loops(stored, core):
-    loops = np.broadcast_shapes(*(array.shape[: array.ndim - core] for array in stored))
-    return [np.broadcast_to(array, loops + array.shape[array.ndim - core :]) for array in stored]
-
-
-def _rounded_once(name, formula, stored, core, constants, rule):
-    """The first reading in float64 with error bounds; the second, of what that left undecided, in intervals."""
-    m = BoundedArithmetic()
-    with np.errstate(all="ignore"):
-        result = formula(m, *(m.array(array, _bits(array)) for array in stored), **constants)
-        value = np.asarray(result.v, np.float64)
-        out, decided = rounding_test(value, np.broadcast_to(result.e, value.shape), rule.format)
-    loops = stored[0].ndim - core
-    if rule.force_tier == "exact":
-        decided = np.asarray(~np.isfinite(value))
-    beyond = _has_nonfinite(stored, core).reshape(decided.shape[:loops] + (1,) * (decided.ndim - loops))
-    decided = np.asarray(decided & np.isfinite(value) & ~beyond)
-    for bits in _BITS:
-        if decided.all():
-            return out
-        m = PreciseArithmetic(bits)
-        for index in _pending(decided, loops):
-            with suppress(PrecisionNeeded), np.errstate(all="ignore"):
-                _read_again(m, formula, [array[index] for array in stored], constants, out, decided, index, rule.format)
-    if decided.all():
-        return out
-    raise ArithmeticError(f"{name}: undecided at {_BITS[-1]} bits; please report the inputs")
-
-
-def _settled(value, name):
-    if isinstance(value, Beyond):
-        return True, value.lo
-    return round_interval(value, lambda exact, negative: round_fraction(exact, name, negative))
-
-
-def _bits(array):
-    """Significant bits of the elements, at most: 24 for float32 values and counts below 2^24."""
-    return 24 if (array == array.astype(np.float32)).all() else 53
-
-
-def _has_nonfinite(stored, core):
-    """Per instance: is there an infinity or NaN among its inputs? Those are read in intervals and `Beyond`."""
-    bad = [~np.isfinite(array) for array in stored]
-    axes = tuple(range(-core, 0))
-    return np.logical_or.reduce([b.any(axis=axes) if core else b for b in bad])
-
-
-def _pending(decided, loops):
-    """The indices of the instances with an element left over, one by one: none must hold up its neighbours."""
-    if not loops:
-        return [...]
-    left = np.nonzero(~decided.reshape(decided.shape[:loops] + (-1,)).all(axis=-1))
-    return list(zip(*(axis[:, None] for axis in left), strict=True))
-
-
-def _read_again(m, formula, stored, constants, out, decided, index, name):
-    value = np.asarray(formula(m, *(m.array(array) for array in stored), **constants), object)
-    rounded = [_settled(v, name) for v in value.reshape(-1)]
-    done = np.array([settled for settled, _ in rounded], bool).reshape(value.shape)
-    kept = np.array([v if settled else 0.0 for settled, v in rounded], out.dtype).reshape(value.shape)
-    out[index] = np.where(done & ~decided[index], kept, out[index])
-    decided[index] |= done
