@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refmoe.__main__ import main
-from refmoe.lab import route
+from refmoe.lab import route, route_page
 from refmoe.models import names
 
 TEXT = b"A mixture of experts has a router, and the router has a mixture of experts. " * 4
@@ -59,6 +59,22 @@ def test_every_preset_that_chooses_can_be_looked_at():
         assert route.look(route.route_text(name, ids, "minimal", 0))["tokens"] == 24
 
 
+def test_a_router_chooses_alike_whatever_stands_behind_it(monkeypatch):
+    """Experts of width 1 take the place of a layer's own: those of a full-size one do not fit in memory."""
+    ids = route.np.frombuffer(TEXT[:12], np.uint8).astype(np.int64)
+    slim = {name: route.route_text(name, ids, "minimal", 0) for name in names()[::3]}
+    monkeypatch.setattr(route, "narrow", lambda config: config)
+    for name, found in slim.items():
+        whole = route.route_text(name, ids, "minimal", 0)
+        for a, b in zip(found, whole, strict=True):
+            assert type(a) is type(b) and (np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b), name
+
+
+def test_a_layer_of_full_size_is_routed_without_its_experts():
+    found = route.route_text("deepseek-v3", np.arange(4), "full", 0)
+    assert found.num_experts == 256 and found.topk_indices.shape == (4, 8)
+
+
 def test_a_saved_record_says_the_same_as_the_run(text, tmp_path, capsys):
     found = route.route_text("deepseek-v3", route.read_text(text, 64), "minimal", 0)
     arrays = {f"routing.{n}": getattr(found, n) for n in ("topk_indices", "scores", "margin")}
@@ -72,6 +88,19 @@ def test_the_picture_has_four_parts(text, tmp_path):
     picture = tmp_path / "route.png"
     assert main(["route", "--preset", "switch-base-8", "--text", str(text), "--plot", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_panels_count_in_whole_numbers_and_say_what_is_not_there(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(route_page, "save", lambda fig, path: drawn.append(fig))
+    one = route.Routed("one expert a token", 3, np.array([[0], [1], [1]]), np.array([[0], [1], [-1]]))
+    for found in (one, routed(margin=np.arange(4.0))):
+        route_page.draw(found, route.look(found), "a.png")
+    (load, pairs, margins, drops, *_), (_, two, half, _, bar) = (fig.axes for fig in drawn)
+    assert all(tick == int(tick) for axes in (load, two, bar) for tick in (*axes.get_xticks(), *axes.get_yticks()))
+    said = [[t.get_text() for t in axes.texts] for axes in (pairs, margins, drops, two, half)]
+    assert said == [["one expert a token"], ["no margins: nothing was ranked"], [], [], []]
+    assert drops.get_title("left") == "Slots dropped: 1 of 3 (33%)" and half.get_legend()
 
 
 @pytest.mark.parametrize(("words", "said"), [

@@ -1,6 +1,7 @@
 """`refmoe route`: what a router does with a text, as numbers, in the terminal or as a picture."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,7 +83,7 @@ def read_text(path, tokens):
 
 def route_text(preset, ids, scale, seed):
     """Bytes through a preset's router: x_t = the byte's vector + half the one before it, all by recipe."""
-    config = load_preset(preset, scale=scale)
+    config = narrow(load_preset(preset, scale=scale))
     num, T = Numerics("float64"), len(ids)
     fix = "name another preset"
     require(config.routing.selection != "soft", ValueError, "--preset", "a layer that chooses", repr(preset), fix)
@@ -98,6 +99,13 @@ def route_text(preset, ids, scale, seed):
     routing = record.routing
     title = f"{preset}, {scale} scale, parameters by recipe, {T} bytes"
     return Routed(title, config.num_choices, routing.topk_indices, record.plan.slot_row, routing.scores, routing.margin)
+
+
+def narrow(config):
+    """The layer with experts of width 1: what stands behind a router has no part in its choice, and may fill a disk."""
+    experts = config.experts
+    shared = experts.shared_count if experts.shared_intermediate_size else 0
+    return replace(config, intermediate_size=1, experts=replace(experts, shared_intermediate_size=shared))
 
 
 def read_record(path):
