@@ -254,7 +254,7 @@ static void multiply_run(const struct plan *n, const struct run *r, const struct
         run.left = n->s->left + (b->first - first) * r->length * left_item(n->p), run.ahead = ahead_of(n, r, b);
         for (int g = 0; g < n->groups; g++) {
             const struct group *group = &n->group[g];
-            run.right = group->right + (r->before + r->k) * group->width * n->item;
+            run.right = group->right + (r->before + r->k) * group->width * n->item, run.right_step = group->width;
             run.to = value_of(n, b, g), run.from = begins ? NULL : run.to;
             if (n->p->profile == REFMOE_EXACT)
                 kernel->grow(b->rows, run.to, HALF_UNIT * terms, norm + (b->first - first), r->norm + group->first,

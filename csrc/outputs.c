@@ -272,7 +272,7 @@ static void look_ahead(const struct plan *n, const struct place *t, const struct
 
 static struct lane_run run_of(const struct plan *n, const struct place *t, const struct run *r)
 {
-    struct lane_run run = {.length = r->length, .left = left_of(n, t->row, r->number), .right = t->right};
+    struct lane_run run = {.length = r->length, .left = left_of(n, t->row, r->number), .right = t->right, .right_step = t->width};
     look_ahead(n, t, r, &run);
     return run;
 }

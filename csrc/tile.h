@@ -61,14 +61,14 @@ struct tile {
    sums are wanted:  to[i,j] = from[i,j] + sum_k left(i,k) right[k,j],  k ascending.
      left      double for exact, float for chain. Along k: left(i,k) lies at i * LEFT_PITCH bytes + k elements; across:
                at k * tile rows + i elements
-     right     (length, width), dense; as left
+     right     (length, width), rows right_step elements apart; as left
      from, to  rows from_row and to_row elements apart, of which the first `width` columns are read and written; from
                NULL: +0
      ends      of a chain: bias[j] is added (unless NULL), and NaN is canonical
    Meanwhile it fetches what comes next: a line a step, `lines` of each of ahead_rows rows, `step` bytes apart. (Tiles of
    REFMOE_WIDE neither end a chain nor fetch.) */
 struct lane_run {
-    int64_t length, from_row, to_row, step, lines;
+    int64_t length, right_step, from_row, to_row, step, lines;
     const void *left, *right, *from;
     void *to;
     const float *bias;

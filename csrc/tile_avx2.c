@@ -14,6 +14,7 @@
 #define WIDEN(p) ((vd)_mm256_cvtps_pd(_mm_loadu_ps(p)))
 #define NARROW(v) ((half)_mm256_cvtpd_ps((__m256d)(v)))
 #define PASS(p, v) _mm256_stream_ps((p), (__m256)(v))
+#define UNORDERED(a, b) _mm256_movemask_ps(_mm256_cmp_ps((__m256)(a), (__m256)(b), _CMP_UNORD_Q))
 #define SIGNS(v) _mm_movemask_ps((__m128)(v))
 #define FLOATS_FP16(p) ((vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p))))
 #define DOUBLES_FP16(p) ((vd)_mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(const void *)(p)))))

@@ -14,37 +14,36 @@
         const scalar *left = run->left, *right = run->right, *from = run->from;                                       \
         scalar *to = run->to;                                                                                         \
         vector sum[LANE_ROWS][count];                                                                                 \
-        for (int i = 0; i < rows; i++)                                                                                \
-            for (int v = 0; v < count; v++)                                                                           \
-                sum[i][v] = (vector){0};                                                                              \
-        for (int i = 0; i < rows && from; i++, from += run->from_row)                                                 \
-            for (int v = 0; v < count; v++)                                                                           \
-                sum[i][v] = (vector) * (const memory *)(from + v * LANE);                                             \
+        EACH_INDEX for (int i = 0; i < rows; i++)                                                                     \
+            EACH_INDEX for (int v = 0; v < count; v++)                                                                \
+                sum[i][v] = from ? (vector) * (const memory *)(from + i * run->from_row + v * LANE) : (vector){0};    \
         for (int64_t k = 0, row = 0; k < run->length; row += row + 1 < run->ahead_rows) {                             \
             const char *line = run->ahead + row * run->step;                                                          \
             const int64_t end = k + run->lines < run->length ? k + run->lines : run->length;                          \
-            for (; k < end; k++, line += 64, right += LANE * count) {                                                 \
+            for (; k < end; k++, line += 64, right += run->right_step) {                                              \
                 vector x[count];                                                                                      \
                 __builtin_prefetch(line, 0, 3);                                                                       \
                 for (int v = 0; v < count; v++)                                                                       \
                     x[v] = (vector) * (const memory *)(right + v * LANE);                                             \
-                for (int i = 0; i < rows; i++) {                                                                      \
+                EACH_INDEX for (int i = 0; i < rows; i++) {                                                           \
                     vector w = spread(at(i, k));                                                                      \
-                    for (int v = 0; v < count; v++)                                                                   \
+                    EACH_INDEX for (int v = 0; v < count; v++)                                                        \
                         sum[i][v] = fma(w, x[v], sum[i][v]);                                                          \
                 }                                                                                                     \
             }                                                                                                         \
         }                                                                                                             \
-        for (int v = 0; v < count && run->bias; v++)                                                                  \
-            for (int i = 0; i < rows; i++)                                                                            \
-                sum[i][v] = sum[i][v] + (vector) * (const memory *)(run->bias + v * LANE);                            \
-        for (int i = 0; i < rows && run->ends; i++)                                                                   \
-            for (int v = 0; v < count; v++) {                                                                         \
-                bits none = (bits)(sum[i][v] != sum[i][v]);                                                           \
-                sum[i][v] = (vector)((none & 0x7FC00000) | (~none & (bits)sum[i][v]));                                \
-            }                                                                                                         \
-        for (int i = 0; i < rows; i++, to += run->to_row)                                                             \
-            for (int v = 0; v < count; v++)                                                                           \
+        if (run->bias)                                                                                                \
+            EACH_INDEX for (int i = 0; i < rows; i++)                                                                 \
+                EACH_INDEX for (int v = 0; v < count; v++)                                                            \
+                    sum[i][v] = sum[i][v] + (vector) * (const memory *)(run->bias + v * LANE);                        \
+        if (run->ends)                                                                                                \
+            EACH_INDEX for (int i = 0; i < rows; i++)                                                                 \
+                EACH_INDEX for (int v = 0; v < count; v++) {                                                          \
+                    bits none = (bits)(sum[i][v] != sum[i][v]);                                                       \
+                    sum[i][v] = (vector)((none & 0x7FC00000) | (~none & (bits)sum[i][v]));                            \
+                }                                                                                                     \
+        EACH_INDEX for (int i = 0; i < rows; i++, to += run->to_row)                                                  \
+            EACH_INDEX for (int v = 0; v < count; v++)                                                                \
                 *(memory *)(to + v * LANE) = (memory)sum[i][v];                                                       \
     }                                                                                                                 \
     static TARGET void name(int rows, const struct lane_run *run)                                                     \

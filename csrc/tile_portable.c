@@ -65,7 +65,7 @@ static void multiply_unfused(int rows, int64_t length, const void *a_, const voi
             for (int j = 0; j < COLS; j++) {                                                                          \
                 type sum = from ? from[i * run->from_row + j] : 0;                                                    \
                 for (int64_t k = 0; k < run->length; k++)                                                             \
-                    sum = step_of(at(weight, run->left, i, k), right[k * COLS + j], sum);                             \
+                    sum = step_of(at(weight, run->left, i, k), right[k * run->right_step + j], sum);                  \
                 sum = run->bias ? sum + (type)run->bias[j] : sum;                                                     \
                 to[i * run->to_row + j] = run->ends ? (type)refmoe_canonical((float)sum) : sum;                       \
             }                                                                                                         \

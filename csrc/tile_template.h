@@ -9,6 +9,7 @@
      LANE_SHAPES  these tiles, made by LANE_TILE
      FLOATS_FP16(p), DOUBLES_FP16(p)   2 * LANES codes of fp16 at p as floats, LANES of them as doubles
      FUSE(w, x, c)   optional: w * x + c as doubles that a rounding to float32 rounds as it would the exact numbers
+     UNORDERED(a, b)   optional: not 0 where a lane of one of two vectors of floats is NaN
      PASS(p, v)   optional: stores 2 * LANES floats past the caches, p a multiple of their size
      WIDEN(p)     LANES floats at p as doubles;  NARROW(v)  doubles to floats;  SIGNS(v)  sign bits of LANES floats
 
@@ -27,6 +28,9 @@ typedef int32_t half_int __attribute__((vector_size(4 * LANES)));
 typedef double vd_memory __attribute__((vector_size(8 * LANES), aligned(8), may_alias));
 typedef float vf_memory __attribute__((vector_size(8 * LANES), aligned(4), may_alias));
 typedef float half_memory __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+/* Before a loop over the rows of a tile: sums stay in registers where every index is a constant. */
+#define EACH_INDEX _Pragma("GCC unroll 16")
 
 #define INLINE static inline __attribute__((always_inline)) TARGET
 #define LOAD_D(p) ((vd) * (const vd_memory *)(p))

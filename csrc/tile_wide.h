@@ -13,7 +13,7 @@ INLINE void wide_rows(const int rows, const int count, const int along, const st
     for (int i = 0; i < rows; i++)
         for (int v = 0; v < count; v++)
             sum[i][v] = from ? WIDEN(from + (first + i) * run->from_row + v * LANES) : (vd){0};
-    for (int64_t k = 0; k < run->length; k++, right += count * LANES)
+    for (int64_t k = 0; k < run->length; k++, right += run->right_step)
         for (int i = 0; i < rows; i++) {
             vd w = SPREAD64(along ? left[i * PITCH + k] : left[k * LANE_ROWS + i]);
             for (int v = 0; v < count; v++)
