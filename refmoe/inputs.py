@@ -73,9 +73,9 @@ def _check_params(params, config, num):
     require(ok, TypeError, "params.shared", "SharedParams or None", got, "use init_params or assemble_params")
     named, shapes = name_params(params), parameter_shapes(config)
     for name, (shape, _) in shapes.items():
-        fix = "the configuration needs it"
-        require(name in named, ValueError, f"params.{name}", f"an array of shape {shape}", "None", fix)
-        array = named.pop(name)
+        array, fix = named.pop(name, None), "the configuration needs it"
+        if array is None:
+            require(False, ValueError, f"params.{name}", f"an array of shape {shape}", "None", fix)
         if name in INTEGER_PARAMS:
             _check_table(array, shape, config)
         elif callable(array):  # a source of expert weights: its experts are checked as they are read
@@ -88,7 +88,9 @@ def _check_params(params, config, num):
         require(False, ValueError, f"params.{name}", "None", "an array", fix)
     for name in _FINITE_PARAMS:
         array = getattr(params, name)
-        ok = array is None or bool(np.isfinite(array).all())
+        if array is None:
+            continue
+        ok = bool(np.isfinite(array).all())
         require(ok, ValueError, f"params.{name}", "finite values", "infinities or NaN", "replace them")
 
 
@@ -146,11 +148,11 @@ def _check_drawn(given, num_tokens, config, num):
     shapes = given_shapes(config, num_tokens)
     for name in DRAWN:
         array, argument = getattr(given, name), f"given.{name}"
+        if array is None and (name not in shapes or name in SPARED):
+            continue
         if name not in shapes:
             fix = "no rule of this configuration reads it: leave it out"
-            require(array is None, ValueError, argument, "None", "an array", fix)
-        if name not in shapes or (array is None and name in SPARED):
-            continue
+            require(False, ValueError, argument, "None", "an array", fix)
         shape, fix = shapes[name][0], "draw it before: the layer has no randomness of its own"
         require(array is not None, ValueError, argument, f"an array of shape {shape}", "None", fix)
         num.check_stored(argument, array, shape)

@@ -32,6 +32,7 @@ from .routing import (
     is_jittered,
     jitter_backward,
     make_logits_backward,
+    reads_scores,
     route,
     weigh,
     weigh_backward,
@@ -116,16 +117,16 @@ class MoEGrads(NamedTuple):
 # --- forward: Spec 3.5 -----------------------------------------------------------------------------------------------
 
 
-def forward(x, params, config, num, given, chosen=None, seen=None, reports=True):
+def forward(x, params, config, num, given, chosen=None, seen=None, keep="all"):
     """moe_forward without its door.   Spec 3.5
 
     chosen: a record whose selection, plan and counts are taken over. seen: what the router reads in place of x.
-    reports: whether to make lse, which nothing reads.
+    keep: with "backward" lse is not made, which nothing reads; with "y" neither are scores that nothing before y does.
     """
     if chosen is not None:
         given = given._replace(topk_indices=chosen.routing.topk_indices)
     mixed = _soft if config.routing.selection == "soft" else _routed
-    record = mixed(x, params, config, num, given, chosen, x if seen is None else seen, reports)
+    record = mixed(x, params, config, num, given, chosen, x if seen is None else seen, keep)
     x = _read_by_all(x, record.routing, config, given)
     has_shared = config.experts.shared_intermediate_size > 0
     weights = record.routing.shared_weights
@@ -135,9 +136,10 @@ def forward(x, params, config, num, given, chosen=None, seen=None, reports=True)
     return record._replace(shared=shared, unnormed_y=unnormed, output_rms=rms, y=y)
 
 
-def _routed(x, params, config, num, given, chosen, seen, reports):
+def _routed(x, params, config, num, given, chosen, seen, keep):
     """A plan says who goes where."""
-    routing = route(seen, params, config, num, given, reports)
+    needs_scores = keep != "y" or reads_scores(config)
+    routing = route(seen, params, config, num, given, keep == "all", needs_scores)
     x = _read_by_all(x, routing, config, given)
     routing, plan = _weights_and_plan(routing, params, config, num, given, chosen)
     experts, routed = routed_experts(x, routing.topk_weights, plan, params, config.experts, num)
@@ -145,7 +147,7 @@ def _routed(x, params, config, num, given, chosen, seen, reports):
     return MoERecord(routing=routing, plan=plan, experts=experts, routed=routed, losses=made)
 
 
-def _soft(x, params, config, num, given, chosen, seen, reports):
+def _soft(x, params, config, num, given, chosen, seen, keep):
     """Everybody goes everywhere, in part."""
     logits, soft, experts, routed = soft_experts(x, seen, params, config, num, given)
     routing = RoutingRecord(logits=logits)
@@ -197,7 +199,7 @@ def moe_forward(x, params, config, num, given=None, keep="all"):
     """
     given = Given() if given is None else given
     check_inputs(x, params, config, num, given, keep)
-    return _keep(forward(x, params, config, num, given, reports=keep == "all"), keep)
+    return _keep(forward(x, params, config, num, given, keep=keep), keep)
 
 
 def moe_backward(d_y, x, params, record, config, num, given=None, d_losses=None, d_logits=None, into=None):

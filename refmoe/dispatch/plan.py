@@ -27,11 +27,12 @@ def make_plan(topk_indices, topk_weights, config, given, scores=None):
     kept = kept_slots(topk_indices, topk_weights, config, given, scores)
     slots = np.flatnonzero(kept)
     experts = topk_indices.reshape(-1)[slots]
-    row_slot = slots[np.argsort(experts, kind="stable")].astype(np.int64)
+    row_slot = slots[np.argsort(experts, kind="stable")].astype(np.int64, copy=False)
     slot_row = np.full(T * K, -1, np.int64)
     slot_row[row_slot] = np.arange(len(row_slot))
-    counts = np.bincount(experts, minlength=E).astype(np.int64)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    counts = np.bincount(experts, minlength=E).astype(np.int64, copy=False)
+    offsets = np.zeros(E + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
     return Plan(count_assigned(topk_indices, E, given.token_mask), counts, offsets, row_slot, slot_row.reshape(T, K))
 
 
@@ -43,7 +44,7 @@ def count_assigned(topk_indices, num_experts, token_mask):
     used = topk_indices >= 0
     if token_mask is not None:
         used = used & token_mask[:, None]
-    return np.bincount(topk_indices[used], minlength=num_experts).astype(np.int64)
+    return np.bincount(topk_indices[used], minlength=num_experts).astype(np.int64, copy=False)
 
 
 def row_weights(topk_weights, plan):

@@ -28,6 +28,10 @@ def combine(y_rows, topk_weights, plan, num, name="routed", more=()):
 
     y_rows (N, D), topk_weights (T, K), or None for weights of 1; more: further terms of the sum (3.8) -> (T, D)
     """
+    at_once = None if topk_weights is None or more else getattr(num, "weighted_sum", None)
+    made = at_once and at_once(name, y_rows, topk_weights, plan.slot_row)
+    if made is not None:
+        return made
     parts = _by_slot(y_rows, plan)
     if topk_weights is None:
         return num.sum(name, [*parts, *more])

@@ -8,6 +8,7 @@ import numpy as np
 from . import codes, memory
 from .arguments import array_of, dtype_of, offsets_of, operand_of, refuse_offsets
 from .compiled import load_module, text
+from .desk import Desk, Room
 from .experts import Experts
 from .formulas import Formulas
 from .sums import Sums
@@ -18,8 +19,8 @@ TIERS = ("rounding_test", "grid", "compensated", "exact")
 _PROFILES = {"exact": "REFMOE_EXACT", "chain": "REFMOE_CHAIN", "float64": "REFMOE_UNFUSED"}
 _NAMES = ("float32", "bf16", "fp16", "float64", "E5M2", "E4M3", "E3M2", "E2M3", "E2M1", "int8", "int4", "E8M0")
 _FORMATS = {name: f"REFMOE_{name.upper()}" for name in _NAMES}
-_POINTERS = {np.dtype(np.uint16): "uint16_t *", np.dtype(np.float32): "float *", np.dtype(np.float64): "double *",
-             np.dtype(np.int64): "int64_t *", np.dtype(bool): "uint8_t *"}  # fmt: skip
+_KINDS = {np.uint16: "uint16_t[]", np.float32: "float[]", np.float64: "double[]", np.int64: "int64_t[]",
+          np.bool_: "uint8_t[]", np.uint8: "uint8_t[]"}  # fmt: skip
 _FORCES = {None: "REFMOE_FORCE_NOTHING", "compensated": "REFMOE_FORCE_COMPENSATED", "exact": "REFMOE_FORCE_EXACT"}
 
 
@@ -40,11 +41,12 @@ class CEngine(Experts, Formulas, Sums, Written):
 
     def __init__(self, kernel, threads, adapt=False):
         self.kernel, self.threads, self._adapt = kernel, threads, adapt
-        self.calls, self.tiers, self.workspace_bytes, self._room = Counter(), Counter(), 0, 0
-        self.paired = 0
-        self._hows, self._activations = {}, {}
+        self.calls, self.tiers, self.workspace_bytes, self.paired = Counter(), Counter(), 0, 0
+        self._hows, self._activations, self._rooms, self._desks = {}, {}, [], []
         self._lock = threading.Lock()
         self._ffi, self._lib = load_module()
+        self._null, self._from_buffer = self._ffi.NULL, self._ffi.from_buffer
+        self._kinds = {np.dtype(kind): self._ffi.typeof(name) for kind, name in _KINDS.items()}
         names = [text(self._ffi, self._lib.refmoe_kernel_name(i)) for i in range(self._lib.refmoe_kernel_count())]
         self._index = names.index(kernel)
 
@@ -105,12 +107,12 @@ class CEngine(Experts, Formulas, Sums, Written):
         return out
 
     def _pointer(self, array):
-        """A C pointer that keeps nothing alive: the arrays live in the caller's frame for the time of the call."""
+        """A C pointer that keeps no array alive: they live in the caller's frame for the time of the call."""
+        if array is None:
+            return self._null
         if type(array) is not np.ndarray and codes.is_small(array):
             return codes.scaled_of(self._ffi, self._lib, _FORMATS, array)
-        if array is None or array.size == 0:
-            return self._ffi.NULL
-        return self._ffi.cast(_POINTERS[array.dtype], self._ffi.from_buffer(array))
+        return self._from_buffer(self._kinds[array.dtype], array) if array.size else self._null
 
     def _threads_for(self, work):
         """One thread where waking another would cost more than it does, unless a count was asked for."""
@@ -120,38 +122,59 @@ class CEngine(Experts, Formulas, Sums, Written):
         """One call of C; False where experts with few rows are not offered."""
         narrow = rule.profile != "float64"
         function = getattr(self._lib, f"refmoe_{name}_f{32 if narrow else 64}")
-        how = self._ffi.new("refmoe_how *", self._how(rule, self._threads_for(work), formats))
-        report = self._ffi.new("refmoe_report *")
+        desk = self._desks.pop() if self._desks else Desk(self._ffi)
+        how, report = desk.how(self._how(rule, self._threads_for(work), formats)), desk.report
         arguments = (*sizes, self._pointer(offsets), *rest, *([report] if narrow else []))
         status = self._in_workspace(how, lambda: function(how, *arguments))
-        if status == self._lib.REFMOE_BAD_OFFSETS:
-            refuse_offsets(offsets, sizes[1])
-        if name == "feed_forward" and status in (self._lib.REFMOE_MANY_ROWS, self._lib.REFMOE_BAD_PROFILE):
-            return False
-        if status == self._lib.REFMOE_NO_MEMORY:
-            raise MemoryError(f"{name}: expected memory for {self.threads} threads to work in, got none; use fewer")
         if status != self._lib.REFMOE_OK:
-            raise ValueError(f"{name}: expected what refmoe_kernels.h allows, got its status {status}; see there")
+            return self._refuse(status, name, offsets, sizes)
+        self._count(name, rule, report if narrow else None)
+        self._desks.append(desk)
+        return True
+
+    def _refuse(self, status, name, offsets, sizes):
+        """False where experts with few rows are not offered, else an error."""
+        lib = self._lib
+        if status == lib.REFMOE_BAD_OFFSETS:
+            refuse_offsets(offsets, sizes[1])
+        if name == "feed_forward" and status in (lib.REFMOE_MANY_ROWS, lib.REFMOE_BAD_PROFILE):
+            return False
+        if status == lib.REFMOE_NO_MEMORY:
+            raise MemoryError(f"{name}: expected memory for {self.threads} threads to work in, got none; use fewer")
+        raise ValueError(f"{name}: expected what refmoe_kernels.h allows, got its status {status}; see there")
+
+    def _count(self, name, rule, report):
         with self._lock:
             self.calls[name, self.kernel] += 1
+            if report is None:
+                return
             self.workspace_bytes = max(self.workspace_bytes, report.workspace_bytes)
             self.paired += report.paired
             for tier in TIERS if rule.profile == "exact" else ():
                 self.tiers[tier] += getattr(report, tier)
-        return True
 
     def _in_workspace(self, how, call):
-        """The call's status, in scratch memory as large as any call so far needed; if it wants more, in more."""
+        """The call's status, in scratch memory as large as an earlier call needed; if it wants more, in more."""
+        room = self._rooms.pop() if self._rooms else Room(self._ffi, 1)
         while True:
-            room = memory.empty((max(self._room, 1),), np.uint8)
-            workspace = self._ffi.new("refmoe_workspace *", (self._ffi.from_buffer(room), len(room)))
-            how.workspace = workspace
+            how.workspace = room.workspace()
             status = call()
             if status != self._lib.REFMOE_BAD_WORKSPACE:
+                self._rooms.append(room)
                 return status
-            self._room = max(self._room, workspace.bytes)
+            room = Room(self._ffi, how.workspace.bytes)
 
-    release = staticmethod(memory.release)
+    def release(self):
+        """Gives idle memory back to the system: arrays' and this engine's scratch memory."""
+        self._rooms.clear()
+        memory.release()
+
+    def _read_how(self, rule, threads):
+        """A refmoe_how for functions that read it alone and want no workspace: one for all callers."""
+        key = rule, threads
+        if key not in self._hows:
+            self._hows[key] = self._ffi.new("refmoe_how *", self._how(rule, threads))
+        return self._hows[key]
 
     def _how(self, rule, threads, formats=("float32", "float32")):
         """The fields of refmoe_how but for the workspace."""

@@ -30,16 +30,17 @@ class Formulas:
     def _evaluate(self, name, rule, size, parameters, operands, results):
         """refmoe_`name`(how, parameters, operands, results, lists); `size` elements of work, None is NULL there."""
         operands = [None if array is None else dense(array) for array in operands]
-        room = _ROOM
+        room = _ROOM if size >= _ROOM else 0  # of few elements hardly ever one is left open
         while True:
             index = [None if array is None else np.empty(room, np.int64) for array in results]
             lists = [self._list(array) for array in index]
             if not self._ask(name, rule, size, parameters, [*operands, *results], lists):
                 return None
             found = [(array, i, made.count) for array, i, made in zip(results, index, lists, strict=True) if made]
-            room = max(count for _, _, count in found)
-            if room <= _ROOM or room == len(found[0][1]):
+            most = max(count for _, _, count in found)
+            if most <= room:
                 return [(array, i[:count]) for array, i, count in found]
+            room = most
 
     def _activation(self, activation):
         """refmoe_activation; None for one that is not compiled. They are few, and kept."""
@@ -61,7 +62,7 @@ class Formulas:
     def _ask(self, name, rule, size, before, arrays, lists):
         """One call of C; False where it does not offer these parameters."""
         threads = self._threads_for(size * WORK_OF_AN_ELEMENT)
-        how = self._ffi.new("refmoe_how *", self._how(rule._replace(force_tier=None), threads))
+        how = self._read_how(rule._replace(force_tier=None), threads)
         status = getattr(self._lib, f"refmoe_{name}")(how, *before, *map(self._pointer, arrays), *lists)
         if status == self._lib.REFMOE_BAD_PROFILE:
             return False

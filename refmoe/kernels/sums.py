@@ -33,6 +33,21 @@ class Sums:
         self._add_up("sum", rule, n * m * len(terms), n, m, len(terms), table, self._pointer(out))
         return out
 
+    def weighted_sum(self, rule, rows, weights, slot_row):
+        """out[t] = round(sum_k weights[t, k] rows[slot_row[t, k]]), +0 for a slot_row of -1: `sum` of these terms.
+
+        rows (N, D), weights (T, K), slot_row (T, K) int64 -> new array (T, D), or None for arrays that C does not read
+        """
+        (T, K), D = weights.shape, rows.shape[1]
+        if not (_dense(rows) and _dense(weights) and slot_row.flags.carray and T * K * D):
+            return None
+        numbers, starts = self._pointer(rows), (self._pointer(weights), self._pointer(slot_row))
+        terms = [((starts[0] + k, K, 0, self._null, 0, 0), (numbers, D, 1, starts[1] + k, K, len(rows)))
+                 for k in range(K)]  # fmt: skip
+        out = memory.empty((T, D), np.float32)
+        self._add_up("sum", rule, T * D * K, T, D, K, self._ffi.new("refmoe_term[]", terms), self._pointer(out))
+        return out
+
     def _view(self, factor, shape, held):
         """What refmoe_view says of an array. `held`: what views point to, and where, by the array it stands for."""
         array, index = factor
@@ -62,7 +77,7 @@ class Sums:
         return self._ffi.cast(kind, self._ffi.from_buffer(array) if dense else array.ctypes.data)
 
     def _add_up(self, name, rule, work, *arguments):
-        how = self._ffi.new("refmoe_how *", self._how(rule, self._threads_for(work)))
+        how = self._read_how(rule, self._threads_for(work))
         status = getattr(self._lib, f"refmoe_{name}_f32")(how, *arguments)
         if status == self._lib.REFMOE_NO_MEMORY:
             raise MemoryError(f"{name}: expected memory for {self.threads} threads to work in, got none; use fewer")
@@ -70,6 +85,10 @@ class Sums:
             raise ValueError(f"{name}: expected what refmoe_sums.h allows, got its status {status}; see there")
         with self._lock:
             self.calls[name, self.kernel] += 1
+
+
+def _dense(array):
+    return array.dtype == _FLOAT32 and array.flags.carray
 
 
 def _shape(array, index):

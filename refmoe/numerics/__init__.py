@@ -164,6 +164,11 @@ class Numerics:
         made = self.engine.sum(rule, terms)
         return NumpyEngine().sum(rule, terms) if made is None else made
 
+    def weighted_sum(self, name, rows, weights, slot_row):
+        """`sum` of weights[:, k] rows[slot_row[:, k]] over k, (T, D), where the engine has it in one; else None."""
+        asked = type(self) is Numerics and self.profile != "float64" and getattr(self.engine, "weighted_sum", None)
+        return asked(self._rule(name), rows, weights, slot_row) if asked else None
+
     def sum_rows(self, name, rows, offsets=None, start=None):
         """out[i] = start[i] + the sum of the rows offsets[i] .. offsets[i+1], as `sum` adds.
 

@@ -13,7 +13,7 @@ from .record import RouterGrads, RoutingRecord
 from .scales import scale_weights, scale_weights_backward
 from .sparsemixer import ESTIMATORS, sparsemixer_weights, sparsemixer_weights_backward
 from .stage import refuse_nonfinite, route, weigh, weigh_backward
-from .weights import softmax_of_kept, topk_weights, topk_weights_backward
+from .weights import reads_scores, softmax_of_kept, topk_weights, topk_weights_backward
 
 __all__ = [
     "ESTIMATORS",
@@ -26,6 +26,7 @@ __all__ = [
     "joint_weights_backward",
     "make_logits",
     "make_logits_backward",
+    "reads_scores",
     "refuse_nonfinite",
     "route",
     "router_logits",

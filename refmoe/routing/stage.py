@@ -19,16 +19,18 @@ from .scope import make_scores
 from .weights import topk_weights, topk_weights_backward
 
 
-def route(x, params, config, num, given, reports=True):
+def route(x, params, config, num, given, reports=True, needs_scores=True):
     """Logits to selection; the weights follow in `layer`, which may have to drop slots first.   Spec 1
 
-    x (T, D) -> RoutingRecord with topk_weights still None, without lse unless `reports`
+    x (T, D) -> RoutingRecord with topk_weights still None, without lse unless `reports`, without scores where nobody
+    needs them and the selection is given
     """
     record = make_logits(x, params, config, num, given)
     logits = record.logits
     for made in (record.raw_logits, record.shared_logits, logits):
         refuse_nonfinite(made)
-    scores = make_scores(logits, config, num, given)
+    needs_scores = needs_scores or given.topk_indices is None
+    scores = make_scores(logits, config, num, given) if needs_scores else None
     lse = num.evaluate("lse", LOG_SUM_EXP, logits, core=1) if reports else None
     if given.topk_indices is not None:
         indices = selection.given(given.topk_indices, config.num_choices)

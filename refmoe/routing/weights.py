@@ -28,10 +28,10 @@ def topk_weights(logits, scores, topk_indices, kept, config, num, given=None):
     c = routing.scaling_factor
     index = _safe(topk_indices, kept)
     if softmax_of_kept(config):
-        z = np.take_along_axis(logits, index, axis=-1)
+        z = _at(logits, index)
         formula = Named("softmax", lambda m, z, u: m.masked_softmax(z, m.real(u) == 1) * c, c)
         return num.evaluate("topk_weights", formula, z, kept, core=1)
-    s = np.take_along_axis(scores, index, axis=-1)
+    s = _at(scores, index)
     if routing.divide_by_count:
         return num.evaluate("topk_weights", _shared_out, s, kept, core=1, c=c)
     if not routing.normalize:
@@ -51,7 +51,7 @@ def topk_weights_backward(d_topk_weights, logits, scores, topk_indices, kept, co
         return sparsemixer_weights_backward(d_topk_weights, logits, topk_indices, kept, config, num), None
     kept = kept & counted(topk_indices, config)
     used, index = topk_indices >= 0, _safe(topk_indices, kept)
-    gathered = [np.take_along_axis(array, index, axis=-1) for array in (logits, scores)]
+    gathered = [_at(array, index) for array in (logits, scores)]
     if softmax_of_kept(config):
         # w = c softmax(z)
         c = routing.scaling_factor
@@ -80,6 +80,12 @@ def softmax_of_kept(config):
     r = config.routing
     plain = r.norm_eps == 0.0 and r.norm_p == 1 and not config.dispatch.normalize_after_drop
     return r.score_fn == "softmax" and r.normalize and plain
+
+
+def reads_scores(config):
+    """False if only the selection may read the scores: no weight, drop or loss does.   Spec 1.5"""
+    joint = config.routing.norm_over_shared or config.routing.selection == "sparsemixer"
+    return joint or not softmax_of_kept(config) or config.dispatch.limited or any(vars(config.losses).values())
 
 
 def counted(topk_indices, config):
@@ -174,6 +180,11 @@ def _refuse_zero_sums(s, kept, routing):
     got, fix = f"0 for token {zero.argmax() if len(zero) else None}", "set routing.norm_eps or raise its logits"
     ok = routing.norm_eps > 0.0 or not zero.any()
     require(ok, ValueError, "routing.normalize", "a positive sum of kept scores", got, fix)
+
+
+def _at(array, index):
+    """array[t, index[t, k]], (T, K)"""
+    return array[np.arange(len(index))[:, None], index]
 
 
 def _safe(topk_indices, used):

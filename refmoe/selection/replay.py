@@ -4,12 +4,16 @@ import numpy as np
 
 from ..refusals import require
 
+_SMALL = 256  # slots
+
 
 def given(topk_indices, num_experts):
     """Replayed indices, as they stand: their order is kept, -1 is an unused slot.   Spec 1.6
 
     topk_indices (T, K) -> the same, int64. Raises ValueError for an id outside -1 .. E-1, or one a token names twice.
     """
+    if _is_plain(topk_indices, num_experts):
+        return topk_indices.astype(np.int64)
     if topk_indices.size and (topk_indices.min() < -1 or topk_indices.max() >= num_experts):
         outside = topk_indices[(topk_indices < -1) | (topk_indices >= num_experts)]
         wanted, fix = f"ids from -1 to {num_experts - 1}", "use -1 for an unused slot"
@@ -17,6 +21,12 @@ def given(topk_indices, num_experts):
     wanted, fix = "each token to name an expert once", "replace the repeat by -1"
     require_distinct("given.topk_indices", topk_indices, wanted, fix)
     return topk_indices.astype(np.int64)
+
+
+def _is_plain(topk_indices, num_experts):
+    """Whether a small table has nothing to refuse and no unused slot: told without the arrays a large one takes."""
+    rows = topk_indices.tolist() if 0 < topk_indices.size <= _SMALL else []
+    return bool(rows) and all(len({*row}) == len(row) and min(row) >= 0 and max(row) < num_experts for row in rows)
 
 
 def require_distinct(argument, indices, wanted, fix):
