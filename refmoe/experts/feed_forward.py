@@ -29,7 +29,8 @@ def _at_one_go(x_rows, params, expert_offsets, experts, num, weights):
     """All stages of experts with few rows, or the first two if the activation is to be read again; else five None."""
     activation, made, ask = compiled_activation(experts), None, getattr(num, "feed_forward", None)
     gate, up, down = (params.w_gate, params.b_gate), (params.w_up, params.b_up), (params.w_down, params.b_down)
-    if ask is not None and activation is not None and is_at_once(num, *(w for w, _ in (gate, up, down) if w is not None)):
+    read = [w for w, _ in (gate, up, down) if w is not None]
+    if ask is not None and activation is not None and is_at_once(num, *read):
         made = ask(activation, x_rows, gate, up, down, expert_offsets, weights)
     return (None,) * 5 if made is None else made
 
