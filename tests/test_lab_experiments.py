@@ -17,6 +17,7 @@ from refmoe.lab.experiments import (
     causality,
     estimators,
     other_losses,
+    precision,
     ranks,
     replicas,
     text_routers,
@@ -132,6 +133,20 @@ def test_the_predicted_drops_are_those_of_all_assignments():
     dropped = sum(sum(max(0, assigned.count(e) - 2) for e in range(3))
                   for assigned in itertools.product(range(3), repeat=5))  # fmt: skip
     assert capacity.predicted(config, s) == Fraction(dropped, 3**5 * 5)
+
+
+def test_where_no_selection_changes_nothing_is_concluded_of_margins():
+    """Logits far apart: bf16 moves none past another; then two so near that it joins them."""
+    logits = np.array([[0.0, 1.0, 2.0, 4.0]])
+    assert precision.rounded(logits, 1) == (0.0, 0.0, 1.0)
+    near = np.concatenate([logits, [[1.0 + 2**-12, 0.0, 1.0 + 2**-11, 0.5]]])
+    _, flips, margin = precision.rounded(near, 1)
+    assert flips == 0.5 and margin < 0.01
+    experiment, numbers = EXPERIMENTS["E9"], {"largest_logit": 1.0, "softmax_error": 1.0, "error": 1.0, "flips": 0.0}
+    unit = {"numbers": numbers | {"flipped_margin": 1.0}, "series": {"scaled_error": [1, 2], "scaled_flips": [0, 0]}}
+    table = Table({(arm, 0): unit for arm in precision.ARMS}, precision.ARMS, [0])
+    told = {f.name: f.judged()["verdict"] for f in experiment.findings(table, experiment.settings)}
+    assert told["margin"] == told["flips"] == "no difference in any of 1 seeds"
 
 
 def test_a_change_under_a_causal_rule_would_be_found(monkeypatch):

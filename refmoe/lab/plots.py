@@ -47,8 +47,11 @@ def curves(axes, at, groups, words, colours=COLOURS):
         for line in lines:
             axes.plot(at, line, color=colour, linewidth=0.8, alpha=0.35)
         axes.plot(at, np.mean(np.array(lines, float), axis=0), color=colour, linewidth=2.6, label=word)
+    if all(float(value).is_integer() for value in at):  # steps are counted
+        axes.xaxis.get_major_locator().set_params(integer=True)
     explain(axes.figure, "a thin line is a seed, the thick one their mean")
-    axes.legend(frameon=False, fontsize=11)
+    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(words) > 3 else {}  # many would hide the lines
+    axes.legend(frameon=False, fontsize=11, **beside)
 
 
 def explain(figure, text):

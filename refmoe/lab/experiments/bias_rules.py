@@ -87,7 +87,7 @@ def draw(figure, table, settings):
     at = np.arange(len(groups[0][0])) * max(1, settings["steps"] // 40)
     curves(axes["time"], at, groups, names)
     label_panel(axes["time"], "Greatest load over an even one, less 1 (0 is even), along the way", "step", "imbalance")
-    for panel, name, title in (("late", "late_violation", f"Imbalance, last {WINDOW} steps"),
+    for panel, name, title in (("late", "late_violation", f"Imbalance, last {min(WINDOW, settings['steps'])} steps"),
                                ("swing", "swing", "Half the swing of a bias in them"),
                                ("error", "error", "Error (1 = predicting the mean)")):  # fmt: skip
         strip(axes[panel], names, [table.numbers(arm, name) for arm in names])

@@ -137,7 +137,8 @@ def draw(figure, table, settings):
                         markersize=40, markeredgewidth=3, label="predicted exactly, without parameters")  # fmt: skip
     axes["random"].set_xticks(at, [arm.split()[0] for arm in limited])
     axes["random"].set_xlim(-0.5, len(limited) - 0.5)
-    axes["random"].legend(frameon=False)
+    axes["random"].margins(y=0.3)
+    axes["random"].legend(frameon=False, loc="upper right", markerscale=0.4)
     label_panel(axes["random"], "What a random router drops, a dot a seed", "capacity factor", "share dropped")
 
 

@@ -7,7 +7,7 @@ from ...inputs import Given
 from ...layer import moe_forward
 from ...selection import is_causal
 from ..experiment import Experiment, Finding, check
-from ..plots import label_panel
+from ..plots import COLOURS, label_panel
 from ..student import layer, start_params
 from ..tasks import Clusters, study
 
@@ -80,16 +80,20 @@ def findings(table, settings):
 
 def draw(figure, table, settings):
     axes = figure.subplots()
-    names = sorted(RULES, key=lambda arm: max(table.numbers(arm, "largest")))
+    names = sorted(RULES, key=lambda arm: (max(table.numbers(arm, "reached")), arm))
+    looks = {1: (COLOURS[0], "o", "the law calls it causal"), 0: (COLOURS[1], "X", "the law says it looks ahead")}
     for at, arm in enumerate(names):
-        values, causal = table.numbers(arm, "reached"), table.numbers(arm, "said_causal")[0]
-        colour = "#7a9e5f" if causal else "#d1495b"
-        axes.plot(values, np.full(len(values), at), "o", color=colour, markersize=10, alpha=0.8, clip_on=False)
+        colour, marker, word = looks[table.numbers(arm, "said_causal")[0]]
+        values = table.numbers(arm, "reached")
+        axes.plot(values, np.full(len(values), at), marker, color=colour, markersize=10, alpha=0.8, clip_on=False,
+                  label=word)  # fmt: skip
+    said = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # each word once
+    axes.legend(said.values(), said.keys(), frameon=False, loc="lower right")
     axes.set_yticks(range(len(names)), names)
     axes.set_xlim(-0.02, 1.02)
     axes.grid(axis="x", color="#dddddd")
-    label_panel(axes, "Green: the law says causal; red: it does not. A dot a seed",
-                "share of tokens that felt a later token, or one of another sequence")  # fmt: skip
+    label_panel(axes, "Who feels a change of a later token, or of another sequence; a mark is a seed",
+                "share of tokens whose output changed, though it should know nothing of the change")  # fmt: skip
 
 
 EXPERIMENT = Experiment(

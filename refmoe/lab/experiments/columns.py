@@ -87,7 +87,9 @@ def draw(figure, table, settings):
         K = SCORINGS[arm][2] or settings["top_k"]
         axes.axvline(K - 0.5, color="#d1495b", linewidth=2)
         axes.set_xticks(range(size.shape[1]), range(1, size.shape[1] + 1))
-        axes.set_title(arm + ("" if size.any() else "\nno gradient at all"), fontsize=12)
+        axes.set_title(arm.replace(", ", ",\n"), fontsize=12)
+        if not size.any():
+            axes.text(0.5, 0.5, "no gradient\nat all", ha="center", va="center", transform=axes.transAxes)
     for axes in panels[-1]:
         axes.set_xlabel("expert, by rank of its logit", fontsize=10)
     for axes in panels[:, 0]:

@@ -34,7 +34,8 @@ def measure(arm, seed, settings):
 
 
 def rounded(logits, top_k):
-    """Largest change of a softmax, share of changed selections, and their mean margin over the mean of all."""
+    """Largest change of a softmax, share of changed selections, and their mean margin over the mean of all; 1, the
+    mean itself, where none changed: it speaks neither for nor against anything."""
     exact, narrow = _softmax(logits), _softmax(round_to(logits, "bf16").astype(np.float64))
     before, after = (np.sort(np.argsort(-z, axis=1, kind="stable")[:, :top_k], axis=1) for z in (
         logits, round_to(logits, "bf16").astype(np.float64)))  # fmt: skip
@@ -42,7 +43,7 @@ def rounded(logits, top_k):
     ordered = -np.sort(-logits, axis=1)
     margins = ordered[:, top_k - 1] - ordered[:, top_k]
     middle = mean(margins)
-    return float(np.abs(exact - narrow).max()), mean(changed), mean(margins[changed]) / middle if changed.any() else 0.0
+    return float(np.abs(exact - narrow).max()), mean(changed), mean(margins[changed]) / middle if changed.any() else 1.0
 
 
 def _softmax(z):
