@@ -252,6 +252,7 @@ def test_info_and_kernels(capsys):
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.filterwarnings("error")  # the command's own cases warn nobody
 def test_vectors_check(capsys):
     assert main(["vectors", "--check"]) == 0
     assert capsys.readouterr().out == ""

@@ -85,3 +85,25 @@ def test_generated_files_are_written_only_when_stale(tmp_path, monkeypatch):
     assert [path.name for path in written] == ["README.md", "fields.md", "schema.json"] and generated.write() == []
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("a\n") and text.endswith("b\n") and "what was there" not in text and "`score_fn`" in text
+
+
+# --- what can be reached ---------------------------------------------------------------------------------------------
+
+
+def test_every_command_stands_in_the_table():
+    from refmoe.__main__ import parser
+
+    (table,) = re.findall(r"^\| `refmoe \.\.\.` \|.*?\n\n", TEXT, re.M | re.S)
+    named = {words.split()[0] for words in re.findall(r"`([^`]+)`", table)} - {"refmoe"}
+    (commands,) = (action.choices for action in parser()._actions if action.choices)
+    assert named == set(commands)
+
+
+def test_every_wing_is_an_attribute():
+    """`refmoe.testing`, as this page writes it, after `import refmoe` alone."""
+    import refmoe
+
+    wings = re.findall(r"^  (\w+)/ +wing: ", TEXT, re.M)
+    assert len(wings) > 5
+    assert [wing for wing in wings if getattr(refmoe, wing).__name__ != f"refmoe.{wing}"] == []
+    assert set(wings) <= set(dir(refmoe))

@@ -81,5 +81,5 @@ def presets_folder():
 
 
 def _suggestion(name, known):
-    close = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else "choose one of these"
