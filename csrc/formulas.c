@@ -2,13 +2,8 @@
 
 #define _GNU_SOURCE /* of placement.h */
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
-#include "environment.h"
 #include "formulas.h"
-#include "placement.h"
+#include "share_out.h"
 
 /* ---- instruction sets ---- */
 
@@ -23,8 +18,7 @@ static const struct formulas *const table[] = {
 #endif
 };
 
-/* The formulas of a kernel; NULL if there is no such kernel or it cannot run here. */
-static const struct formulas *formulas_of(int kernel)
+const struct formulas *refmoe_formulas(int kernel)
 {
     const struct kernel *found = refmoe_kernel(kernel);
     for (size_t i = 0; found && i < sizeof table / sizeof *table; i++)
@@ -37,7 +31,7 @@ static const struct formulas *formulas_of(int kernel)
 
 static int check_how(const refmoe_how *how)
 {
-    if (!formulas_of(how->kernel))
+    if (!refmoe_formulas(how->kernel))
         return REFMOE_BAD_KERNEL;
     if (how->threads < 1)
         return REFMOE_BAD_THREADS;
@@ -80,37 +74,26 @@ static int is_bad_size(int64_t n) { return n < 0 || n >= INT64_C(1) << 60; }
 
 enum { RUN = 4096 }; /* elements that a thread takes at a time; whole vectors of every instruction set */
 
-static void run_serial(formula_function *function, const struct formula_call *call, int64_t size)
+/* A formula with what it is called for. */
+struct task {
+    formula_function *function;
+    const struct formula_call *call;
+};
+
+static void run_range(const void *task, int64_t begin, int64_t end, int thread)
 {
-    environment found = enter_environment();
-    function(call, 0, size);
-    leave_environment(found);
+    const struct task *t = task;
+    (void)thread;
+    t->function(t->call, begin, end);
 }
 
 /* `at_once`: elements, or rows, that a thread takes at a time. */
 static int run(formula_function *function, const struct formula_call *call, int64_t size, int64_t at_once, int threads)
 {
+    struct task task = {function, call};
     for (int i = 0; i < MAX_RESULTS && call->open[i]; i++)
         call->open[i]->count = 0;
-    int64_t runs = size / at_once + 1;
-    threads = refmoe_is_forked_child() ? 1 : threads < runs ? threads : (int)runs;
-#if defined(_OPENMP)
-    if (threads > 1) {
-        const int core = current_core();
-#pragma omp parallel num_threads(threads)
-        {
-            if (omp_get_thread_num() > 0)
-                leave_core(core);
-            environment found = enter_environment();
-#pragma omp for schedule(dynamic)
-            for (int64_t i = 0; i < runs; i++)
-                function(call, i * at_once, i + 1 < runs ? (i + 1) * at_once : size);
-            leave_environment(found);
-        }
-        return REFMOE_OK;
-    }
-#endif
-    run_serial(function, call, size);
+    share_out(run_range, &task, size, at_once, threads);
     return REFMOE_OK;
 }
 
@@ -123,7 +106,7 @@ static struct formula_call describe(const refmoe_how *how)
 
 formula_function *refmoe_gated_function(const refmoe_how *how, const refmoe_activation *act, struct formula_call *call)
 {
-    const struct formulas *formulas = formulas_of(how->kernel);
+    const struct formulas *formulas = refmoe_formulas(how->kernel);
     if (!formulas || !is_proven(act))
         return NULL;
     *call = describe(how);
@@ -134,7 +117,7 @@ formula_function *refmoe_gated_function(const refmoe_how *how, const refmoe_acti
 formula_function *refmoe_scaled_function(const refmoe_how *how, struct formula_call *call)
 {
     *call = describe(how);
-    return formulas_of(how->kernel)->scaled_rows;
+    return refmoe_formulas(how->kernel)->scaled_rows;
 }
 
 int refmoe_gated(const refmoe_how *how, const refmoe_activation *act, int64_t n, const float *gate, const float *up,
@@ -173,7 +156,7 @@ int refmoe_gated_backward(const refmoe_how *how, const refmoe_activation *act, i
     call.act = *act;
     call.in[0] = d_hidden, call.in[1] = gate, call.in[2] = up;
     call.out[0] = d_gate, call.out[1] = d_up, call.open[0] = open_gate, call.open[1] = up ? open_up : NULL;
-    return run(formulas_of(how->kernel)->gated_backward[act->name][is_general(act)], &call, n, RUN, how->threads);
+    return run(refmoe_formulas(how->kernel)->gated_backward[act->name][is_general(act)], &call, n, RUN, how->threads);
 }
 
 int refmoe_scaled_rows(const refmoe_how *how, int64_t n, int64_t m, const float *w, const float *x, float *out,
@@ -226,7 +209,7 @@ int refmoe_softmax(const refmoe_how *how, double c, int64_t n, int64_t m, const 
         return status;
     struct formula_call call = describe_rows(how, c, m, out, open);
     call.in[0] = z, call.used = used;
-    return run(formulas_of(how->kernel)->softmax, &call, n, rows_at_once(m), how->threads);
+    return run(refmoe_formulas(how->kernel)->softmax, &call, n, rows_at_once(m), how->threads);
 }
 
 int refmoe_softmax_backward(const refmoe_how *how, double c, int64_t n, int64_t m, const float *d, const float *z,
@@ -239,7 +222,7 @@ int refmoe_softmax_backward(const refmoe_how *how, double c, int64_t n, int64_t 
         return REFMOE_BAD_POINTER;
     struct formula_call call = describe_rows(how, c, m, out, open);
     call.in[0] = d, call.in[1] = z, call.used = used;
-    return run(formulas_of(how->kernel)->softmax_backward, &call, n, rows_at_once(m), how->threads);
+    return run(refmoe_formulas(how->kernel)->softmax_backward, &call, n, rows_at_once(m), how->threads);
 }
 
 int refmoe_log_sum_exp(const refmoe_how *how, int64_t n, int64_t m, const float *z, float *out, refmoe_open *open)
@@ -249,5 +232,5 @@ int refmoe_log_sum_exp(const refmoe_how *how, int64_t n, int64_t m, const float 
         return status;
     struct formula_call call = describe_rows(how, 1, m, out, open);
     call.in[0] = z;
-    return run(formulas_of(how->kernel)->log_sum_exp, &call, n, rows_at_once(m), how->threads);
+    return run(refmoe_formulas(how->kernel)->log_sum_exp, &call, n, rows_at_once(m), how->threads);
 }

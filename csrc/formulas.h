@@ -40,6 +40,9 @@ extern const struct formulas refmoe_formulas_avx2, refmoe_formulas_avx512;
 extern const struct formulas refmoe_formulas_neon;
 #endif
 
+/* The formulas of a kernel; NULL if there is no such kernel or it cannot run here. */
+const struct formulas *refmoe_formulas(int kernel);
+
 /* Row n of softmax with more digits; false where they do not decide it either. Its numbers are finite, some are used. */
 int refmoe_softmax_again(const struct formula_call *call, int64_t n);
 

@@ -2,15 +2,9 @@
 
 #define _GNU_SOURCE /* of placement.h */
 
-#include <stdatomic.h>
 #include <stdlib.h>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
-#include "environment.h"
-#include "placement.h"
+#include "share_out.h"
 #include "sums.h"
 
 enum { ROWS_AT_ONCE = 8, FEW_TERMS = 128 };
@@ -40,6 +34,8 @@ struct task {
     int64_t n, m, terms;
     const refmoe_term *term;
     float *out;
+    char *taken; /* or NULL: see sum_rows */
+    size_t bytes;
 };
 
 /* Row i of a view; NULL for a row of zeros. */
@@ -81,73 +77,42 @@ static void sum_one_row(const struct task *t, int64_t i, struct room room)
 
 /* ---- sharing out the rows ---- */
 
-/* Threads take the next rows until none is left. */
-static void sum_rows(const struct task *t, atomic_llong *next, struct room room)
+/* `taken`: each thread's memory for what it gathers, `bytes` of it. */
+static void sum_rows(const void *task, int64_t begin, int64_t end, int thread)
 {
-    environment found = enter_environment();
-    for (;;) {
-        int64_t from = atomic_fetch_add(next, ROWS_AT_ONCE), to = from + ROWS_AT_ONCE;
-        if (from >= t->n)
-            break;
-        for (int64_t i = from; i < to && i < t->n; i++)
-            sum_one_row(t, i, room);
-    }
-    leave_environment(found);
-}
-
-/* Few terms, as a token's slots are, need the stack alone; `taken` is the thread's memory for more. */
-static void work(const struct task *t, atomic_llong *next, char *taken)
-{
-    struct part part[FEW_TERMS];
+    const struct task *t = task;
+    struct part part[FEW_TERMS]; /* few terms, as a token's slots are, need the stack alone */
     float numbers[2 * FEW_TERMS];
-    struct part *many = (struct part *)taken;
-    sum_rows(t, next, many ? (struct room){many, (float *)(many + t->terms)} : (struct room){part, numbers});
-}
-
-static void run_threads(const struct task *t, char *taken, size_t bytes, int threads)
-{
-    atomic_llong next = 0;
-#if defined(_OPENMP)
-    if (threads > 1) {
-        const int core = current_core();
-#pragma omp parallel num_threads(threads)
-        {
-            if (omp_get_thread_num() > 0)
-                leave_core(core);
-            work(t, &next, taken ? taken + (size_t)omp_get_thread_num() * bytes : NULL);
-        }
-        return;
+    struct room room = {part, numbers};
+    if (t->taken) {
+        room.part = (struct part *)(t->taken + (size_t)thread * t->bytes);
+        room.numbers = (float *)(room.part + t->terms);
     }
-#endif
-    (void)threads, (void)bytes;
-    work(t, &next, taken);
+    for (int64_t i = begin; i < end; i++)
+        sum_one_row(t, i, room);
 }
 
-static int run_many(const struct task *t, int threads)
+static int run_many(struct task *t, int threads)
 {
     int64_t bytes, all;
     if (__builtin_mul_overflow(t->terms, (int64_t)(sizeof(struct part) + 2 * sizeof(float)), &bytes)
         || __builtin_mul_overflow(bytes, (int64_t)threads, &all) || all > PTRDIFF_MAX / 2)
         return REFMOE_NO_MEMORY;
-    bytes = (bytes + 63) / 64 * 64;
-    char *taken = aligned_alloc(64, (size_t)bytes * (size_t)threads);
-    if (!taken)
+    t->bytes = (size_t)(bytes + 63) / 64 * 64;
+    t->taken = aligned_alloc(64, t->bytes * (size_t)threads);
+    if (!t->taken)
         return REFMOE_NO_MEMORY;
-    run_threads(t, taken, (size_t)bytes, threads);
-    free(taken);
+    share_out(sum_rows, t, t->n, ROWS_AT_ONCE, threads);
+    free(t->taken);
     return REFMOE_OK;
 }
 
-static int run(const struct task *t, int threads)
+static int run(struct task *t, int threads)
 {
-    int64_t most = (t->n + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
-    if (refmoe_is_forked_child() || !refmoe_openmp() || most < 1)
-        threads = 1;
-    else if (threads > most)
-        threads = (int)most;
+    threads = threads_of(t->n, ROWS_AT_ONCE, threads);
     if (t->terms > FEW_TERMS)
         return run_many(t, threads);
-    run_threads(t, NULL, 0, threads);
+    share_out(sum_rows, t, t->n, ROWS_AT_ONCE, threads);
     return REFMOE_OK;
 }
 
