@@ -1,7 +1,5 @@
 /* formulas.c: the public functions of refmoe_formulas.h: check, share out the elements, note what is left open. */
 
-#define _GNU_SOURCE /* of placement.h */
-
 #include "formulas.h"
 #include "share_out.h"
 

@@ -1,6 +1,7 @@
 /* pack.c: the factors of a unit as a tile reads them. Only places change, and in the exact profile the width. */
 
 #include "product.h"
+#include "turn.h"
 
 enum {
     PACK_RUN = 64, /* k of one run of a transposition */
@@ -63,30 +64,6 @@ DEFINE_TURN(turn_float, float, float, ITSELF)
 DEFINE_TURN(turn_bf16, uint16_t, float, float_of_bf16)
 DEFINE_TURN(turn_fp16, uint16_t, float, float_of_fp16)
 DEFINE_TURN(turn_double, double, double, ITSELF)
-
-typedef float four __attribute__((vector_size(16)));
-typedef int32_t four_int __attribute__((vector_size(16)));
-
-/* Elements of a and b (numbered 0-3, 4-7) in a new order; the two compilers name it differently. */
-#if defined(__clang__)
-#define MIX(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
-#else
-#define MIX(a, b, i, j, k, l) __builtin_shuffle(a, b, (four_int){i, j, k, l})
-#endif
-
-/* dst[k][j] = b[j][k] for four k and four j. */
-static void turn_four(const float *b, int64_t b_col, int64_t width, float *dst)
-{
-    four r[4], low, high, left, right;
-    for (int j = 0; j < 4; j++)
-        memcpy(&r[j], b + j * b_col, sizeof r[j]);
-    low = MIX(r[0], r[1], 0, 4, 1, 5), high = MIX(r[2], r[3], 0, 4, 1, 5);
-    left = MIX(r[0], r[1], 2, 6, 3, 7), right = MIX(r[2], r[3], 2, 6, 3, 7);
-    r[0] = MIX(low, high, 0, 1, 4, 5), r[1] = MIX(low, high, 2, 3, 6, 7);
-    r[2] = MIX(left, right, 0, 1, 4, 5), r[3] = MIX(left, right, 2, 3, 6, 7);
-    for (int k = 0; k < 4; k++)
-        memcpy(dst + k * width, &r[k], sizeof r[k]);
-}
 
 /* A panel of float columns that each lie along k, as weights do in the forward product. */
 static void turn_along_k(const float *b, int64_t b_col, int64_t length, int cols, int width, float *dst)

@@ -6,10 +6,8 @@
      refmoe_rms_norm           rms = sqrt(sum_j(x_j x_j) / m + eps),  normed = x / rms,  out = normed w
      refmoe_rms_norm_backward  s = d w,  along = sum_j(s_j normed_j) / m,  d_x = (s - normed along) / rms,
                                d_gain = d normed
-     refmoe_shares_backward    d_z = (d - sum_j(d_j p_j)) p            p the stored softmax of a row z
      refmoe_adamw              p = p decay,  m = m beta1 + g (1 - beta1),  v = v beta2 + (g (1 - beta2)) g,
                                p = p - (m rate) / (sqrt(v) root + eps)
-     refmoe_blocks             out = in factor, block by block
 
    The constants are what refmoe/lab/optimisers.py says. Arrays are dense float32; no output may overlap another array,
    but for what adamw changes in place. Only how->kernel and how->threads are read. Errors, threads and the floating-point
@@ -37,9 +35,6 @@ int refmoe_rms_norm(const refmoe_how *how, int64_t n, int64_t m, float eps, cons
 int refmoe_rms_norm_backward(const refmoe_how *how, int64_t n, int64_t m, const float *d, const float *normed,
                              const float *rms, const float *w, float *d_x, float *d_gain);
 
-/* d, p (n, m) -> d_z (n, m); m >= 1. */
-int refmoe_shares_backward(const refmoe_how *how, int64_t n, int64_t m, const float *d, const float *p, float *d_z);
-
 typedef struct {
     float decay, beta1, rest1, beta2, rest2; /* rest: 1 - beta */
     float rate, root, eps;
@@ -48,11 +43,6 @@ typedef struct {
 /* g (n); p, m, v (n) are changed in place. */
 int refmoe_adamw(const refmoe_how *how, const refmoe_adamw_constants *constants, int64_t n, const float *g, float *p,
                  float *m, float *v);
-
-/* out[i,j,k,:] = in[i,j,k,:] factor for a table of blocks, `size` of them along each axis, of size[3] numbers that lie
-   side by side. Block (i, j, k) begins at i step[0] + j step[1] + k step[2] of its array. */
-int refmoe_blocks(const refmoe_how *how, const int64_t size[4], float factor, const int64_t in_step[3], const float *in,
-                  const int64_t out_step[3], float *out);
 
 /* cffi: end */
 

@@ -1,7 +1,5 @@
 /* sums.c: refmoe_sums.h: check, gather what a row of output sums, share out the rows. */
 
-#define _GNU_SOURCE /* of placement.h */
-
 #include <stdlib.h>
 
 #include "share_out.h"

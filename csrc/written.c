@@ -14,8 +14,6 @@ struct call {
     const float *in[MAX_ARRAYS];
     float *out[MAX_ARRAYS];
     const refmoe_adamw_constants *constants;
-    const int64_t *size, *in_step, *out_step;
-    float factor;
 };
 
 /* ---- sums of up to ROWS rows at once ---- */
@@ -71,9 +69,8 @@ static void norm_row(const struct call *c, int64_t i, float rms)
     }
 }
 
-static void norm_rows(const void *call, int64_t begin, int64_t end)
+static void norm_rows(const struct call *c, int64_t begin, int64_t end)
 {
-    const struct call *c = call;
     float sum[ROWS];
     for (int64_t i = begin; i < end; i += ROWS) {
         sum_rows(squares, c, i, rows_from(i, end), sum);
@@ -99,9 +96,8 @@ static void norm_row_backward(const struct call *c, int64_t i, float along)
     }
 }
 
-static void norm_rows_backward(const void *call, int64_t begin, int64_t end)
+static void norm_rows_backward(const struct call *c, int64_t begin, int64_t end)
 {
-    const struct call *c = call;
     float sum[ROWS];
     for (int64_t i = begin; i < end; i += ROWS) {
         sum_rows(scaled_products, c, i, rows_from(i, end), sum);
@@ -110,35 +106,10 @@ static void norm_rows_backward(const void *call, int64_t begin, int64_t end)
     }
 }
 
-/* ---- shares ---- */
-
-static void products(const struct call *c, int64_t i, int64_t at, int64_t count, float *restrict product)
-{
-    const float *d = c->in[0] + i * c->m + at, *p = c->in[1] + i * c->m + at;
-    for (int64_t j = 0; j < count; j++)
-        product[j] = d[j] * p[j];
-}
-
-static void shares_backward(const void *call, int64_t begin, int64_t end)
-{
-    const struct call *c = call;
-    float sum[ROWS];
-    for (int64_t i = begin; i < end; i += ROWS) {
-        sum_rows(products, c, i, rows_from(i, end), sum);
-        for (int64_t r = 0; r < rows_from(i, end); r++) {
-            const float *d = c->in[0] + (i + r) * c->m, *p = c->in[1] + (i + r) * c->m;
-            float *restrict d_z = c->out[0] + (i + r) * c->m;
-            for (int64_t j = 0; j < c->m; j++)
-                d_z[j] = (d[j] - sum[r]) * p[j];
-        }
-    }
-}
-
 /* ---- element by element ---- */
 
-static void adamw(const void *call, int64_t begin, int64_t end)
+static void adamw(const struct call *c, int64_t begin, int64_t end)
 {
-    const struct call *c = call;
     const refmoe_adamw_constants o = *c->constants;
     const float *restrict g = c->in[0];
     float *restrict p = c->out[0], *restrict m = c->out[1], *restrict v = c->out[2];
@@ -149,21 +120,26 @@ static void adamw(const void *call, int64_t begin, int64_t end)
     }
 }
 
-/* Blocks begin .. end, row by row of the table. */
-static void blocks(const void *call, int64_t begin, int64_t end)
+/* ---- sharing out rows or elements ---- */
+
+typedef void call_function(const struct call *c, int64_t begin, int64_t end);
+
+struct task {
+    call_function *function;
+    const struct call *call;
+};
+
+static void run_range(const void *task, int64_t begin, int64_t end, int thread)
 {
-    const struct call *c = call;
-    const int64_t *from = c->in_step, *to = c->out_step, planes = c->size[1], rows = c->size[2], count = c->size[3];
-    const float factor = c->factor;
-    int64_t k = begin % rows, j = begin / rows % planes, i = begin / rows / planes;
-    for (int64_t at = begin; at < end; at++) {
-        const float *in = c->in[0] + i * from[0] + j * from[1] + k * from[2];
-        float *restrict out = c->out[0] + i * to[0] + j * to[1] + k * to[2];
-        for (int64_t l = 0; l < count; l++)
-            out[l] = in[l] * factor;
-        if (++k == rows)
-            k = 0, i += ++j == planes, j = j == planes ? 0 : j;
-    }
+    const struct task *t = task;
+    (void)thread;
+    t->function(t->call, begin, end);
+}
+
+static void run(call_function *function, const struct call *c, int64_t size, int64_t at_once, int threads)
+{
+    struct task task = {function, c};
+    share_out(run_range, &task, size, at_once, threads);
 }
 
 /* ---- checks ---- */
@@ -196,7 +172,7 @@ static int check_arrays(const struct call *c, int inputs, int outputs)
     return REFMOE_OK;
 }
 
-static int run_rows(const refmoe_how *how, range_function *function, const struct call *c, int64_t n, int inputs,
+static int run_rows(const refmoe_how *how, call_function *function, const struct call *c, int64_t n, int inputs,
                     int outputs)
 {
     int64_t size;
@@ -208,7 +184,7 @@ static int run_rows(const refmoe_how *how, range_function *function, const struc
     if (status || size == 0)
         return status;
     int64_t rows = c->m < RUN / ROWS ? RUN / c->m / ROWS * ROWS : ROWS;
-    share_out(function, c, n, rows, how->threads);
+    run(function, c, n, rows, how->threads);
     return REFMOE_OK;
 }
 
@@ -228,12 +204,6 @@ int refmoe_rms_norm_backward(const refmoe_how *how, int64_t n, int64_t m, const 
     return run_rows(how, norm_rows_backward, &call, n, 4, 2);
 }
 
-int refmoe_shares_backward(const refmoe_how *how, int64_t n, int64_t m, const float *d, const float *p, float *d_z)
-{
-    struct call call = {.m = m, .in = {d, p}, .out = {d_z}};
-    return run_rows(how, shares_backward, &call, n, 2, 1);
-}
-
 int refmoe_adamw(const refmoe_how *how, const refmoe_adamw_constants *constants, int64_t n, const float *g, float *p,
                  float *m, float *v)
 {
@@ -245,23 +215,6 @@ int refmoe_adamw(const refmoe_how *how, const refmoe_adamw_constants *constants,
     if (!status && (!constants || (n > 0 && check_arrays(&call, 1, 3))))
         status = REFMOE_BAD_POINTER;
     if (!status && n > 0)
-        share_out(adamw, &call, n, RUN, how->threads);
-    return status;
-}
-
-int refmoe_blocks(const refmoe_how *how, const int64_t size[4], float factor, const int64_t in_step[3], const float *in,
-                  const int64_t out_step[3], float *out)
-{
-    int64_t numbers;
-    struct call call = {.size = size, .factor = factor, .in_step = in_step, .out_step = out_step, .in = {in}, .out = {out}};
-    int status = check_how(how);
-    if (!status && (!size || !in_step || !out_step))
-        status = REFMOE_BAD_POINTER;
-    if (!status)
-        status = check_sizes(size, 4, &numbers);
-    if (!status && numbers > 0)
-        status = check_arrays(&call, 1, 1);
-    if (!status && numbers > 0)
-        share_out(blocks, &call, numbers / size[3], RUN / size[3] + 1, how->threads);
+        run(adamw, &call, n, RUN, how->threads);
     return status;
 }

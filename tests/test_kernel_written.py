@@ -1,4 +1,4 @@
-"""Written operations in C give NumPy's bits: norms, shares, AdamW, changes of layout; and what C refuses."""
+"""Written operations in C give NumPy's bits: norms, AdamW; and what C refuses."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,6 @@ from cases import same_bits
 from refmoe.formats import canonical_nan
 from refmoe.lab import optimisers
 from refmoe.lab.decoder import DecoderNumerics
-from refmoe.lab.decoder.attention import _heads, _shares_backward, _tokens, make_layout
-from refmoe.lab.decoder.config import DecoderConfig, DenseConfig
 from refmoe.lab.decoder.norm import NormRecord, rms_norm, rms_norm_backward
 
 NUMPY = DecoderNumerics("chain", backend="numpy")
@@ -46,16 +44,15 @@ def assert_same(got, want):
 @each_count
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_norms_and_shares_are_what_numpy_makes_of_the_lines(shape, threads):
+def test_norms_are_what_numpy_makes_of_the_lines(shape, threads):
     num, x, d, w = compiled(threads), hostile(*shape), hostile(*shape, seed=1), hostile(shape[1], seed=2)
     want = rms_norm(x, w, 1e-6, NUMPY)
     assert_same(rms_norm(x, w, 1e-6, num), want)
     record = NormRecord(np.abs(hostile(len(x), 1, seed=3)), x, x)
     if len(x):
         assert_same(rms_norm_backward(d, record, w, num), rms_norm_backward(d, record, w, NUMPY))
-    assert_same([_shares_backward(d, x, num)], [_shares_backward(d, x, NUMPY)])
     calls = {name for name, _ in num.engine.calls}
-    assert {"rms_norm", "shares_backward"} <= calls and ("rms_norm_backward" in calls) == bool(len(x))
+    assert "rms_norm" in calls and ("rms_norm_backward" in calls) == bool(len(x))
 
 
 @each_count
@@ -82,20 +79,6 @@ def test_adamw_of_float64_is_left_to_numpy():
     assert (p < 0.91).all() and not engine.calls["adamw", engine.kernel]
 
 
-@each_count
-def test_heads_and_tokens_are_one_change_of_layout_and_back(threads):
-    config = DecoderConfig(12, 3, 5, (DenseConfig(12, 4),))
-    layout = make_layout(np.zeros((2, 5), np.int64), config, np.float32)
-    num, rows = compiled(threads), hostile(10, 36)
-    heads = _heads(rows, (0.3, 1.0, 1.0), layout, num)
-    assert_same(heads, _heads(rows, (0.3, 1.0, 1.0), layout, NUMPY))
-    assert same_bits(heads[1, 4, 2], rows[7, 12 + 4 : 12 + 8])  # sequence 1, head 1, place 2
-    parts = [part.reshape(-1, 4) for part in heads]
-    back = _tokens(parts, (1.0, 1.0, 1.0), layout, num)
-    assert same_bits(back[:, 12:], rows[:, 12:]) and same_bits(back[:, :12], rows[:, :12] * np.float32(0.3))
-    assert num.engine.calls["blocks", num.engine.kernel] == 6
-
-
 @pytest.mark.parametrize(
     ("name", "arguments", "status"),
     [
@@ -104,10 +87,7 @@ def test_heads_and_tokens_are_one_change_of_layout_and_back(threads):
         ("rms_norm", lambda f: (1, 0, 1e-6, f, f, f, f, f), "REFMOE_BAD_SIZE"),
         ("rms_norm", lambda f: (1, 4, 1e-6, f, f, f, f, None), "REFMOE_BAD_POINTER"),
         ("rms_norm_backward", lambda f: (1, 4, f, f, None, f, f, f), "REFMOE_BAD_POINTER"),
-        ("shares_backward", lambda f: (1, 4, f, None, f), "REFMOE_BAD_POINTER"),
         ("adamw", lambda f: (None, 1, f, f, f, f), "REFMOE_BAD_POINTER"),
-        ("blocks", lambda f: ([1, 1, -1, 4], 1.0, [0, 0, 0], f, [0, 0, 0], f), "REFMOE_BAD_SIZE"),
-        ("blocks", lambda f: ([1, 1, 1, 4], 1.0, None, f, [0, 0, 0], f), "REFMOE_BAD_POINTER"),
     ],
 )
 def test_c_refuses_and_writes_nothing(name, arguments, status):

@@ -25,7 +25,7 @@ from refmoe.lab.decoder import (
     decoder_forward,
     init_decoder,
 )
-from refmoe.lab.decoder.attention import linear_bias
+from refmoe.lab.decoder.attention import _parts, linear_bias
 from refmoe.lab.decoder.check import check_decoder
 from refmoe.lab.trees import named
 from refmoe.recipes import generate_ids
@@ -78,11 +78,11 @@ PLANTED = [
     ("attention", "[(d_out, params.w_attention_out)]", "[(d_out, params.w_attention_out.T)]"),
     ("attention", '"d_w_attention_out", d_out, context', '"d_w_attention_out", d_out, x'),
     ("attention", 'num.contract("d_attention_weights", d_context, v, offsets)', "weights"),
-    ("attention", '"d_v", weights, d_context, offsets', '"d_v", record.logits, d_context, offsets'),
-    ("attention", "weights, num)) * weights", "weights, num) * 0) * weights"),
-    ("attention", "[d_q, d_k, d_v], (root, 1.0, 1.0)", "[d_q, d_k, d_v], (1.0, 1.0, 1.0)"),
-    ("attention", '"d_k", d_logits, q, offsets', '"d_k", d_logits, q * 2, offsets'),
-    ("attention", "_tokens([d_q, d_k, d_v], ", "_tokens([d_k, d_q, d_v], "),
+    ("attention", '"d_v", weights, d_context, offsets', '"d_v", d_weights, d_context, offsets'),
+    ("attention", "(d_weights - along) * weights", "(d_weights - along * 0) * weights"),
+    ("attention", "[d_q * root, d_k, d_v]", "[d_q, d_k, d_v]"),
+    ("attention", '"d_k", d_logits, _rows(q), offsets', '"d_k", d_logits, _rows(q) * 2, offsets'),
+    ("attention", "_tokens([d_q * root, d_k, d_v]", "_tokens([d_k, d_q * root, d_v]"),
     ("feed_forward", "return rows.d_x_rows, SharedParams", "return d_y, SharedParams"),
     ("ends", 'rows = d_x[np.argsort(flat, kind="stable")]', "rows = d_x"),
     ("ends", ", rows, offsets, d_embedding)", ", rows, offsets)"),
@@ -180,7 +180,9 @@ def test_a_logit_that_is_not_used_may_be_the_largest():
     loud = params.blocks[0]._replace(w_qkv=params.blocks[0].w_qkv * 64)
     loud = params._replace(blocks=(loud, params.blocks[1]))
     record, _ = run(LEARNED, DecoderNumerics("chain"), loud)
-    logits, used = record.blocks[0].attention.logits, record.layout.used
+    used = np.tile(record.layout.used, (len(record.blocks[0].attention.weights) // 3, 1))
+    q, k, _ = _parts(record.blocks[0].attention.qkv, record.layout)
+    logits = (q @ k.transpose(0, 2, 1)).reshape(used.shape)
     exceeds = logits.max(axis=1) > np.where(used, logits, -np.inf).max(axis=1) + 120
     assert exceeds.any()
     weights = record.blocks[0].attention.weights

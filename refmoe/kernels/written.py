@@ -26,28 +26,11 @@ class Written:
         self._write("rms_norm_backward", d_out.size, *d_out.shape, d_out, normed, rms, w, d_x, d_gain)
         return d_x, d_gain
 
-    def shares_backward(self, d_shares, shares):
-        """(d - sum(d p)) p row by row, p the stored softmax (N, M); None as above."""
-        if not _readable(d_shares, shares):
-            return None
-        out = _like(shares)
-        self._write("shares_backward", out.size, *out.shape, d_shares, shares, out)
-        return out
-
     def adamw(self, constants, g, p, m, v):
         """One step of AdamW in place; constants in the order of refmoe_adamw_constants. False: nothing was done."""
         if not _readable(g, p, m, v):
             return False
         self._write("adamw", g.size, self._ffi.new("refmoe_adamw_constants *", constants), g.size, g, p, m, v)
-        return True
-
-    def blocks(self, rows, factor, out):
-        """out = rows factor for views (A, B, C, D) of one shape whose last axis lies side by side. False: nothing."""
-        if rows.dtype != np.float32 or out.dtype != np.float32 or not rows.strides[3] == out.strides[3] == 4:
-            return False
-        steps = [[step // 4 for step in array.strides[:3]] for array in (rows, out)]
-        places = [self._ffi.cast("float *", array.ctypes.data) for array in (rows, out)]
-        self._write("blocks", rows.size, rows.shape, factor, steps[0], places[0], steps[1], places[1])
         return True
 
     def _write(self, name, size, *arguments):

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from ...kernels import memory
 from ...numerics import Numerics
 from ...refusals import require
 
@@ -41,13 +40,3 @@ def row_sums(name, rows, num):
     """The sum of each row, as a contraction with ones: in the order of the row.   rows (N, K) -> (N, 1)"""
     return num.contract(name, rows, np.ones((1, rows.shape[1]), num.dtype))
 
-
-def scaled_copy(rows, factor, out, num):
-    """out = rows factor for two views (A, B, C, D) of any order: a change of layout in one pass."""
-    if not num.compiled("blocks", rows, factor, out):
-        np.multiply(rows, factor, out=out)
-
-
-def empty(shape, dtype):
-    """An array that holds anything, in memory that is lent again and again."""
-    return memory.empty(shape, dtype)
