@@ -25,13 +25,9 @@ _KINDS = {np.uint16: "uint16_t[]", np.float32: "float[]", np.float64: "double[]"
 _FORCES = {None: "REFMOE_FORCE_NOTHING", "compensated": "REFMOE_FORCE_COMPENSATED", "exact": "REFMOE_FORCE_EXACT"}
 
 
-<<<<<<< HEAD
-class CEngine(Experts, Formulas, Sums, Written):
-    """The three grouped products in C, experts with few rows, named formulas, exact sums and written operations.
-=======
-class CEngine(Formulas, Sums, Written, Attention):
-    """The three grouped products in C, named formulas, exact sums, written operations and causal attention.
->>>>>>> dcd3761 (Causal attention is one call of C, there and back: a head stays in the cache, and half of its terms, zeros, are left out where no bit can tell)
+class CEngine(Experts, Formulas, Sums, Written, Attention):
+    """The three grouped products in C, experts with few rows, causal attention, named formulas, exact sums and written
+    operations.
 
     `calls` counts (function, kernel), `tiers` the outputs that each tier of `exact` decided; `workspace_bytes` is the
     most scratch memory that one call used, `paired` counts outputs of bf16 chains that took two k a step. Safe to
