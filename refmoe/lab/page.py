@@ -27,8 +27,9 @@ def page(sections):
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>refmoe lab</title><style>{STYLE}</style></head><body>
 <h1>refmoe lab</h1>
-<p>Small layers on made-up tasks, all seeds shown. Every sentence below is computed from the run's results.json; a sign
-test over few seeds is weak evidence, and none of it says anything about large models.</p>
+<p>Small layers on made-up tasks, all seeds shown. Every finding in the coloured lists is computed from the run's
+results.json; "What was done" is the experiment's page, the same for all runs, and holds no result. A sign test over few
+seeds is weak evidence, and none of it says anything about large models.</p>
 <nav>{links}</nav>
 {body}
 </body></html>

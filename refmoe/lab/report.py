@@ -9,6 +9,7 @@ from ..refusals import require
 from ..writing import check_folder, write_whole
 from .page import command, fold, page, picture, section, to_html
 from .results import PICTURE, RESULTS, RUN, read_json
+from .settings import as_text
 from .training_page import training_section
 
 
@@ -48,7 +49,7 @@ def _section(folder):
 def _of_experiment(folder, results):
     seeds = len(results["seeds"])
     told = "\n".join(map(_finding, results["findings"]))
-    settings = ", ".join(f"{k} {v}" for k, v in results["settings"].items())
+    settings = ", ".join(f"{k} {_plain(v)}" for k, v in results["settings"].items())
     done = f"{_explanation(results['experiment'])}\n<p>Settings: {escape(settings)}. Key {escape(results['key'])}.</p>"
     return section(results["experiment"], results["title"], [
         f"<p><em>{escape(results['question'])}</em></p>",
@@ -58,6 +59,11 @@ def _of_experiment(folder, results):
         fold(f"Numbers: mean of {seeds} seeds, least to largest", f'<div class="scroll">{_table(results)}</div>'),
         fold("What was done", done),
     ])  # fmt: skip
+
+
+def _plain(value):
+    """A setting as --set takes it."""
+    return as_text(tuple(value)) if isinstance(value, list) else as_text(value) or "-"
 
 
 def _finding(finding):
