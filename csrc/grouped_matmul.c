@@ -110,6 +110,7 @@ int refmoe_describe_forward(const refmoe_how *how, size_t item, int64_t e, int64
     p->across = how->profile == REFMOE_UNFUSED ? 0 : REFMOE_LANES_ALONG;
     give_codes(p, 0, &codes);
     p->paired = refmoe_is_paired(p);
+    p->doubles = refmoe_is_doubles(p);
     return REFMOE_OK;
 }
 

@@ -168,9 +168,8 @@ static void finish_band(const struct product *p, const struct unit *u, struct sc
     for (int g = 0; g < count; g++) {
         const float *value = (const float *)s->value + g * p->kernel->pairs->rows * PAIR_COLS;
         p->kernel->settle(rows, PAIR_COLS, value, bias, NULL, p->format, result);
-        for (int j = 0; j < set[g].cols; j++)
-            for (int i = 0; i < rows; i++)
-                ((float *)u->out)[(set[g].first + j) * u->out_row + first + i] = result[i * PAIR_COLS + j];
+        refmoe_store_turned(rows, set[g].cols, PAIR_COLS, result, (float *)u->out + set[g].first * u->out_row + first,
+                            u->out_row);
     }
 }
 

@@ -15,6 +15,9 @@
 
 enum { ROWS = 12 };
 
+/* Before a loop over the rows of a tile: sums stay in registers where every index is a constant. */
+#define EACH_INDEX _Pragma("GCC unroll 16")
+
 /* A line of codes as words. `least` gathers the smallest of them, less one: zero is the largest. */
 INLINE void copy_line(const char *codes, uint32_t *to, __m512i *least)
 {
@@ -31,10 +34,10 @@ INLINE void copy_line(const char *codes, uint32_t *to, __m512i *least)
         enum { LANE = sizeof(vector) / sizeof(float) };                                                               \
         vector sum[ROWS][count];                                                                                      \
         __m512i least = _mm512_set1_epi16(-1);                                                                        \
-        for (int i = 0; i < rows; i++)                                                                                \
-            for (int v = 0; v < count; v++)                                                                           \
+        EACH_INDEX for (int i = 0; i < rows; i++)                                                                     \
+            EACH_INDEX for (int v = 0; v < count; v++)                                                                \
                 sum[i][v] = load(acc + i * PAIR_COLS + v * LANE);                                                     \
-        for (int64_t lines = (words + 15) / 16, from = 0, row = 0; from < words; from += lines, row += row + 1 < rows) { \
+        for (int64_t lines = (words + 15) / 16, from = 0, row = 0; from < words; from += lines, row += row + 1 < rows) {\
             const char *fetch = ahead->fetch + row * ahead->step, *codes = ahead->codes + row * ahead->step;          \
             uint32_t *copy = copying ? ahead->to + row * PAIR_PITCH : NULL;                                           \
             int64_t to = from + lines < words ? from + lines : words;                                                 \
@@ -43,17 +46,17 @@ INLINE void copy_line(const char *codes, uint32_t *to, __m512i *least)
                 __builtin_prefetch(fetch, 0, 0);                                                                      \
                 if (copying)                                                                                          \
                     copy_line(codes + 64 * (t - from), copy + 16 * (t - from), &least);                               \
-                for (int v = 0; v < count; v++)                                                                       \
+                EACH_INDEX for (int v = 0; v < count; v++)                                                            \
                     x[v] = (bf16)load(right + v * LANE);                                                              \
-                for (int i = 0; i < rows; i++) {                                                                      \
+                EACH_INDEX for (int i = 0; i < rows; i++) {                                                           \
                     bf16 w = (bf16)spread((int)left[i * PAIR_PITCH + t]);                                             \
-                    for (int v = 0; v < count; v++)                                                                   \
+                    EACH_INDEX for (int v = 0; v < count; v++)                                                        \
                         sum[i][v] = dot(sum[i][v], w, x[v]);                                                          \
                 }                                                                                                     \
             }                                                                                                         \
         }                                                                                                             \
-        for (int i = 0; i < rows; i++)                                                                                \
-            for (int v = 0; v < count; v++)                                                                           \
+        EACH_INDEX for (int i = 0; i < rows; i++)                                                                     \
+            EACH_INDEX for (int v = 0; v < count; v++)                                                                \
                 keep(acc + i * PAIR_COLS + v * LANE, sum[i][v]);                                                      \
         return !_mm512_cmplt_epu16_mask(least, _mm512_set1_epi16(UNSAFE_BELOW - 1));                                  \
     }                                                                                                                 \

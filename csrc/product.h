@@ -28,6 +28,7 @@ struct product {
     int profile, format, force, threads, pairs, sum_rows;
     int across; /* REFMOE_LANES_..., or 0 for unit.c */
     int paired; /* pairs.c first */
+    int doubles; /* doubles.c */
     int wide;   /* a chain of weights that only doubles hold */
     size_t item; /* bytes of an element of acc, bias and out */
     int64_t experts, rows, cols;
@@ -159,6 +160,11 @@ struct lane_room refmoe_lane_room(const struct product *product, int64_t length)
 /* Products of pairs.c: whether this is one, and how many columns of a unit are done; lanes.c does the others. */
 int refmoe_is_paired(const struct product *product);
 int64_t refmoe_compute_pairs(const struct product *product, const struct unit *unit, struct scratch *scratch);
+
+/* Products of doubles.c: whether this is one, and what its units work in. */
+int refmoe_is_doubles(const struct product *product);
+struct lane_room refmoe_doubles_room(const struct product *product, int64_t length);
+void refmoe_compute_doubles(const struct product *product, const struct unit *unit, struct scratch *scratch);
 
 /* Products of few.c: the most rows of an expert (0: none), and the bytes
    that its rows of x take. */

@@ -42,6 +42,8 @@ static void compute(const struct product *p, const struct unit *unit, struct scr
 {
     if (unit->rows <= few)
         refmoe_compute_few(p, unit, scratch);
+    else if (p->doubles)
+        refmoe_compute_doubles(p, unit, scratch);
     else if (p->paired)
         compute_pairs(p, unit, scratch);
     else if (p->across && refmoe_is_across_outputs(p, unit))

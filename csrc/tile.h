@@ -18,6 +18,7 @@
 #error "refmoe needs float and double arithmetic in their own formats (FLT_EVAL_METHOD 0)"
 #endif
 
+#include "doubles.h"
 #include "few.h"
 #include "pairs.h"
 #include "refmoe_kernels.h"
@@ -172,6 +173,7 @@ struct kernel {
     void (*pass_by)(void); /* orders what whole tiles stored past the caches before all later stores; or NULL */
     const struct few *few; /* NULL: lanes.c computes these too */
     const struct pairs *pairs; /* NULL: likewise */
+    const struct doubles *doubles; /* NULL: likewise */
     const struct sums *sums; /* of sums.c */
 };
 
@@ -187,6 +189,7 @@ extern const struct kernel refmoe_portable;
 extern const struct kernel refmoe_avx2, refmoe_avx512;
 extern const struct few refmoe_few_avx2, refmoe_few_avx512;
 extern const struct pairs refmoe_pairs_avx512;
+extern const struct doubles refmoe_doubles_avx512;
 #endif
 #if defined(__aarch64__)
 extern const struct kernel refmoe_neon;

@@ -97,6 +97,7 @@ const struct kernel refmoe_avx512 = {
     .pass_by = pass_by,
     .few = &refmoe_few_avx512,
     .pairs = &refmoe_pairs_avx512,
+    .doubles = &refmoe_doubles_avx512,
     .sums = &refmoe_sums_avx512,
 };
 

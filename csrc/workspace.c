@@ -25,6 +25,8 @@ static void *take(struct room *room, int64_t count, int64_t size)
 static void lay_out_lanes(const struct product *p, const struct cut *cut, struct scratch *s, struct room *room)
 {
     struct lane_room lanes = refmoe_lane_room(p, cut->length), outputs = refmoe_output_room(p, cut->length);
+    if (p->doubles)
+        lanes = outputs = refmoe_doubles_room(p, cut->length);
     int64_t few = refmoe_few_room(p, cut->length);
     s->right = take(room, 1, higher(higher(lanes.right, outputs.right), few));
     s->left = take(room, 1, higher(lanes.left, outputs.left));

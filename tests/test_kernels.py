@@ -149,6 +149,22 @@ def test_midpoints_plus_and_minus_one_quantum(kernel, form, force):
     assert force != "exact" or engine.tiers[:3] == (0, 0, 0)
 
 
+@pytest.mark.parametrize("apart", (1, 3, 4))
+@pytest.mark.parametrize("form", ("float32", "bf16", "fp16"))
+def test_midpoints_among_many_terms(form, apart):
+    """Sums whose errors are kept four side by side: all terms in one of the four, or in several of them."""
+    sums = [terms for pair in midpoint_terms(form, np.random.default_rng(1)) for terms in pair]
+    want = np.array([[oracle.exact_sum(terms, [], form)] for terms in sums], np.float32)
+    x, w = diagonal(sums)
+    long = np.zeros((2, len(sums), 270), np.float32)
+    long[0, :, 200 : 200 + apart * x.shape[1] : apart], long[1, :, 200 : 200 + apart * w.shape[1] : apart] = x, w
+    engine = Guarded("portable", 1)
+    for force in (None, "compensated"):
+        got = engine.grouped_matmul(Rule("exact", form, force), long[0], long[1][:, None], np.arange(len(sums) + 1))
+        assert differing_bits(got, want) == 0
+    assert engine.tiers[2] > 0
+
+
 @each_kernel
 def test_midpoints_made_by_accumulator_and_bias(kernel):
     rule, engine = Rule("exact", "float32"), Guarded(kernel, 1)
@@ -275,16 +291,29 @@ def test_a_row_alone_equals_the_row_in_a_batch(kernel):
 
 
 @each_kernel
-def test_a_block_is_bounded_by_its_own_norm(kernel):
+@pytest.mark.parametrize(("rows", "columns"), [(1, 3), (13, 25), (33, 205)])
+@pytest.mark.parametrize(("x", "w", "answer"), [
+    ((2.0**30, 1, 2.0**30), (2.0**30, 1, -(2.0**30)), 1),
+    ((2.0**126, 2.0**72, 2.0**126), (2.0**-76, 2.0**-76, -(2.0**-76)), 2.0**-4),  # no float32 holds these squares
+    ((2.0**-16, 2.0**-70, 2.0**-16), (2.0**76, 2.0**76, -(2.0**76)), 2.0**6)])
+def test_a_block_is_bounded_by_its_own_norm(kernel, rows, columns, x, w, answer):
     """Nothing in the first blocks of k, then terms that cancel and take the answer with them in float64."""
     rule, at = Rule("exact", "float32"), 300
-    row, column = np.zeros((1, 400), np.float32), np.zeros((1, 3, 400), np.float32)
-    row[0, at : at + 3] = 2.0**30, 1, 2.0**30
-    column[0, :, at : at + 3] = 2.0**30, 1, -(2.0**30)
-    offsets = np.array([0, 1])
-    assert (Guarded(kernel, 1).grouped_matmul(rule, row, column, offsets) == 1).all()
+    row, column = np.zeros((rows, 400), np.float32), np.zeros((1, columns, 400), np.float32)
+    row[:, at : at + 3], column[0, :, at : at + 3] = x, w
+    offsets = np.array([0, rows])
+    assert (Guarded(kernel, 1).grouped_matmul(rule, row, column, offsets) == answer).all()
     back = np.ascontiguousarray(column.transpose(0, 2, 1))
-    assert (Guarded(kernel, 1).grouped_matmul_backward_x(rule, [(row, back)], offsets) == 1).all()
+    assert (Guarded(kernel, 1).grouped_matmul_backward_x(rule, [(row, back)], offsets) == answer).all()
+
+
+@each_kernel
+@pytest.mark.parametrize("rows", [13, 41])
+def test_sums_of_many_steps_meet_acc_and_bias_in_every_unit(kernel, rows):
+    """Rows of several shapes, more outputs than a unit has, and fewer in the last: each has the bound of its own."""
+    rule = Rule("exact", "bf16")
+    case = Case(wide, rule, (rows, 0, 7), 197, 290)
+    assert_same(case, rule, kernel, list(case.outputs(Guarded("portable", 2), rule)), threads=(2,))
 
 
 @each_kernel
