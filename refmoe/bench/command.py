@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .. import kernels
 from ..arguments import above_zero, positive, whole
-from ..models.accounting.plots import figure
+from ..models.accounting.plots import check_picture
 from ..writing import check_folder, write_whole
 from . import bars, cases, machine, measure, report
 from .measure import PEERS
@@ -46,9 +46,7 @@ def run(args, say=lambda step: None):
     if args.kernel:
         kernels.load(args.kernel)  # or it is refused here
     check_folder("--json", args.json)
-    check_folder("--plot", args.plot)
-    if args.plot:
-        figure(1, 1)  # what draws is missed now, not after the measurement
+    check_picture(args.plot)
     options = options_of(args) | {"peerless": peerless(args, chosen)}
 
     def keep(result):

@@ -11,6 +11,7 @@ from ..arguments import count, positive
 from ..golden.arrays import load_arrays
 from ..inputs import Given
 from ..layer import moe_forward
+from ..models.accounting.plots import check_picture
 from ..models.presets import load_preset
 from ..numerics import Numerics
 from ..recipes import carried, generate, init_given, init_params
@@ -52,8 +53,8 @@ def run(args):
     fix = "a record has been routed already" if args.record else "name a file, a token a byte"
     wanted = "None with --record" if args.record else "a file with --preset"
     require(bool(args.text) != bool(args.record), ValueError, "--text", wanted, repr(args.text), fix)
-    for option, path in (("--plot", args.plot), ("--json", args.json)):
-        check_folder(option, path)
+    check_folder("--json", args.json)
+    check_picture(args.plot)
     if args.record:
         routed = read_record(args.record)
     else:

@@ -4,10 +4,10 @@ import json
 
 from ...arguments import Parser, positive
 from ...refusals import require
-from ...writing import check_folder
 from .. import names as all_names
 from .. import preset_info
 from . import report
+from .plots import check_picture
 from .sweep import sweep_experts
 from .tensors import is_whole
 
@@ -25,7 +25,7 @@ def add_arguments(command):
 
 def run(args):
     """Prints what was asked for; 0. Raises ValueError for what cannot be counted, ImportError without matplotlib."""
-    check_folder("--plot", args.plot)
+    check_picture(args.plot)
     return _run_sweep(args) if args.sweep else _run_models(args)
 
 

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 from ...refusals import require
+from ...writing import check_folder
 from .counts import PARTS, by_part, counted
 from .sweep import sweep_experts
 from .tensors import is_whole
 
 INK, TOTAL, ACTIVE, GREY, SOFT = "#1a1a2e", "#3566b8", "#d1495b", "#9aa0a6", "#5f6368"
+ENDINGS = (".png", ".svg", ".pdf")
 PART_COLOURS = dict(zip(PARTS, ("#6d597a", TOTAL, "#4fb0c6", "#86bbd8", "#f0a202", "#7a9e5f", GREY, "#c9ccd1")))
 _STYLE = {
     "font.size": 13, "axes.titlesize": 16, "axes.titleweight": "bold", "axes.titlelocation": "left",
@@ -27,12 +29,22 @@ def figure(width, height):
         return Figure(figsize=(width, height), dpi=150, layout="constrained"), matplotlib.rc_context(_STYLE)
 
 
+def check_picture(path):
+    """Before anything is computed: can the picture be there?  path None is none.
+
+    Raises ValueError for its folder or its ending, ImportError without matplotlib.
+    """
+    if path is None:
+        return
+    check_folder("--plot", path)
+    wanted, fix = "a file name that ends in .png, .svg or .pdf", "choose one of these"
+    require(Path(path).suffix.lower() in ENDINGS, ValueError, "--plot", wanted, repr(str(path)), fix)
+    figure(1, 1)
+
+
 def save(fig, path):
-    """The picture in a file; its format by the name's ending. ValueError for an ending that cannot be written."""
-    endings = fig.canvas.get_supported_filetypes()
-    ending = Path(path).suffix.removeprefix(".").lower()
-    require(ending in endings, ValueError, "--plot", "a file name that ends in .png, .svg or .pdf", repr(str(path)),
-            "choose one of these")  # fmt: skip
+    """The picture in a file; its format by the name's ending. ValueError for an ending that is not one of ENDINGS."""
+    check_picture(path)
     fig.savefig(path)
 
 
