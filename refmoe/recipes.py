@@ -170,7 +170,16 @@ def fan_in_exponent(fan_in):
 
 
 def parameter_shapes(config):
-    """name -> (shape, exponent of its scale) of every parameter a configuration has, in the order of `MoEParams`."""
+    """name -> (shape, exponent of its scale) of every parameter a configuration has, in the order of `MoEParams`;
+    kept with it, and not to be changed.
+    """
+    kept = vars(config)  # a configuration never changes: each call of a layer asks, and one of a token is short
+    if "_parameter_shapes" not in kept:
+        kept["_parameter_shapes"] = _make_shapes(config)
+    return kept["_parameter_shapes"]
+
+
+def _make_shapes(config):
     D, F, E = config.hidden_size, config.intermediate_size, config.num_experts
     routing, experts = config.routing, config.experts
     ids = config.num_choices

@@ -53,8 +53,10 @@ class CEngine(Experts, Formulas, Sums, Written, Attention):
         self._index = names.index(kernel)
 
     def take_rows(self, x, index):
-        """x[index] of an array (T, D) in memory of `memory`; None for what is not one, or an index out of its rows."""
-        if type(x) is not np.ndarray or x.ndim != 2 or not len(index) or index.min() < 0 or index.max() >= len(x):
+        """x[index] of an array (T, D) in memory of `memory`; None for what is not one, or small, or an index beyond."""
+        if type(x) is not np.ndarray or x.ndim != 2 or len(index) * x.shape[1] * x.itemsize < memory.LEAST:
+            return None
+        if index.min() < 0 or index.max() >= len(x):
             return None
         return np.take(x, index, axis=0, out=memory.empty((len(index), x.shape[1]), x.dtype), mode="clip")
 
