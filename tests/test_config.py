@@ -395,6 +395,10 @@ REFUSALS = [
         {"routing": {"second_expert": "sampled", "noise": "learned"}},
         "routing.noise: expected 'none' with a sampled second expert, got 'learned'; given.noise is what it is",
     ),
+    (
+        {"routing": {"second_expert": "sampled", "num_groups": 2, "top_groups": 2}},
+        "routing.num_groups: expected 1 with a sampled second expert, got 2; a sampled second expert is the best of",
+    ),
     ({"routing": {"second_expert": "sampled"}, "top_k": 3}, "routing.second_expert: expected 'all' with top_k = 3"),
     (
         {"routing": {"selection": "assignment", "selection_base": "logits"}},
@@ -652,6 +656,15 @@ def test_missing_fields_are_named():
 def test_a_constant_may_be_a_hexadecimal_float():
     config = MoEConfig.from_dict(BASE | {"experts": {"alpha": "0x1.b3b646p+0"}})
     assert config.experts.alpha == float.fromhex("0x1.b3b646p+0")
+
+
+def test_a_configuration_prints_what_it_says_and_can_be_read_back():
+    config = MoEConfig(**BASE, routing=RoutingConfig(score_fn="sigmoid"), losses=LossesConfig(z=refmoe.ZLoss()))
+    assert repr(MoEConfig(**BASE)) == "MoEConfig(hidden_size=7, intermediate_size=5, num_experts=6, top_k=2)"
+    assert repr(config).endswith("routing=RoutingConfig(score_fn='sigmoid'), losses=LossesConfig(z=ZLoss()))")
+    for name in names():
+        config = load_preset(name)
+        assert eval(repr(config), vars(refmoe)) == config
 
 
 def test_configurations_are_frozen():

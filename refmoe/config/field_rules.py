@@ -17,12 +17,25 @@ def one_of(*values):
 
 
 class Section:
-    """A part of the configuration: checks each field against its metadata when it is made."""
+    """A part of the configuration: checks each field against its metadata when it is made, prints what it says."""
+
+    def __init_subclass__(cls):
+        cls.__repr__ = _what_it_says  # of its own, so that `dataclass` leaves it
 
     def __post_init__(self):
         for spec in dataclasses.fields(self):
             value = _checked(spec, getattr(self, spec.name), f"{type(self).__name__}.{spec.name}")
             object.__setattr__(self, spec.name, value)
+
+
+def _what_it_says(section):
+    """The fields that are not at their defaults: a hundred that are would hide them."""
+    said = []
+    for spec in dataclasses.fields(section):
+        neutral = spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
+        value = getattr(section, spec.name)
+        said += [] if value == neutral else [f"{spec.name}={value!r}"]
+    return f"{type(section).__name__}({', '.join(said)})"
 
 
 def _checked(spec, value, where):

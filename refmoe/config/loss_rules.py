@@ -20,8 +20,6 @@ def loss_rules(config):
     if loss is not None:
         E, fix = config.num_choices, "with every expert in use there is no threshold"
         yield config.top_k < E, "losses.load", f"a top_k below the {E} ids", config.top_k, fix
-        fix = "a variance of one number needs ddof=0"
-        yield loss.ddof < E, "losses.load.ddof", "0 with one expert", loss.ddof, fix
     loss = config.losses.communication
     if loss is not None:
         wanted, fix = f"at most num_devices = {loss.num_devices}", "lower it or add devices"
