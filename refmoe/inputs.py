@@ -22,7 +22,7 @@ from .recipes import (
     name_params,
     parameter_shapes,
 )
-from .refusals import require
+from .refusals import is_finite_number, require
 
 
 class Given(NamedTuple):
@@ -278,15 +278,9 @@ def _check_d_losses(d_losses, config):
     require(isinstance(d_losses, Losses), TypeError, "d_losses", "Losses", got, "build it with refmoe.Losses(...)")
     for name in LOSSES:
         value, has = getattr(d_losses, name), getattr(config.losses, name) is not None
-        ok = value is None or (has and _is_number(value))
+        ok = value is None or (has and is_finite_number(value))
         wanted = "a finite scalar or None" if has else "None, as there is no such loss"
         require(ok, ValueError, f"d_losses.{name}", wanted, repr(value), "give one number for each loss")
-
-
-def _is_number(value):
-    """A finite real one: a complex one would lose its imaginary part on the way."""
-    real = np.asarray(value)
-    return real.ndim == 0 and real.dtype.kind in "fiu" and bool(np.isfinite(real))
 
 
 def _check_into(into, params, config, num):

@@ -1,5 +1,6 @@
 """Controllers of the selection bias and of a coefficient: by hand, by law, over micro-batches."""
 
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -24,6 +25,7 @@ from refmoe.losses import (
     update_in_proportion,
     update_selection_bias,
 )
+from refmoe.recipes import generate
 
 EXACT = Numerics(backend="numpy")
 COUNTS = np.array([5, 4, 1, 2])
@@ -209,3 +211,40 @@ def test_the_coefficient_by_law():
         for active in (5, 6, 7):
             law = LAW.update_coefficient(to_law(np.float32(value)), active, 3, 2, 1.2)
             agree([law], np.reshape(update_coefficient(np.float32(value), active, 3, 2, policy()), (1,)))
+
+
+# --- the door --------------------------------------------------------------------------------------------------------
+
+BIAS = np.zeros(4, np.float32)
+WRONG = [
+    ("selection_bias", [0.0] * 4, TypeError, "selection_bias: expected a NumPy array of shape (4,), got list"),
+    ("selection_bias", BIAS.astype(float), TypeError, "selection_bias: expected native float32 in profile 'exact'"),
+    ("selection_bias", BIAS[None], ValueError, "selection_bias: expected shape (4,), got (1, 4)"),
+    ("assigned_per_expert", COUNTS / 2, TypeError, "assigned_per_expert: expected integers, got float64"),
+    ("assigned_per_expert", COUNTS[:3], ValueError, "assigned_per_expert: expected shape (4,), got (3,)"),
+    ("assigned_per_expert", -COUNTS, ValueError, "assigned_per_expert: expected counts from 0 on, got [-5, "),
+    ("rate", float("nan"), ValueError, "rate: expected a finite number, got nan"),
+    ("rate", 1j, ValueError, "rate: expected a finite number, got 1j"),
+    ("rate", "fast", ValueError, "rate: expected a finite number, got 'fast'"),
+]
+
+
+@pytest.mark.parametrize("rule", ["sign", "centred_sign", "proportional", "share", "pid"])
+@pytest.mark.parametrize(("name", "value", "error", "message"), WRONG)
+def test_what_a_controller_is_given_is_looked_at(rule, name, value, error, message):
+    given = {"selection_bias": BIAS, "assigned_per_expert": COUNTS, "rate": 0.5} | {name: value}
+    rate = given.pop("rate")
+    share = {"rate": rate, "expected": 2, "config": config_of(num_experts=4)}
+    more = {"pid": {"gains": (0.1, rate, 0.1), "state": None}, "share": share}
+    if rule == "pid":
+        message = message.replace("rate:", "ki:")
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        CONTROLLERS[rule](**given, **more.get(rule, {"rate": rate}), num=EXACT)
+
+
+@pytest.mark.parametrize("wrong", [{"cutoff": "first"}, {"rank": "first"}, {"top_k": 0}, {"top_k": 4}])
+def test_what_a_quantile_is_asked_for_is_looked_at(wrong):
+    (name,) = wrong
+    scores = generate("scores", (5, 4), 0)
+    with pytest.raises(ValueError, match=f"^{name}: expected "):
+        CONTROLLERS["quantile"](**{"scores": scores, "selection_bias": BIAS, "top_k": 2} | wrong, num=EXACT)

@@ -160,3 +160,10 @@ def test_membership_by_bits_is_membership_by_value(name):
     assert is_representable(values, name)
     assert is_representable(values[~np.isnan(values)].astype(np.float64), name)
     assert not is_representable(np.append(values, np.float32(1 + 2.0**-12)), name)
+
+
+@pytest.mark.parametrize("call", [round_to, encode, decode, is_representable])
+@pytest.mark.parametrize("name", ["bfloat16", None, []])
+def test_a_format_that_is_not_in_the_table(call, name):
+    with pytest.raises(ValueError, match=r"^format: expected one of float64, float32, bf16, .*; choose one of these$"):
+        call(np.zeros(2, np.float32), name)

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..refusals import require
 from .rounding import canonical_nan, is_representable
-from .table import FORMATS
+from .table import format_row
 
 
 def encode(carrier, name):
@@ -15,7 +15,7 @@ def encode(carrier, name):
 
     Formats of 8 bits and less raise ValueError for a value that is not, and know one NaN.
     """
-    row = FORMATS[name]
+    row = format_row(name)
     carrier = np.ascontiguousarray(carrier, dtype=row.carrier)
     if name == "bf16":
         return (carrier.view(np.uint32) >> 16).astype(np.uint16)
@@ -29,7 +29,7 @@ def decode(codes, name):
 
     Raises ValueError for a code with more bits than the format has.
     """
-    row = FORMATS[name]
+    row = format_row(name)
     codes = np.ascontiguousarray(codes, dtype=row.codes)
     if name == "bf16":
         return (codes.astype(np.uint32) << 16).view(np.float32)
@@ -73,7 +73,7 @@ def _magnitude_code(magnitude, row):
 @cache
 def _values(name):
     """The value of every code of a format of at most 8 bits, in the order of the codes."""
-    row = FORMATS[name]
+    row = format_row(name)
     hidden = 1 << (row.precision - 1)
     if row.integer:
         values = [*range(int(row.largest) + 1), *range(int(row.lowest), 0)]

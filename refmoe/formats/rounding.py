@@ -5,7 +5,7 @@ from math import inf, nan
 
 import numpy as np
 
-from .table import FORMATS
+from .table import format_row
 
 
 def round_to(value, name, overflow="infinity"):
@@ -30,7 +30,7 @@ def round_to(value, name, overflow="infinity"):
 
 
 def _row(name, overflow):
-    row = FORMATS[name]
+    row = format_row(name)
     if overflow != "saturate" and overflow not in row.specials:
         able = ", ".join(("saturate", *row.specials))
         raise ValueError(f"overflow: expected one of {able} for {name}, got {overflow!r}; name what it can do")
@@ -93,7 +93,7 @@ _BLOCK = 1 << 16  # elements looked at together: the temporaries stay in cache
 
 def is_representable(array, name):
     """True if every element of the carrier is a value of the format (NaN and infinities where it has them)."""
-    row, flat = FORMATS[name], np.asarray(array).reshape(-1)
+    row, flat = format_row(name), np.asarray(array).reshape(-1)
     held = {"bf16": _is_bf16, "fp16": _is_fp16}.get(name) if flat.dtype == np.float32 else None
     held = held or (lambda values: _is_value(values, row))
     return all(held(flat[at : at + _BLOCK]) for at in range(0, len(flat), _BLOCK))

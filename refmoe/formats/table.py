@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..refusals import require
+
 
 class Format(NamedTuple):
     """A binary format: values m * 2^q with |m| < 2^precision and q >= emin - precision + 1.
@@ -57,3 +59,10 @@ FORMATS = {
         Format("int4", 3, 2, 2, np.uint8, np.float32, "I4", (), integer=True),
     )
 }
+
+
+def format_row(name):
+    """The row of a format. Raises ValueError for a name that is not in the table.   Spec 6.2"""
+    ok = isinstance(name, str) and name in FORMATS
+    require(ok, ValueError, "format", f"one of {', '.join(FORMATS)}", repr(name), "choose one of these")
+    return FORMATS[name]

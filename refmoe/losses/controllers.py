@@ -10,14 +10,16 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import selection
-from ..refusals import require
+from ..refusals import is_finite_number, require
 
 
 def update_selection_bias(selection_bias, assigned_per_expert, rate, num):
     """selection_bias + rate sign(mean(n) - n): no gradient; sign(0) = 0, decided in integers.   Spec 4.4; DeepSeek-V3
 
     selection_bias (E,), assigned_per_expert (E,) -> (E,)
+    Raises TypeError or ValueError naming the argument, as every controller does.
     """
+    _check_step(selection_bias, assigned_per_expert, num, rate=rate)
     return num.sum("selection_bias", [selection_bias, _direction(assigned_per_expert) * float(rate)])
 
 
@@ -26,6 +28,7 @@ def update_by_centred_sign(selection_bias, assigned_per_expert, rate, num):
 
     selection_bias (E,), assigned_per_expert (E,) -> (E,)
     """
+    _check_step(selection_bias, assigned_per_expert, num, rate=rate)
     s = _direction(assigned_per_expert)
 
     def formula(m, b, s, total):
@@ -39,6 +42,7 @@ def update_in_proportion(selection_bias, assigned_per_expert, rate, num):
 
     selection_bias (E,), assigned_per_expert (E,) -> (E,)
     """
+    _check_step(selection_bias, assigned_per_expert, num, rate=rate)
     n = np.asarray(assigned_per_expert, np.int64)
 
     def formula(m, b, n, total):
@@ -53,6 +57,7 @@ def update_by_share(selection_bias, assigned_per_expert, rate, expected, config,
     selection_bias (E,), assigned_per_expert (E,); expected: the experts with weights that a token is to use on
     average -> (E,). LongCat-Flash
     """
+    _check_step(selection_bias, assigned_per_expert, num, rate=rate, expected=expected)
     n, N = np.asarray(assigned_per_expert, np.int64), config.num_experts
     if not n.sum():
         return selection_bias
@@ -62,6 +67,17 @@ def update_by_share(selection_bias, assigned_per_expert, rate, expected, config,
 
     moved = num.evaluate("selection_bias", formula, selection_bias[:N], n[:N], _total(n))
     return np.concatenate([moved, selection_bias[N:]])
+
+
+def _check_step(selection_bias, assigned_per_expert, num, **numbers):
+    """A bias for each expert, a count for each, and the numbers that say how far to go."""
+    num.check_stored("selection_bias", selection_bias, (np.size(selection_bias),))
+    n, name, fix = np.asarray(assigned_per_expert), "assigned_per_expert", "pass record.plan.assigned_per_expert"
+    require(n.dtype.kind in "iu", TypeError, name, "integers", n.dtype, fix)
+    require(n.shape == selection_bias.shape, ValueError, name, f"shape {selection_bias.shape}", n.shape, fix)
+    require(not (n < 0).any(), ValueError, name, "counts from 0 on", n.tolist(), fix)
+    for name, number in numbers.items():
+        require(is_finite_number(number), ValueError, name, "a finite number", repr(number), "correct it")
 
 
 class PIDState(NamedTuple):
@@ -77,6 +93,7 @@ def update_by_pid(selection_bias, assigned_per_expert, gains, state, num):
     selection_bias (E,), assigned_per_expert (E,), gains (kp, ki, kd), state PIDState or None at the start
     -> selection_bias (E,), PIDState
     """
+    _check_step(selection_bias, assigned_per_expert, num, **dict(zip(("kp", "ki", "kd"), gains, strict=True)))
     n, E = np.asarray(assigned_per_expert, np.int64), len(selection_bias)
     state = state or PIDState(np.zeros_like(selection_bias), np.zeros_like(selection_bias))
     some = n if n.sum() else np.ones_like(n)  # nothing was chosen: no error
@@ -101,6 +118,9 @@ def required_bias(scores, selection_bias, top_k, num, cutoff="next"):
     """
     fix = "with every expert in use there is nothing to balance"
     require(top_k < scores.shape[1], ValueError, "top_k", f"less than the {scores.shape[1]} experts", top_k, fix)
+    require(top_k > 0, ValueError, "top_k", "a positive number", top_k, "raise it")
+    require(cutoff in ("last", "next"), ValueError, "cutoff", "'last' or 'next'", repr(cutoff), "choose one")
+    num.check_stored("selection_bias", selection_bias, scores.shape[1:])
     biased = num.sum("choice_scores", [scores, selection_bias[None]])
     place = {"last": top_k - 1, "next": top_k}[cutoff]
     at = selection.ranked(biased, place + 1)[:, place:]
@@ -114,6 +134,8 @@ def update_by_quantile(scores, selection_bias, top_k, num, cutoff="next", rank="
     smallest required bias; "last": the q-th; "mean": half their sum. Kimi K3 ranks sigmoids plus a bias; Megatron
     ranks logits minus one, so that its numbers are the negatives of these.
     """
+    ranks = ("next", "last", "mean")
+    require(rank in ranks, ValueError, "rank", "'next', 'last' or 'mean'", repr(rank), "choose one")
     needed = np.sort(required_bias(scores, selection_bias, top_k, num, cutoff), axis=0)
     T, E = needed.shape
     last = max(T * top_k // E - 1, 0)
