@@ -286,8 +286,7 @@ static int tall_of(const struct product *p, const struct unit *u)
     const struct lanes *lanes = lanes_of(p);
     const struct operand *o = &u->pair[0];
     int meet[CACHE_SETS] = {0}, most = 0;
-    if (p->across != REFMOE_LANES_ALONG || p->profile != REFMOE_CHAIN || p->wide || o->codes
-        || o->b_format != REFMOE_FLOAT32 || !lanes->direct[0])
+    if (!is_direct_product(p))
         return 0;
     for (int i = 0; i < lanes->rows; i++) {
         int at = ++meet[i * o->b_col * (int64_t)sizeof(float) / CACHE_LINE % CACHE_SETS];

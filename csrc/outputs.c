@@ -8,7 +8,7 @@
 
 #include "product.h"
 
-enum { MANY_ROWS = 96 };
+enum { MANY_ROWS = 96, LONG = 512 };
 
 /* A run of k of one pair, as long as a copied row may be; its norms are its own. A sum of nothing is one run of length 0. */
 struct run {
@@ -53,11 +53,13 @@ static int is_last(const struct plan *n, const struct run *r) { return r->number
 
 /* ---- which units, and what they need ---- */
 
-/* Of forward products those whose weights are worth turning; in the exact profile what waits for the next run would not
-   stay in cache. */
+/* Of forward products those whose weights are worth turning: not those of long chains that are read where they lie; and in
+   the exact profile what waits for the next run would not stay in cache. */
 int refmoe_is_across_outputs(const struct product *p, const struct unit *u)
 {
     if (p->pair[0].codes || p->paired)
+        return 0;
+    if (is_direct_product(p) && u->pair[0].length >= LONG)
         return 0;
     int single = p->profile == REFMOE_CHAIN || u->pair[0].length <= depth_of(p);
     return p->across == REFMOE_LANES_ACROSS || (u->rows >= MANY_ROWS && single);

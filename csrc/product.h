@@ -211,6 +211,13 @@ static inline int64_t left_item(const struct product *p)
     return p->profile == REFMOE_CHAIN && !p->wide ? (int64_t)sizeof(float) : (int64_t)sizeof(double);
 }
 
+/* Whether tiles of lanes.c read the weights where they lie (tile_direct.h). */
+static inline int is_direct_product(const struct product *p)
+{
+    return p->across == REFMOE_LANES_ALONG && p->profile == REFMOE_CHAIN && !p->wide && !p->pair[0].codes
+           && p->pair[0].b_format == REFMOE_FLOAT32 && p->kernel->lanes[REFMOE_CHAIN].direct[0];
+}
+
 /* Bytes of a packed element of the rows, and of an accumulator. */
 static inline int64_t packed_item(const struct product *p)
 {
