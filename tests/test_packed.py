@@ -146,6 +146,17 @@ def test_codes_that_C_does_not_read_are_refused(error, message, x_rows):
         engine.grouped_matmul(Rule("exact", "float32"), x_rows, np.ones((1, 4, 5), np.float32), [0, 3])
 
 
+@pytest.mark.parametrize(
+    ("codes", "name", "got"),
+    [(np.zeros((2, 3, 4), np.float32), "E4M3", "float32"), (np.zeros((2, 3, 4), np.int64), "bf16", "int64"),
+     ([np.zeros((3, 4), np.int8)] * 2, "int8", "int8"), (None, "E4M3", "NoneType")],
+)  # fmt: skip
+def test_values_are_not_taken_for_codes(codes, name, got):
+    """Numbers in the place of bit patterns would have been read as other numbers."""
+    with pytest.raises(TypeError, match=f"^codes: expected .*, got {got}; "):
+        Packed(codes, name)
+
+
 def test_pairs_of_two_formats_are_refused():
     engine, d = refmoe.Numerics(backend="c").engine, np.ones((3, 4), np.float32)
     w = np.ones((1, 4, 5), np.float32), Packed(np.ones((1, 4, 5), np.uint16), "bf16")

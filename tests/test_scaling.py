@@ -205,7 +205,7 @@ def test_an_infinite_weight_beside_wide_ones():
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-ONE = np.ones((1, 2, 4), np.float32)
+ONE, CODES = np.ones((1, 2, 4), np.float32), np.ones((1, 2, 4), np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -220,12 +220,12 @@ ONE = np.ones((1, 2, 4), np.float32)
         (ValueError, r"values: expected shape \(E, M, K\), got \(2, 4\)", lambda: quantise(ONE[0], "int8")),
         (ValueError, "values: expected finite numbers", lambda: quantise(ONE * np.float32(np.nan), "int8")),
         (ValueError, "columns: expected None, or 7 for codes two in a byte, got 6; leave it out",
-         lambda: Packed(ONE.astype(np.uint8), "int4", None, None, None, None, 6)),
-        (ValueError, "scale_format: expected None or one of", lambda: Packed(ONE, "int8", ONE, (1, 1), "int8")),
+         lambda: Packed(CODES, "int4", None, None, None, None, 6)),
+        (ValueError, "scale_format: expected None or one of", lambda: Packed(CODES, "int8", ONE, (1, 1), "int8")),
         (ValueError, "tensor_scales: expected a float32 for each expert",
-         lambda: Packed(ONE, "int8", ONE, (1, 1), "float32", np.ones(2, np.float32))),
+         lambda: Packed(CODES, "int8", ONE, (1, 1), "float32", np.ones(2, np.float32))),
         (ValueError, "tensor_scales: expected a float32 for each expert, beside scales",
-         lambda: Packed(ONE, "int8", None, None, None, np.ones(1, np.float32))),
+         lambda: Packed(CODES, "int8", None, None, None, np.ones(1, np.float32))),
     ],
 )  # fmt: skip
 def test_refusals(error, said, call):

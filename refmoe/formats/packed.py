@@ -46,11 +46,13 @@ class Packed:
         narrow = ", ".join(name for name in FORMATS if name != "float64")
         require(self.format in narrow.split(", "), ValueError, "format", narrow, repr(self.format), "choose one")
         wanted, scales = "codes of experts, and scales for each with a block, or neither", self.scales
+        require(hasattr(self.codes, "__len__"), TypeError, "codes", "an array", type(self.codes).__name__, "pass codes")
         ok = len(self.codes) > 0 and (scales is None) == (self.block is None)
         ok = ok and (scales is None or len(scales) == len(self.codes))
         require(ok, ValueError, "Packed", wanted, "others", "complete them")
         fits, wanted = self.scale_format in (None, *SCALE_FORMATS), f"None or one of {', '.join(SCALE_FORMATS)}"
         require(fits, ValueError, "scale_format", wanted, repr(self.scale_format), "choose one")
+        self._check_codes()
         bytes_of_a_row = (self.codes if hasattr(self.codes, "shape") else self.codes[0]).shape[-1]
         ok = self.columns is None or (self.format in NIBBLES and self.columns == 2 * bytes_of_a_row - 1)
         wanted = f"None, or {2 * bytes_of_a_row - 1} for codes two in a byte"
@@ -58,6 +60,14 @@ class Packed:
         ok = self.tensor_scales is None or (scales is not None and np.shape(self.tensor_scales) == (len(self.codes),))
         ok = ok and getattr(self.tensor_scales, "dtype", np.float32) == np.float32
         require(ok, ValueError, "tensor_scales", "a float32 for each expert, beside scales", "others", "correct them")
+
+    def _check_codes(self):
+        """Bit patterns, not values: what is read as either must say which it is."""
+        parts, fix = self.codes, "encode the values, or view them as such"
+        for codes in [parts] if hasattr(parts, "shape") else parts:
+            got = getattr(codes, "dtype", None)
+            ok = getattr(got, "kind", "") == "u"
+            require(ok, TypeError, "codes", "unsigned integers", got or type(codes).__name__, fix)
 
     @property
     def shape(self):
