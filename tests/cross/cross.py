@@ -46,7 +46,7 @@ TARGETS = {
         "arm-linux-gnueabihf-gcc", ("-fopenmp", "-pthread", "-static"), ("qemu-arm-static",),
         packages=("gcc-arm-linux-gnueabihf", "libc6-dev-armhf-cross", "qemu-user-static")),
 }  # fmt: skip
-DRIVERS = ("replay", "refuse", "sums")  # of the C files beside this one
+DRIVERS = ("replay", "refuse", "sums", "written")  # of the C files beside this one
 
 
 def missing(target):
@@ -107,7 +107,8 @@ def run(name, target, replay, folder):
     assert_refused(target, folder)
     drivers = build(target, folder)
     assert_tiles_are_listed([*target.emulator, drivers[0]])
-    for driver, arguments in zip(drivers, ([replay], [], [replay.with_suffix(".sums")]), strict=True):
+    files = [replay], [], [replay.with_suffix(".sums")], [replay.with_suffix(".written")]
+    for driver, arguments in zip(drivers, files, strict=True):
         done = subprocess.run([*target.emulator, driver, *arguments], check=False)
         if done.returncode:
             raise SystemExit(f"cross: {driver.name} on {name} ended with status {done.returncode}")
@@ -141,7 +142,8 @@ def main():
     replay = given.folder / "kernels.replay"
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     subprocess.run([sys.executable, HERE / "replay.py", replay, *["--slice"] * given.slice], check=True)
-    subprocess.run([sys.executable, HERE / "sums.py", replay.with_suffix(".sums")], check=True)
+    for name in ("sums", "written"):
+        subprocess.run([sys.executable, HERE / f"{name}.py", replay.with_suffix(f".{name}")], check=True)
     for name in names:
         run(name, TARGETS[name], replay, given.folder / name)
     print(f"cross: every bit alike on {', '.join(names)}" + f"; NOT run: {'; '.join(left)}" * bool(left))

@@ -21,12 +21,8 @@
 #include "memory.h"
 #include "refmoe_sums.h"
 
-/* Flush subnormals and round upwards. */
-#if defined(__SSE2__)
-enum { HOSTILE = 0xDFC0 };
-#else
-enum { HOSTILE = 1 << 24 | 1 << 22 };
-#endif
+#define DRIVER "sums"
+#include "reading.h"
 
 enum { CALLS = 3, MAX_TERMS = 64, GUARD = 29 };
 
@@ -36,20 +32,6 @@ struct sums_case {
     int64_t *index;
     float *a, *b, *weights, *more, *want[CALLS];
 };
-
-static void give_up(const char *what)
-{
-    fprintf(stderr, "sums: %s\n", what);
-    exit(2);
-}
-
-static void *read_array(FILE *file, int64_t count, size_t item)
-{
-    void *array = malloc((size_t)count * item + 1);
-    if (!array || fread(array, item, (size_t)count, file) != (size_t)count)
-        give_up("the file ends within a case");
-    return array;
-}
 
 static int read_case(FILE *file, struct sums_case *c)
 {
