@@ -28,18 +28,6 @@ static int64_t whole_columns(const struct kernel *k, int64_t count)
 
 /* ---- matrices as tiles read them ---- */
 
-/* to[k, j] = x[k + j col]. */
-static void turn(float *to, int64_t pitch, const float *x, int64_t col, int64_t length, int64_t count)
-{
-    int64_t whole = count / 4 * 4, fours = length / 4 * 4;
-    for (int64_t j = 0; j < whole; j += 4)
-        for (int64_t k = 0; k < fours; k += 4)
-            turn_four(x + k + j * col, col, pitch, to + k * pitch + j);
-    for (int64_t j = 0; j < count; j++)
-        for (int64_t k = j < whole ? fours : 0; k < length; k++)
-            to[k * pitch + j] = x[k + j * col];
-}
-
 /* to[k, j] = x[k step + j] factor. */
 static void copy(float *to, int64_t pitch, const float *x, int64_t step, int64_t length, int64_t count, float factor)
 {
@@ -63,7 +51,7 @@ static void lay(float *to, int64_t pitch, const float *x, int64_t step, int64_t 
     if (col == 1) {
         copy(to, pitch, x, step, length, count, factor);
     } else {
-        turn(to, pitch, x, col, length, count);
+        turn_block(x, col, length, count, pitch, to);
         if (factor != 1)
             copy(to, pitch, to, pitch, length, count, factor);
     }

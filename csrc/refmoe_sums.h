@@ -47,6 +47,10 @@ typedef struct {
    than 0 and 1; REFMOE_BAD_OFFSETS for an index outside its table. */
 int refmoe_sum_f32(const refmoe_how *how, int64_t n, int64_t m, int64_t terms, const refmoe_term *term, float *out);
 
+/* a, b (n, m), dense -> out (n): out[i] = the sum of a[i,k] b[i,k] as a chain of fused multiply-adds, k ascending from +0, as
+   refmoe_grouped_matmul makes it of n experts of a row and one output each. how->kernel and threads are read. */
+int refmoe_row_products(const refmoe_how *how, int64_t n, int64_t m, const float *a, const float *b, float *out);
+
 /* cffi: end */
 
 #if defined(REFMOE_EXPORT)

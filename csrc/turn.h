@@ -1,4 +1,4 @@
-/* turn.h: four rows of four floats become four columns. */
+/* turn.h: rows of floats become columns. */
 
 #ifndef REFMOE_TURN_H
 #define REFMOE_TURN_H
@@ -28,6 +28,18 @@ static inline void turn_four(const float *x, int64_t step, int64_t width, float 
     r[2] = MIX(left, right, 0, 1, 4, 5), r[3] = MIX(left, right, 2, 3, 6, 7);
     for (int k = 0; k < 4; k++)
         memcpy(to + k * width, &r[k], sizeof r[k]);
+}
+
+/* to[k][j] = x[j][k] for `length` k and `count` j. */
+static inline void turn_block(const float *x, int64_t step, int64_t length, int64_t count, int64_t width, float *to)
+{
+    int64_t whole = count / 4 * 4, fours = length / 4 * 4;
+    for (int64_t j = 0; j < whole; j += 4)
+        for (int64_t k = 0; k < fours; k += 4)
+            turn_four(x + k + j * step, step, width, to + k * width + j);
+    for (int64_t j = 0; j < count; j++)
+        for (int64_t k = j < whole ? fours : 0; k < length; k++)
+            to[k * width + j] = x[k + j * step];
 }
 
 #endif

@@ -89,11 +89,11 @@ def test_written_operations_are_replayed_and_one_bit_off_is_found(drivers, tmp_p
     with np.errstate(all="ignore"):
         cases = list(written.cases())
         content = b"".join(written.encode(*case) for case in cases)
-    assert {kind for _, kind, *_ in cases} == set(range(5))
+    assert {kind for _, kind, *_ in cases} == set(range(6))
     assert run_driver(drivers[3], tmp_path / "f", content)[:2] == (0, f"ok   written: {len(cases)} cases")
     wrong = content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
     code, said, _ = run_driver(drivers[3], tmp_path / "f", wrong)
-    assert code == 1 and said.startswith("FAIL written / signed_zeros heads (1, 40, 1, 36): kernel portable, 1 thr")
+    assert code == 1 and said.startswith("FAIL written / signed_zeros 1x40x1x36: kernel portable, 1 thread(s)")
 
 
 def test_bad_calls_from_c_and_a_forked_child(drivers):

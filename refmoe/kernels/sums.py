@@ -48,6 +48,20 @@ class Sums:
         self._add_up("sum", rule, T * D * K, T, D, K, self._ffi.new("refmoe_term[]", terms), self._pointer(out))
         return out
 
+    def row_products(self, rule, a, b):
+        """out[n] = the chain of a[n, k] b[n, k], k ascending from +0: a, b (N, K) -> (N,); None: C does not read it."""
+        asked = rule.profile == "chain" and rule.format == "float32"
+        if not asked or not all(array.dtype == _FLOAT32 and array.flags.carray for array in (a, b)):
+            return None
+        out = memory.empty((len(a),), np.float32)
+        how = self._ffi.new("refmoe_how *", {"kernel": self._index, "threads": self._threads_for(a.size)})
+        status = self._lib.refmoe_row_products(how, *a.shape, *map(self._pointer, (a, b, out)))
+        if status != self._lib.REFMOE_OK:
+            raise ValueError(f"row_products: expected what refmoe_sums.h allows, got its status {status}; see there")
+        with self._lock:
+            self.calls["row_products", self.kernel] += 1
+        return out
+
     def _view(self, factor, shape, held):
         """What refmoe_view says of an array. `held`: what views point to, and where, by the array it stands for."""
         array, index = factor

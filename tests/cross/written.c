@@ -1,4 +1,5 @@
-/* written.c: norms, AdamW and attention of this build against a file of operands and of the bits that NumPy made of them.
+/* written.c: norms, AdamW, attention and products of rows of this build against a file of operands and of the bits that NumPy
+   made of them.
 
      written FILE     status 1 at the first differing bit
 
@@ -17,12 +18,13 @@
 
 #include "environment.h"
 #include "refmoe_attention.h"
+#include "refmoe_sums.h"
 #include "refmoe_written.h"
 
 #define DRIVER "written"
 #include "reading.h"
 
-enum kind { RMS_NORM, RMS_NORM_BACKWARD, ADAMW, ATTENTION, ATTENTION_BACKWARD, KINDS };
+enum kind { RMS_NORM, RMS_NORM_BACKWARD, ADAMW, ATTENTION, ATTENTION_BACKWARD, ROW_PRODUCTS, KINDS };
 enum { OPERANDS = 4, RESULTS = 3, GUARD = 29 };
 
 struct written_case {
@@ -56,6 +58,9 @@ static void describe(struct written_case *c)
             take(c->operand_count, &c->operands, n);
         for (int i = 0; i < RESULTS; i++)
             take(c->result_count, &c->results, n);
+    } else if (c->kind == ROW_PRODUCTS) {
+        take(c->operand_count, &c->operands, n * m), take(c->operand_count, &c->operands, n * m);
+        take(c->result_count, &c->results, n);
     } else {
         int64_t tokens = n * m * heads * width, weights = n * heads * m * m;
         take(c->operand_count, &c->operands, 3 * tokens);
@@ -123,6 +128,8 @@ static int run_call(const struct written_case *c, const refmoe_how *how, float *
         return refmoe_rms_norm(how, n, m, k[0], in[0], in[1], out[0], out[1], out[2]);
     if (c->kind == RMS_NORM_BACKWARD)
         return refmoe_rms_norm_backward(how, n, m, in[0], in[1], in[2], in[3], out[0], out[1]);
+    if (c->kind == ROW_PRODUCTS)
+        return refmoe_row_products(how, n, m, in[0], in[1], out[0]);
     if (c->kind != ADAMW)
         return attend(c, how, out);
     const refmoe_adamw_constants constants = {k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7]};

@@ -1,4 +1,4 @@
-"""Writes the file that written.c replays: norms, AdamW and attention, and the bits that NumPy makes of them.
+"""Writes the file that written.c replays: norms, AdamW, attention, products of rows, and NumPy's bits of them.
 
     python tests/cross/written.py FILE
 
@@ -28,13 +28,14 @@ EPS = 1e-6
 
 
 def norms(make, n, m):
-    """(kind, sizes, constants, operands, results) of a norm and of its backward."""
+    """(kind, sizes, constants, operands, results) of a norm, of its backward, of products of rows."""
     rng = np.random.default_rng(n)
     x, d, w = (make(rng, shape) for shape in ((n, m), (n, m), (m,)))
     yield 0, (n, m), (EPS,), (x, w), rms_norm(x, w, EPS, NUM)
     record = NormRecord(np.abs(make(rng, (n, 1))), x, x)
     d_x, _ = rms_norm_backward(d, record, w, NUM)
     yield 1, (n, m), (), (d, x, record.rms, w), (d_x, d * x)
+    yield 5, (n, m), (), (d, x), (NUM.contract_rows("d_topk_weights", d, x),)
 
 
 def steps(make, n):
@@ -78,7 +79,7 @@ def cases():
         yield from ((f"{make.__name__} adamw", *case) for case in steps(make, 77))
     for make in (made.coarse, made.tiny, made.signed_zeros):
         for shape in HEADS:
-            yield from ((f"{make.__name__} heads {shape}", *case) for case in attention(make, shape))
+            yield from (("{} {}x{}x{}x{}".format(make.__name__, *shape), *case) for case in attention(make, shape))
 
 
 def encode(name, kind, sizes, constants, operands, results):
