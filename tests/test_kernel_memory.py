@@ -258,6 +258,23 @@ def test_a_workspace_grows_with_what_is_asked_and_serves_the_next_call():
     assert asked == [1, small, small, small, large, large] and 1 < small < large
 
 
+class Fickle(list):
+    """What another thread empties between a look and a hand."""
+
+    def __bool__(self):
+        return True
+
+
+def test_another_thread_may_take_the_last_idle_desk_or_room():
+    engine, rule = kernels.load(KERNELS[-1], 1), Rule("exact", "float32")
+    engine._desks, engine._rooms = Fickle(), Fickle()
+    case = Case(wide, rule, (2,), 3, 4)
+    want = engine.grouped_matmul(rule, case.x, case.w, case.offsets)
+    engine._desks.clear(), engine._rooms.clear()
+    assert differing_bits(engine.grouped_matmul(rule, case.x, case.w, case.offsets), want) == 0
+    assert len(engine._desks) == len(engine._rooms) == 1
+
+
 # ---- threads ----
 
 

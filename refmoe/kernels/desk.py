@@ -33,3 +33,11 @@ class Room:
         """A refmoe_workspace: a call overwrites its size."""
         self._workspace.bytes = len(self._array)
         return self._workspace
+
+
+def take(idle):
+    """One of a list that several threads take from; None where another was faster."""
+    try:
+        return idle.pop()
+    except IndexError:
+        return None

@@ -9,7 +9,7 @@ from . import codes, memory
 from .arguments import array_of, dtype_of, offsets_of, operand_of, refuse_offsets
 from .attention import Attention
 from .compiled import load_module, text
-from .desk import Desk, Room
+from .desk import Desk, Room, take
 from .experts import Experts
 from .formulas import Formulas
 from .sums import Sums
@@ -126,15 +126,14 @@ class CEngine(Experts, Formulas, Sums, Written, Attention):
         """One call of C; False where experts with few rows are not offered."""
         narrow = rule.profile != "float64"
         function = getattr(self._lib, f"refmoe_{name}_f{32 if narrow else 64}")
-        desk = self._desks.pop() if self._desks else Desk(self._ffi)
+        desk = take(self._desks) or Desk(self._ffi)
         how, report = desk.how(self._how(rule, self._threads_for(work), formats)), desk.report
         arguments = (*sizes, self._pointer(offsets), *rest, *([report] if narrow else []))
         status = self._in_workspace(how, lambda: function(how, *arguments))
-        if status != self._lib.REFMOE_OK:
-            return self._refuse(status, name, offsets, sizes)
-        self._count(name, rule, report if narrow else None)
+        if status == self._lib.REFMOE_OK:
+            self._count(name, rule, report if narrow else None)
         self._desks.append(desk)
-        return True
+        return status == self._lib.REFMOE_OK or self._refuse(status, name, offsets, sizes)
 
     def _refuse(self, status, name, offsets, sizes):
         """False where experts with few rows are not offered, else an error."""
@@ -159,7 +158,7 @@ class CEngine(Experts, Formulas, Sums, Written, Attention):
 
     def _in_workspace(self, how, call):
         """The call's status, in scratch memory as large as an earlier call needed; if it wants more, in more."""
-        room = self._rooms.pop() if self._rooms else Room(self._ffi, 1)
+        room = take(self._rooms) or Room(self._ffi, 1)
         while True:
             how.workspace = room.workspace()
             status = call()
