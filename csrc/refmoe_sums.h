@@ -43,7 +43,7 @@ typedef struct {
 } refmoe_term;
 
 /* terms >= 1 of them -> out (n, m), dense, which may not overlap what is read. Up to 128 terms take no memory but the
-   stack's; more take 40 bytes each and thread, and give them back. REFMOE_BAD_SIZE also for a col other
+   stack's; more take 40 bytes each and thread, of how->workspace as the products do (refmoe_kernels.h). REFMOE_BAD_SIZE also for a col other
    than 0 and 1; REFMOE_BAD_OFFSETS for an index outside its table. */
 int refmoe_sum_f32(const refmoe_how *how, int64_t n, int64_t m, int64_t terms, const refmoe_term *term, float *out);
 

@@ -1,7 +1,5 @@
 /* sums.c: refmoe_sums.h: check, gather what a row of output sums, share out the rows. */
 
-#include <stdlib.h>
-
 #include "share_out.h"
 #include "sums.h"
 
@@ -90,27 +88,34 @@ static void sum_rows(const void *task, int64_t begin, int64_t end, int thread)
         sum_one_row(t, i, room);
 }
 
-static int run_many(struct task *t, int threads)
+/* Of all threads, from a line of the cache on; -1: no memory is as large. */
+static int64_t room_bytes(const struct task *t, int threads)
 {
-    int64_t bytes, all;
-    if (__builtin_mul_overflow(t->terms, (int64_t)(sizeof(struct part) + 2 * sizeof(float)), &bytes)
-        || __builtin_mul_overflow(bytes, (int64_t)threads, &all) || all > PTRDIFF_MAX / 2)
-        return REFMOE_NO_MEMORY;
-    t->bytes = (size_t)(bytes + 63) / 64 * 64;
-    t->taken = aligned_alloc(64, t->bytes * (size_t)threads);
-    if (!t->taken)
-        return REFMOE_NO_MEMORY;
-    share_out(sum_rows, t, t->n, ROWS_AT_ONCE, threads);
-    free(t->taken);
-    return REFMOE_OK;
+    int64_t bytes;
+    if (__builtin_mul_overflow(t->bytes, (int64_t)threads, &bytes) || bytes > PTRDIFF_MAX / 2)
+        return -1;
+    return bytes + CACHE_LINE;
 }
 
-static int run(struct task *t, int threads)
+/* Many terms are gathered in the caller's workspace, or in memory that is taken for the call. */
+static int run(struct task *t, const refmoe_how *how)
 {
-    threads = threads_of(t->n, ROWS_AT_ONCE, threads);
-    if (t->terms > FEW_TERMS)
-        return run_many(t, threads);
+    int threads = threads_of(t->n, ROWS_AT_ONCE, how->threads), asked = how->workspace && !how->workspace->at;
+    int64_t size = (int64_t)(sizeof(struct part) + 2 * sizeof(float));
+    if (t->terms <= FEW_TERMS && !asked) {
+        share_out(sum_rows, t, t->n, ROWS_AT_ONCE, threads);
+        return REFMOE_OK;
+    }
+    if (t->terms > PTRDIFF_MAX / 2 / size)
+        return REFMOE_NO_MEMORY;
+    t->bytes = t->terms > FEW_TERMS ? whole_tiles(t->terms * size, CACHE_LINE) : 0;
+    void *room;
+    int status = refmoe_enter_room(how->workspace, room_bytes(t, threads), &room);
+    if (!room)
+        return status;
+    t->taken = (char *)room + (-(uintptr_t)room & (CACHE_LINE - 1));
     share_out(sum_rows, t, t->n, ROWS_AT_ONCE, threads);
+    refmoe_leave_room(how->workspace, room);
     return REFMOE_OK;
 }
 
@@ -166,5 +171,5 @@ int refmoe_sum_f32(const refmoe_how *how, int64_t n, int64_t m, int64_t terms, c
         return status;
     struct task task = {.sums = refmoe_kernel(how->kernel)->sums, .format = how->format, .force = how->force,
                         .n = n, .m = m, .terms = terms, .term = term, .out = out};
-    return run(&task, how->threads);
+    return run(&task, how);
 }

@@ -246,6 +246,18 @@ def test_products_in_a_callers_workspace_have_the_same_bits(kernel, rule):
         assert [differing_bits(a, b) for a, b in zip(got, want, strict=True)] == [0] * 7
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("threads", (1, 2))
+def test_sums_of_many_terms_work_in_a_callers_workspace(kernel, threads):
+    """Up to 128 terms ask for none, and nothing is taken from the system behind its back."""
+    lent, rule = Lent(kernel, threads), Rule("exact", "float32")
+    for count in (128, 129, 300):
+        terms = [[(term, None)] for term in wide(np.random.default_rng(count), (count, 40, 5))]
+        want = Numerics(backend="numpy").sum("routed", [term for ((term, _),) in terms])
+        assert differing_bits(lent.engine.sum(rule, terms), want) == 0
+    assert lent.calls == 2
+
+
 def test_a_workspace_grows_with_what_is_asked_and_serves_the_next_call():
     engine, rule = kernels.load(KERNELS[-1], 1), Rule("exact", "float32")
     few, many = Case(wide, rule, (2,), 3, 4), Case(wide, rule, (2,), 3, 4000)

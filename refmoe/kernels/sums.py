@@ -7,6 +7,7 @@ import numpy as np
 from . import memory
 
 _FLOAT32 = np.dtype(np.float32)
+_STACK_TERMS = 128  # more want a workspace (refmoe_sums.h)
 
 
 class Sums:
@@ -91,8 +92,12 @@ class Sums:
         return self._ffi.cast(kind, self._ffi.from_buffer(array) if dense else array.ctypes.data)
 
     def _add_up(self, name, rule, work, *arguments):
-        how = self._read_how(rule, self._threads_for(work))
-        status = getattr(self._lib, f"refmoe_{name}_f32")(how, *arguments)
+        function, threads = getattr(self._lib, f"refmoe_{name}_f32"), self._threads_for(work)
+        if arguments[2] <= _STACK_TERMS:
+            status = function(self._read_how(rule, threads), *arguments)
+        else:
+            how = self._ffi.new("refmoe_how *", self._how(rule, threads))
+            status = self._in_workspace(how, lambda: function(how, *arguments))
         if status == self._lib.REFMOE_NO_MEMORY:
             raise MemoryError(f"{name}: expected memory for {self.threads} threads to work in, got none; use fewer")
         if status != self._lib.REFMOE_OK:
