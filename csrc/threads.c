@@ -128,6 +128,7 @@ void refmoe_run_team(team_function *function, const void *call, int threads)
         return;
     }
 #endif
+    (void)threads; /* without OpenMP there is one */
     work_here(function, call, 0, INT64_MAX);
 }
 
