@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "environment.h"
+#include "memory.h"
 #include "refmoe_attention.h"
 #include "refmoe_sums.h"
 #include "refmoe_written.h"
