@@ -2,9 +2,6 @@
 
 #include "product.h"
 
-/* Half a unit a rounding, and a little for the roundings of this bound itself. */
-#define HALF_UNIT 0x1.03p-53
-
 /* Numbers of a block of x, in the exact profile. */
 static int block_of(const struct few *few, const struct operand *o)
 {

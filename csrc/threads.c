@@ -67,8 +67,6 @@ static void take_units(const struct product *p, const struct cut *cut, struct sh
     }
 }
 
-/* A thread's own share lies together, so that it turns the rows of few experts that others turn too, and what it fetches
-   ahead is its own; then it helps the others. */
 struct run {
     const struct product *p;
     const struct cut *cut;
@@ -76,6 +74,8 @@ struct run {
     int threads;
 };
 
+/* A thread's own share lies together, so that it turns the rows of few experts that others turn too, and what it fetches
+   ahead is its own; then it helps the others. */
 static void work(const void *call, int thread, int64_t most)
 {
     const struct run *run = call;

@@ -43,14 +43,7 @@ enum { DIRECT_LINE = 16, DIRECT_AHEAD = 64 };
             EACH_INDEX for (int v = 0; v < count; v++)                                                                \
                 *(memory *)(run->to + i * run->pitch + v * LANE) = (memory)sum[i][v];                                 \
     }                                                                                                                 \
-    static TARGET void name(int rows, const struct direct_run *run)                                                   \
-    {                                                                                                                 \
-        switch (rows) {                                                                                               \
-            LANE_CASE(name, 1) LANE_CASE(name, 2) LANE_CASE(name, 3) LANE_CASE(name, 4) LANE_CASE(name, 5)            \
-            LANE_CASE(name, 6) LANE_CASE(name, 7) LANE_CASE(name, 8) LANE_CASE(name, 9) LANE_CASE(name, 10)           \
-            LANE_CASE(name, 11) LANE_CASE(name, 12)                                                                   \
-        }                                                                                                             \
-    }
+    LANE_FUNCTION(name, direct_run)
 
 /* Of the shapes those of chains. */
 #define DIRECT_OF_float(name, ...) DIRECT_LOOPS(name##_direct, __VA_ARGS__)

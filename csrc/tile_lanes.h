@@ -4,6 +4,21 @@
 #define ALONG(i, k) left[(i) * PITCH + (k)]
 #define ACROSS(i, k) left[(k) * LANE_ROWS + (i)]
 
+/* `rows` is known to the compiler where it counts. */
+#define LANE_CASE(name, count)                                                                                        \
+    case count:                                                                                                       \
+        name##_rows(count <= LANE_ROWS ? count : LANE_ROWS, run);                                                     \
+        return;
+#define LANE_FUNCTION(name, run_struct)                                                                               \
+    static TARGET void name(int rows, const struct run_struct *run)                                                   \
+    {                                                                                                                 \
+        switch (rows) {                                                                                               \
+            LANE_CASE(name, 1) LANE_CASE(name, 2) LANE_CASE(name, 3) LANE_CASE(name, 4) LANE_CASE(name, 5)            \
+            LANE_CASE(name, 6) LANE_CASE(name, 7) LANE_CASE(name, 8) LANE_CASE(name, 9) LANE_CASE(name, 10)           \
+            LANE_CASE(name, 11) LANE_CASE(name, 12)                                                                   \
+        }                                                                                                             \
+    }
+
 /* `count` vectors of `scalar` a row. One line of what comes next is fetched each step. */
 #define LANE_LOOPS(name, at, scalar, vector, count, fma, spread)                                                      \
     INLINE void name##_rows(const int rows, const struct lane_run *run)                                               \
@@ -46,18 +61,7 @@
             EACH_INDEX for (int v = 0; v < count; v++)                                                                \
                 *(memory *)(to + v * LANE) = (memory)sum[i][v];                                                       \
     }                                                                                                                 \
-    static TARGET void name(int rows, const struct lane_run *run)                                                     \
-    {                                                                                                                 \
-        switch (rows) {                                                                                               \
-            LANE_CASE(name, 1) LANE_CASE(name, 2) LANE_CASE(name, 3) LANE_CASE(name, 4) LANE_CASE(name, 5)            \
-            LANE_CASE(name, 6) LANE_CASE(name, 7) LANE_CASE(name, 8) LANE_CASE(name, 9) LANE_CASE(name, 10)           \
-            LANE_CASE(name, 11) LANE_CASE(name, 12)                                                                   \
-        }                                                                                                             \
-    }
-#define LANE_CASE(name, count)                                                                                        \
-    case count:                                                                                                       \
-        name##_rows(count <= LANE_ROWS ? count : LANE_ROWS, run);                                                     \
-        return;
+    LANE_FUNCTION(name, lane_run)
 #define LANE_TILE(name, ...)                                                                                          \
     LANE_LOOPS(name##_along, ALONG, __VA_ARGS__)                                                                      \
     LANE_LOOPS(name##_across, ACROSS, __VA_ARGS__)

@@ -150,7 +150,7 @@ def test_a_contestant_without_its_library_is_missing():
 
 
 def test_the_time_inside_c_is_noted():
-    loaded, answer = child.load("refmoe", make_case("case", SMALL, 9, "training").to_dict(), OWN)
+    loaded, answer = child.load("refmoe", make_case("case", SMALL, 49, "training").to_dict(), OWN)
     for setting in answer["settings"]:
         told = child.go(loaded, setting)
         assert set(told["inside"]) >= set(figures.PRODUCTS)

@@ -40,7 +40,8 @@ class Sums:
         rows (N, D), weights (T, K), slot_row (T, K) int64 -> new array (T, D), or None for arrays that C does not read
         """
         (T, K), D = weights.shape, rows.shape[1]
-        if not (_dense(rows) and _dense(weights) and slot_row.flags.carray and T * K * D):
+        # without rows there is no array to point to, and C would take the weights for terms of their own
+        if not (_dense(rows) and _dense(weights) and slot_row.flags.carray and T * K and rows.size):
             return None
         numbers, starts = self._pointer(rows), (self._pointer(weights), self._pointer(slot_row))
         terms = [((starts[0] + k, K, 0, self._null, 0, 0), (numbers, D, 1, starts[1] + k, K, len(rows)))
