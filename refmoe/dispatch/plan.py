@@ -27,7 +27,8 @@ def make_plan(topk_indices, topk_weights, config, given, scores=None):
     kept = kept_slots(topk_indices, topk_weights, config, given, scores)
     slots = np.flatnonzero(kept)
     experts = topk_indices.reshape(-1)[slots]
-    row_slot = slots[np.argsort(experts, kind="stable")].astype(np.int64, copy=False)
+    narrow = experts.astype(np.min_scalar_type(E))  # NumPy sorts ids of 16 bits and less by counting
+    row_slot = slots[np.argsort(narrow, kind="stable")].astype(np.int64, copy=False)
     slot_row = np.full(T * K, -1, np.int64)
     slot_row[row_slot] = np.arange(len(row_slot))
     counts = np.bincount(experts, minlength=E).astype(np.int64, copy=False)
