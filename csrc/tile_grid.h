@@ -1,4 +1,4 @@
-/* tile_grid.h: the part of the template (tile_template.h) that looks at the grid of a row or column (rounding.c). */
+/* tile_grid.h: the part of the template (tile_template.h) that looks at the grid of a row or column (grid.c). */
 
 typedef int32_t vf_bits __attribute__((vector_size(8 * LANES)));
 
