@@ -212,7 +212,7 @@ MISTAKES = {
     "w_down is transposed": (changed(w_down=lambda p: p.w_down.swapaxes(1, 2).copy()), ["experts.hidden_rows", "y"]),
     "each expert has the weights of the next": (
         changed(**{n: lambda p, n=n: np.roll(getattr(p, n), -1, axis=0) for n in ("w_gate", "w_up", "w_down")}), ["y"]),
-    "the weights are not renormalised": (routed_otherwise(normalize=False), WEIGHTS),
+    "the weights are not renormalised": (routed_otherwise(normalize=False, norm_eps=0.0), WEIGHTS),
     "the scaling factor is left out": (routed_otherwise(scaling_factor=1.0), WEIGHTS),
     "the selection bias leaked": (biased, WEIGHTS),
     "the weights are applied twice": (lambda case: case.of(Twice), ["routed", "y"]),
@@ -225,8 +225,9 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def square():
-    """Experts as wide as tokens, so that a transposed matrix fits; sigmoid scores with a bias; large tokens."""
-    routing = {"score_fn": "sigmoid", "normalize": True, "scaling_factor": 2.5, "selection_bias": True}
+    """Experts as wide as tokens, so that a transposed matrix fits; DeepSeek-V3's rule of weights; large tokens."""
+    routing = {"score_fn": "sigmoid", "normalize": True, "norm_eps": 1e-20, "scaling_factor": 2.5}
+    routing["selection_bias"] = True
     config = plain_config(hidden_size=24, routing=routing, experts={"shared_intermediate_size": 16})
     x = Case(config, 16).inputs.x * np.float32(64)
     return Case(config, None, arrays={"x": x})
@@ -246,6 +247,17 @@ def test_the_cause_is_guessed(square, text):
 def test_what_is_right_gets_no_guess(square):
     arrays = square.of()
     assert guesses(square.compare(arrays), {}, square.config, square.inputs, square.num) == []
+
+
+@pytest.mark.parametrize("preset", ["phi-3.5-moe", "switch-base-8"])
+@pytest.mark.filterwarnings("error")
+def test_a_hypothesis_that_no_configuration_can_be_is_no_guess(preset):
+    """SparseMixer's weights are never renormalised; one expert's are not without a warning, which is not the user's."""
+    case = Case(refmoe.load_preset(preset, scale="minimal"), 16)
+    arrays = {"y": case.of()["y"] + np.float32(1)}
+    comparison, mine = case.compare(arrays), {"y": mine_of(arrays["y"])}
+    assert comparison.first.name == "y"
+    assert guesses(comparison, mine, case.config, case.inputs, case.num) == []
 
 
 def test_every_hypothesis_can_be_told_or_is_refused(square):

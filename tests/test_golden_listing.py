@@ -79,3 +79,16 @@ def test_a_stage_that_is_not_there_is_refused_before_anything_is_made(capsys, tm
     assert error.startswith("refmoe: error: --stages: expected names of tensors below ") and "'experts.gate'" in error
     assert [p.name for p in tmp_path.iterdir()] == ["c.json"]
     assert main(asked[:-2]) == 2 and "--out: expected the directory" in capsys.readouterr().err
+
+
+SOFT = {"top_k": 1, "routing": {"selection": "soft", "slots_per_expert": 2}}
+
+
+@pytest.mark.parametrize("sections", [{}, SOFT], ids=["y", "soft"])
+def test_a_report_without_a_load_to_show(capsys, tmp_path, sections):
+    (tmp_path / "c.json").write_text(json.dumps(tiny(**sections).to_dict()))
+    asked = ["golden", "--config", str(tmp_path / "c.json"), "--tokens", "3", "--out", str(tmp_path / "b")]
+    assert main([*asked, *(["--stages", "y,routing"] if not sections else [])]) == 0
+    said = capsys.readouterr().out
+    assert "digest " in said and "expert " not in said
+    assert main(["check", str(tmp_path / "b")]) == 0

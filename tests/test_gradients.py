@@ -141,6 +141,7 @@ def test_without_mpmath_the_table_says_so(monkeypatch):
     check = check_gradients(SMALL["relu"], num_tokens=4, limit=1, oracle=True)
     assert check.ok and all(row.fifty_digits is None for row in check.rows)
     assert "no fifty digits: they need mpmath" in str(check) and "pip install mpmath" in str(check)
+    assert "ok: complex_step <= 1e-13, difference <= 1e-06" in str(check)
 
 
 # --- errors planted one at a time ------------------------------------------------------------------------------------

@@ -44,7 +44,8 @@ class GradientCheck(NamedTuple):
     def __str__(self):
         width = max(len(row.tensor) for row in self.rows)
         head = f"{'gradient':{width}}  {'elements':>8}  {'complex step':>12}  {'fifty digits':>12}  {'difference':>10}"
-        bars = ", ".join(f"{method} <= {bar:.0e}" for method, bar in TOLERANCE.items())
+        used = {method for of in self.errors.values() for method in of}
+        bars = ", ".join(f"{method} <= {bar:.0e}" for method, bar in TOLERANCE.items() if method in used)
         verdict = f"{'ok' if self.ok else 'FAILED'}: {bars}"
         told = [f"no fifty digits: {self.missing}"] if self.missing else []
         return "\n".join([head, *(_line(row, width) for row in self.rows), *told, self._switch(), verdict])

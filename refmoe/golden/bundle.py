@@ -26,7 +26,7 @@ class Written(NamedTuple):
     """What a run left behind: the manifest, the tokens each expert got, and seconds by step."""
 
     manifest: dict
-    tokens_per_expert: object
+    tokens_per_expert: object  # None where the bundle does not hold them, or nobody is chosen
     seconds: dict
 
 

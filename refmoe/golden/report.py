@@ -13,13 +13,12 @@ def golden_report(written, config, num, directory):
     manifest, run = written.manifest, written.manifest["run"]
     sizes = f"E {config.num_experts}, top {config.top_k}, D {config.hidden_size}, F {config.intermediate_size}"
     done = "forward and backward" if run["backward"] else "forward"
-    total = sum(written.seconds.values())
+    total, load = sum(written.seconds.values()), written.tokens_per_expert
     rows = [
         f"{manifest['title']}: {sizes}; {run['tokens']} tokens, {done}",
         f"profile {num.profile}, store {num.store}; {len(manifest['tensors'])} tensors; {engine_line(num)}",
         "",
-        *load_chart(np.asarray(written.tokens_per_expert)),
-        "",
+        *([] if load is None else [*load_chart(np.asarray(load)), ""]),
         *tier_lines(num),
         "seconds  "
         + ", ".join(f"{name} {value:.1f}" for name, value in written.seconds.items())
