@@ -120,6 +120,8 @@ def test_histogram_by_hand():
     # expert 0: all of bin 1, its upper edge 0; expert 1: half of bin 2, 0.25; less the mean
     assert update_by_histogram(counts, edges, f32(0, 0), 1, EXACT).tolist() == [-0.125, 0.125]
     assert update_by_histogram(counts * 0, edges, f32(3, 1), 1, EXACT).tolist() == [3, 1]
+    counts[0] = 2, 0, 0, 2  # bin 0 is enough: its upper edge -0.5, whatever lies beyond the empty bins
+    assert update_by_histogram(counts, edges, f32(0, 0), 1, EXACT).tolist() == [-0.375, 0.375]
 
 
 def test_the_histogram_is_near_the_exact_quantile():

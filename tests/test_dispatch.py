@@ -52,6 +52,12 @@ def test_rows_are_in_expert_order_and_an_experts_rows_in_token_order():
     assert {array.dtype for array in plan} == {np.dtype(np.int64)}
 
 
+def test_an_expert_without_weights_has_no_buffer_to_fill():
+    config = config_of(top_k=1, num_experts=2, dispatch={"capacity": 1}, experts={"zero_experts": 1})
+    plan = make_plan(np.array([[2], [1], [2], [1], [2]]), np.zeros((5, 1), np.float32), config, Given())
+    assert plan.tokens_per_expert.tolist() == [0, 1, 3]
+
+
 def test_unused_slots_and_padding():
     plan = plan_of([[2, -1], [-1, -1], [2, 0]], given=Given(token_mask=np.array([True, True, False])))
     assert plan.slot_row.tolist() == [[1, -1], [-1, -1], [2, 0]]

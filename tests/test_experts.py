@@ -143,6 +143,8 @@ def test_not_a_number_passes_through_clamps_and_relu():
     nan, one = f32([[np.nan]]), f32([[1]])
     for gate, up in ((nan, one), (one, nan)):
         assert np.isnan(gated(gate, up, experts, EXACT)).all()
+        for num in (EXACT, Numerics("chain", backend="c")):  # clamped or not: the gradient of each is not known
+            assert all(np.isnan(d).all() for d in gated_backward(one, gate, up, experts, num))
     assert np.isnan(plain(nan, ExpertsConfig(gated=False, activation="relu2"), EXACT)).all()
 
 

@@ -253,6 +253,18 @@ def test_what_is_only_reported_is_made_for_a_whole_record_alone():
     assert made == [1, 0, 0]
 
 
+def test_what_is_not_kept_is_still_made_for_who_reads_it():
+    """With replayed indices and a softmax of the kept logits the scores are read by the queue alone."""
+    config = refmoe.MoEConfig.from_dict({
+        "hidden_size": 4, "intermediate_size": 4, "num_experts": 4, "top_k": 2, "routing": {"normalize": True},
+        "dispatch": {"capacity": 1, "slot_order": "batch_prioritized"},
+    })  # fmt: skip
+    x, params, _ = make(config, EXACT, 5)
+    given = Given(topk_indices=refmoe.moe_forward(x, params, config, EXACT).routing.topk_indices)
+    want, got = (refmoe.moe_forward(x, params, config, EXACT, given, keep).y for keep in ("all", "y"))
+    assert same_bits(want, got)
+
+
 def test_a_record_without_its_stages_cannot_go_back():
     config = CONFIGS["top_1"]
     x, params, d_y = make(config, EXACT)

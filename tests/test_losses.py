@@ -221,6 +221,9 @@ def test_a_token_reaches_a_device_once():
     # P is 1/2 a device: 2 / (M T) (2 + 1) / 2, and 2 / (K T) (3 + 1) / 2
     assert value("communication", CommunicationLoss(coefficient=1, num_devices=2), zeros, EXACT, given) == 1.5
     assert value("device", DeviceLoss(coefficient=1, num_devices=2), zeros, EXACT, given) == 1
+    unused = Given(topk_indices=np.array([[0, 1], [3, -1]]))  # an unused slot goes to no device: sent 1, 1; chosen 2, 1
+    assert value("communication", CommunicationLoss(coefficient=1, num_devices=2), zeros, EXACT, unused) == 1
+    assert value("device", DeviceLoss(coefficient=1, num_devices=2), zeros, EXACT, unused) == 0.75
     skewed = np.array([[0, 0, 0, 0], [1, 0, 0, 0]])
     d = record_of(skewed, EXACT, given, device=DeviceLoss(coefficient=1, num_devices=2))[1].d_logits_device
     assert d[0].tolist() == [0.0625, 0.0625, -0.0625, -0.0625]  # 2 / (K T^2) / 4 (n_j - mean n), n = 3, 3, 1, 1

@@ -10,7 +10,7 @@ import pytest
 
 from refmoe import Numerics
 from refmoe.formats import FORMATS, round_fraction, round_to
-from refmoe.numerics.contract import NumpyEngine, Rule, fused_multiply_add
+from refmoe.numerics.contract import NumpyEngine, Rule, _bound, fused_multiply_add
 from refmoe.numerics.rounding import exact_sum, expand, round_pair, rounding_test, sequential_sum, two_sum
 from refmoe.numerics.stages import FLOAT32_STAGES, FORMAT_OF, STORE_STAGES
 from refmoe.recipes import generate
@@ -289,12 +289,24 @@ def test_every_tier_of_exact_is_entered_and_gives_the_same():
     assert product([1.1, 1.3], [1.7, 1.9]) == {"rounding_test": 1}
     assert product([1, 2.0**-12], [1, 2.0**-12]) == {"grid": 1}  # a midpoint, and all products on one grid
     assert product([1, 2.0**-12, 2.0**-50], [1, 2.0**-12, 2.0**-50]) == {"compensated": 1}
+    # 2^53 + 2^29 + 1, a midpoint and one quantum, on one grid: a bit more than a float64 holds
+    assert product([2.0**26, 2.0**26, 177], [2.0**26, 2.0**26, 3033169]) == {"compensated": 1}
     # 2^60 and its opposite hide a midpoint and a last word at three distances that two floats cannot hold
     x, w = (
         [2.0**60, 1, 2.0**-12, 2.0**-60, -(2.0**60), 2.0**-100],
         [2.0**60, 1, 2.0**-12, 2.0**-60, 2.0**60, -(2.0**-49)],
     )
     assert product(x, w) == {"exact": 1}
+
+
+@pytest.mark.parametrize("terms", [2, 3, 17, 1000])
+def test_the_bound_of_a_product_holds_for_every_order_and_no_more(terms):
+    """(L - 1) u sum |a| |b| in whatever order, and the order of a library's product is not known."""
+    a = np.linspace(1.0, 1.5, terms)
+    worst = (terms - 1) * Fraction(2) ** -53 * sum(Fraction(t) ** 2 for t in a.tolist())  # Cauchy-Schwarz is tight
+    (bound,) = _bound(a[None], a[:, None])[0]
+    assert worst <= Fraction(bound) <= 5 * worst
+    assert not _bound(a[None, :1], a[:1, None]).any()  # one product of float32 is exact
 
 
 def test_a_forced_tier_takes_every_output():

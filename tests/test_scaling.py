@@ -221,6 +221,8 @@ ONE, CODES = np.ones((1, 2, 4), np.float32), np.ones((1, 2, 4), np.uint8)
         (ValueError, "values: expected finite numbers", lambda: quantise(ONE * np.float32(np.nan), "int8")),
         (ValueError, "columns: expected None, or 7 for codes two in a byte, got 6; leave it out",
          lambda: Packed(CODES, "int4", None, None, None, None, 6)),
+        (ValueError, "columns: expected None, or 7 for codes two in a byte, got 9; leave it out",
+         lambda: Packed(CODES, "int4", None, None, None, None, 9)),
         (ValueError, "scale_format: expected None or one of", lambda: Packed(CODES, "int8", ONE, (1, 1), "int8")),
         (ValueError, "tensor_scales: expected a float32 for each expert",
          lambda: Packed(CODES, "int8", ONE, (1, 1), "float32", np.ones(2, np.float32))),

@@ -139,7 +139,7 @@ def update_by_quantile(scores, selection_bias, top_k, num, cutoff="next", rank="
     needed = np.sort(required_bias(scores, selection_bias, top_k, num, cutoff), axis=0)
     T, E = needed.shape
     last = max(T * top_k // E - 1, 0)
-    following = min(T * top_k // E, T - 1)
+    following = T * top_k // E  # there is one, as top_k < E
     low, high = {"next": (following,) * 2, "last": (last,) * 2, "mean": (last, following)}[rank]
 
     def formula(m, low, high):
