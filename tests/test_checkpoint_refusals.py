@@ -237,6 +237,8 @@ def row(shape=(2, 2), offsets=(0, 8), dtype="BF16"):
     (with_header({"a": row(offsets=(0, 8, 9))}), "not two offsets"),
     (with_header({"a": 3}), "its header entry is not"),
     (with_header({"a": row((1 << 40, 1 << 40))}), "takes"),
+    (with_header({"a": row((1,) * 8 + (4,))}), "its shape is not a list of at most 8 sizes"),
+    (with_header({"a": row((1,) * 7 + (5,))}), "takes 10 bytes, its offsets give 8"),
     (with_header({"a": row((True, 4))}), "its shape is not a list of at most 8 sizes"),
 ])  # fmt: skip
 def test_a_file_that_is_not_what_it_says(tmp_path, content, match):

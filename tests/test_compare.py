@@ -11,6 +11,7 @@ import refmoe
 from refmoe.compare import ACCUMULATORS, find_accumulator
 from refmoe.compare.rough import RoughArithmetic
 from refmoe.compare.stages import is_made, passage
+from refmoe.compare.trends import row_moments, trends_of
 from refmoe.golden.run import flattened
 from refmoe.inputs import Given
 
@@ -133,6 +134,28 @@ def test_what_the_accumulator_may_do_decides():
               for n, a in exact.items()}  # fmt: skip
     assert case.compare(coarse, ["experts.gate_rows"]).first is not None
     assert case.compare(coarse, ["experts.gate_rows"], accumulator="bf16").first is None
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_where_the_accumulator_says_nothing_what_is_not_finite_is_wrong_still(bad):
+    """Without the selection no token's row is judged by its numbers, as each may route otherwise; with it they are."""
+    case = Case(plain_config(hidden_size=256), 8)
+    arrays, names = case.of(), ["experts.gate_rows"]
+    assert case.compare(arrays, names, accumulator="bf16").first is None
+    rows = arrays["experts.gate_rows"] = arrays["experts.gate_rows"].copy()
+    rows[2, 3] = bad
+    for known in (names, [*names, "routing.topk_indices"]):
+        comparison = case.compare(arrays, known, accumulator="bf16")
+        assert comparison.excused == (8 if known is names else 0)
+        assert (comparison.first.verdict, comparison.first.place, comparison.first.of_rigorous) == ("wrong", (2, 3), 0)
+
+
+@pytest.mark.parametrize(("heavy", "told"), [(15, False), (16, True)])
+def test_a_trend_is_told_from_sixteen_elements_of_equal_weight(heavy, told):
+    value = np.zeros((4, 16))
+    value.flat[:heavy] = 1.0
+    (trend,) = trends_of(row_moments(value / 64, value, 0 * value).all(), [-1], 2.0**-24, 0.0, True)
+    assert (trend.slope, trend.excess > 1, np.isfinite(trend.slope_limit)) == (1 / 64, told, told)
 
 
 # --- selection -------------------------------------------------------------------------------------------------------

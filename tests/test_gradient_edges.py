@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import CASES, CONFIGS, config_of, differing, make, run, same_bits, with_sequences
+from cases import CASES, CONFIGS, completed, config_of, differing, make, run, same_bits, with_sequences
 from planting import Lazy, Sink
 
 import refmoe
@@ -13,7 +13,7 @@ from refmoe.config import ExpertsConfig
 from refmoe.formats import round_to
 from refmoe.losses import GIVES
 from refmoe.numerics.rounding import exact_sum
-from refmoe.recipes import MoEParams, SharedParams, generate, name_params
+from refmoe.recipes import CONSTANT_PARAMS, MoEParams, SharedParams, generate, name_params, parameter_shapes
 from refmoe.routing import topk_weights_backward
 
 EXACT = Numerics(backend="numpy")
@@ -193,6 +193,31 @@ def test_upstream_gradients_of_the_losses_scale_their_sources():
 
 
 # --- accumulation ----------------------------------------------------------------------------------------------------
+
+
+def _first_with_each_parameter():
+    """Names of configurations that have all trained parameters among them."""
+    seen, names = set(CONSTANT_PARAMS), []
+    for name, config in CONFIGS.items():
+        new = parameter_shapes(config).keys() - seen
+        names += [name] if new else []
+        seen |= new
+    return names
+
+
+@pytest.mark.parametrize("name", _first_with_each_parameter())
+def test_every_gradient_is_added_to_what_is_there(name):
+    config = CONFIGS[name]
+    x, params, d_y = make(config, EXACT)
+    given = completed(with_sequences(8), config, EXACT, 8)
+    record = refmoe.moe_forward(x, params, config, EXACT, given)
+    alone = name_params(refmoe.moe_backward(d_y, x, params, record, config, EXACT, given).params)
+    start = {n: (g * np.float32(0.375) + np.float32(0.25)) for n, g in alone.items()}
+    into = _complete(refmoe.recipes.assemble_params(start), params)
+    added = name_params(refmoe.moe_backward(d_y, x, params, record, config, EXACT, given, into=into).params)
+    assert added.keys() == alone.keys() == parameter_shapes(config).keys() - set(CONSTANT_PARAMS)
+    for n, got in added.items():
+        assert (np.abs(got - (start[n] + alone[n])) <= 2.0**-22 * (np.abs(start[n]) + np.abs(alone[n]))).all(), n
 
 
 @pytest.mark.parametrize("name", ["weight_on_input", "gpt-oss-20b", "qwen1.5-moe-a2.7b"])

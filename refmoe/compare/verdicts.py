@@ -66,8 +66,8 @@ class Measured(NamedTuple):
 def judge(name, got, law, own, view, num, drift, excused=None):
     """The verdict on `got` (values, dtype), given the golden tensor and the stage on the submission's own inputs.
 
-    law, own: Tracked. view: `Grouping` of the elements. excused: rows that may differ, as their tokens may route
-    either way.
+    law, own: Tracked. view: `Grouping` of the elements. excused: rows whose numbers may differ, as their tokens may
+    route either way.
     """
     return _verdict(name, _measured(name, got, law, own, view, num, drift, excused), view, drift)
 
@@ -93,7 +93,7 @@ def _measured(name, got, law, own, view, num, drift, excused=None):
         likely = DEVIATIONS * np.sqrt(own.part("spread")) + rounding
         statistical = np.minimum(np.nan_to_num(likely, nan=np.inf, posinf=np.inf), rigorous)
         if excused is not None:
-            error[excused] = 0.0
+            error[excused] = np.where(np.isfinite(values[excused]), 0.0, error[excused])  # no expert makes a NaN
         inherited = np.abs(value - law.part("value"))
         share, most = _share(error, statistical), _share(error, rigorous)
     place = np.unravel_index(int(share.argmax()), share.shape) if share.size and share.ndim else ()
