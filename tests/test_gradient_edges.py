@@ -196,10 +196,11 @@ def test_upstream_gradients_of_the_losses_scale_their_sources():
 
 
 def _first_with_each_parameter():
-    """Names of configurations that have all trained parameters among them."""
+    """Names of configurations that have all trained parameters among them, in every way that one is summed."""
     seen, names = set(CONSTANT_PARAMS), []
     for name, config in CONFIGS.items():
-        new = parameter_shapes(config).keys() - seen
+        ways = config.experts.post_expert_norm, config.experts.weight_position, config.routing.selection
+        new = {*parameter_shapes(config), *ways} - seen
         names += [name] if new else []
         seen |= new
     return names
