@@ -64,7 +64,16 @@ int64_t refmoe_lane_rows(const struct product *p, int64_t length)
     return fit < lanes->width[0] ? lanes->width[0] : lower(fit, most);
 }
 
-int64_t refmoe_lane_cols(const struct product *p) { return lanes_of(p)->rows * UNIT_BANDS; }
+/* Weights that are read where they lie are read in pieces as long as may be, if that leaves every thread its units. */
+int64_t refmoe_lane_cols(const struct product *p)
+{
+    int64_t cols = MAX_UNIT_COLS, least = 2 * lanes_of(p)->width[0];
+    if (!is_in_place_product(p))
+        return lanes_of(p)->rows * UNIT_BANDS;
+    while (p->threads > 1 && cols > least && p->experts * p->cols < 4 * p->threads * cols)
+        cols /= 2;
+    return cols;
+}
 
 /* Rows that the groups cover: narrow ones together are less than one widest more than what they hold. */
 static int64_t covered(const struct product *p, int64_t length)

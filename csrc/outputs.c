@@ -4,16 +4,18 @@
    Where many rows meet each weight, or the weights of neighbouring outputs lie side by side (back to x), it is the weights
    that are turned or copied, a run of k at a time, into panels as wide as a tile, and a tile writes whole rows of the
    output. There its sums wait for the next run, too, where nothing but sums is stored: whole tiles of a float32 chain.
-   Rows of x are only copied, once for an expert and a thread.                                                         */
+   Float32 weights of a chain back to x that few rows meet are read where they lie, fetched a run ahead, and sums wait side
+   by side. Rows of x are only copied, once for an expert and a thread.                                              */
 
 #include "product.h"
 
-enum { MANY_ROWS = 96, LONG = 512 };
+enum { LONG = 512, PLACE_DEPTH = 128 };
 
-/* A run of k of one pair, as long as a copied row may be; its norms are its own. A sum of nothing is one run of length 0. */
+/* A run of k of one pair, at most as long as a copied row may be; its norms are its own. A sum of nothing is one run of
+   length 0. copy: which copied rows hold it. */
 struct run {
     const struct operand *o;
-    int64_t k, length, number;
+    int64_t k, length, number, copy;
 };
 
 /* Rows of x from `row` on, and the panel that starts at column `col`. */
@@ -21,6 +23,7 @@ struct place {
     int64_t row, col;
     int rows, cols, width, shape, number;
     const char *right;
+    int64_t right_step;
 };
 
 struct plan {
@@ -28,15 +31,24 @@ struct plan {
     const struct unit *u;
     struct scratch *s;
     const struct lanes *lanes;
-    int64_t item, runs;
+    int64_t item, runs, copies;
     int exact, panels, pitch;
+    int tall; /* rows of a tile: as many in each as the unit's allow */
+    int in_place; /* whole panels are no copies */
 };
 
 static const struct lanes *lanes_of(const struct product *p) { return &p->kernel->lanes[p->profile]; }
 
-static int64_t depth_of(const struct product *p) { return LEFT_BYTES / packed_item(p); }
+static int64_t longest_copy(const struct product *p) { return LEFT_BYTES / packed_item(p); }
 
-static int64_t most_runs(const struct product *p, int64_t length) { return length / depth_of(p) + p->pairs; }
+/* Of weights that are read where they lie so few k at a time that the second cache holds a run and the next one, even of
+   rows that are a power of two apart. */
+static int64_t depth_of(const struct product *p)
+{
+    return is_in_place_product(p) ? PLACE_DEPTH : longest_copy(p);
+}
+
+static int64_t most_copies(const struct product *p, int64_t length) { return length / longest_copy(p) + p->pairs; }
 
 static int next_run(const struct plan *n, struct run *r)
 {
@@ -44,7 +56,9 @@ static int next_run(const struct plan *n, struct run *r)
     if (!r->o)
         *r = (struct run){.o = &n->u->pair[0]};
     else if (r->k == r->o->length)
-        r->o++, r->k = 0;
+        r->o++, r->k = 0, r->copy++;
+    else
+        r->copy += r->k % longest_copy(n->p) == 0;
     r->length = r->o < n->u->pair + n->p->pairs ? lower(depth_of(n->p), r->o->length - r->k) : 0;
     return r->o < n->u->pair + n->p->pairs;
 }
@@ -79,20 +93,20 @@ struct lane_room refmoe_output_room(const struct product *p, int64_t length)
 {
     const struct lanes *lanes = lanes_of(p);
     int64_t rows = whole_tiles(refmoe_lane_rows(p, length), lanes->rows), columns = most_panels(p) * lanes->width[0];
-    int64_t sums = most_runs(p, length) > 1 ? rows * columns : lanes->rows * lanes->width[0];
+    int64_t sums = length / depth_of(p) + p->pairs > 1 ? rows * columns : lanes->rows * lanes->width[0];
     int exact = p->profile == REFMOE_EXACT;
-    return (struct lane_room){.right = rows / lanes->rows * most_runs(p, length) * rows_bytes(p),
+    return (struct lane_room){.right = rows / lanes->rows * most_copies(p, length) * rows_bytes(p),
                               .left = most_panels(p) * panel_bytes(p),
                               .value = sums * packed_item(p),
                               .error = exact ? sums * (int64_t)sizeof(double) : 0,
-                              .norm = exact ? (most_runs(p, length) * rows + columns) * (int64_t)sizeof(double) : 0};
+                              .norm = exact ? (most_copies(p, length) * rows + columns) * (int64_t)sizeof(double) : 0};
 }
 
 /* ---- rows of x ---- */
 
-static char *left_of(const struct plan *n, int64_t row, int64_t run)
+static char *left_of(const struct plan *n, int64_t row, const struct run *r)
 {
-    return n->s->right + (row / n->lanes->rows * n->runs + run) * rows_bytes(n->p);
+    return n->s->right + (row / n->tall * n->copies + r->copy) * rows_bytes(n->p) + r->k % longest_copy(n->p) * n->item;
 }
 
 /* Behind the norms of the columns of one run those of the rows of each, which stay where they are from unit to unit. */
@@ -107,9 +121,9 @@ static void copy_rows(const struct plan *n, const struct run *r)
     double *norm = n->exact ? row_norm_of(n, r->number) : NULL;
     if (n->exact)
         memset(norm, 0, (size_t)n->u->rows * sizeof *norm);
-    for (int64_t row = 0; row < n->u->rows; row += n->lanes->rows)
-        copy((int)lower(n->lanes->rows, n->u->rows - row), r->length,
-             r->o->a + (row * r->o->a_row + r->k) * item_of(r->o->a_format), r->o->a_row, left_of(n, row, r->number),
+    for (int64_t row = 0; row < n->u->rows; row += n->tall)
+        copy((int)lower(n->tall, n->u->rows - row), r->length,
+             r->o->a + (row * r->o->a_row + r->k) * item_of(r->o->a_format), r->o->a_row, left_of(n, row, r),
              n->exact ? norm + row : NULL);
     if (n->exact)
         n->p->kernel->norms((int)n->u->rows, norm);
@@ -180,7 +194,7 @@ static void make_panels(const struct plan *n, const struct run *r)
     struct rows from = columns_of(n, r, 0);
     if (n->exact)
         memset(n->s->norm, 0, (size_t)(n->panels * n->pitch) * sizeof(double));
-    if (copied && r->length)
+    if (copied && r->length && !n->in_place)
         n->p->kernel->copy_panels[n->p->profile][from.format](copied, r->length, from.x, from.step, panel_of(n, 0),
                                                              panel_bytes(n->p), n->exact ? n->s->norm : NULL);
     for (int c = copied; c < n->panels && r->length; c++)
@@ -255,12 +269,26 @@ static void finish(const struct plan *n, const struct place *t)
         memcpy(out_of(n, t) + i * n->u->out_row, result + i * n->pitch, (size_t)t->cols * sizeof *result);
 }
 
+/* Where the weights of the next run begin: in this pair, the next one, or the next unit's first; and that has the next
+   columns of these weights, or the first ones of the next expert's. */
+static const char *after(const struct plan *n, const struct run *r)
+{
+    const struct operand *o = r->o, *first = n->u->pair;
+    int64_t next = r->k + r->length, behind = first->first + n->u->cols;
+    if (next < o->length)
+        return o->b + next * o->b_step * item_of(o->b_format);
+    if (o + 1 < first + n->p->pairs)
+        return o[1].b;
+    next = behind < n->p->cols ? n->u->cols : first->length * first->b_step - first->first;
+    return first->b + next * item_of(first->b_format);
+}
+
 /* Fetched meanwhile: weights of the next run, or of the next unit's first, shared out among the first tiles; then, and
    where weights are few, the lines that the tile is about to write. */
 static void look_ahead(const struct plan *n, const struct place *t, const struct run *r, struct lane_run *run)
 {
     const struct operand *o = r->o;
-    int64_t item = item_of(o->b_format), next = r->k + r->length;
+    int64_t item = item_of(o->b_format);
     int64_t lines = (n->u->cols * item + CACHE_LINE - 1) / CACHE_LINE, row = t->number * (r->length / lines);
     run->ahead = (const char *)out_of(n, t);
     run->step = n->u->out_row * (int64_t)sizeof(float), run->ahead_rows = t->rows;
@@ -268,13 +296,13 @@ static void look_ahead(const struct plan *n, const struct place *t, const struct
     if (n->runs == 1 || n->p->across == REFMOE_LANES_ALONG || row >= depth_of(n->p) || !r->length)
         return;
     run->lines = lines, run->step = o->b_step * item, run->ahead_rows = INT32_MAX;
-    run->ahead = next < o->length ? o->b + (next + row) * run->step
-                                  : n->u->pair[0].b + row * run->step + n->u->cols * item;
+    run->ahead = after(n, r) + row * run->step;
 }
 
 static struct lane_run run_of(const struct plan *n, const struct place *t, const struct run *r)
 {
-    struct lane_run run = {.length = r->length, .left = left_of(n, t->row, r->number), .right = t->right, .right_step = t->width};
+    struct lane_run run = {.length = r->length, .left = left_of(n, t->row, r), .right = t->right,
+                           .right_step = t->right_step};
     look_ahead(n, t, r, &run);
     return run;
 }
@@ -283,9 +311,13 @@ static struct lane_run run_of(const struct plan *n, const struct place *t, const
 static void multiply_whole(const struct plan *n, const struct place *t, const struct run *r)
 {
     struct lane_run run = run_of(n, t, r);
+    run.ends = is_last(n, r);
     run.from = r->number == 0 ? acc_of(n, t) : out_of(n, t), run.from_row = n->u->out_row;
     run.to = out_of(n, t), run.to_row = n->u->out_row;
-    run.ends = is_last(n, r);
+    if (n->in_place && r->number > 0)
+        run.from = value_of(n, t), run.from_row = n->pitch;
+    if (n->in_place && !run.ends)
+        run.to = value_of(n, t), run.to_row = n->pitch;
     run.bias = run.ends && n->u->bias ? (const float *)n->u->bias + t->col : NULL;
     n->lanes->along[t->shape](t->rows, &run);
 }
@@ -306,14 +338,23 @@ static void multiply_part(const struct plan *n, const struct place *t, const str
 
 /* ---- the unit ---- */
 
+/* The panel at column t->col: copied, or whole and where it lies. */
+static void find_panel(const struct plan *n, const struct run *r, struct place *t)
+{
+    int lies = n->in_place && t->cols == n->pitch;
+    t->shape = shape_for(n->lanes, t->cols), t->width = n->lanes->width[t->shape];
+    t->right = lies ? columns_of(n, r, t->col).x : panel_of(n, (int)(t->col / n->pitch));
+    t->right_step = lies ? r->o->b_step : t->width;
+}
+
 static void meet_rows(const struct plan *n, const struct run *r)
 {
     struct place t = {0};
-    for (int c = 0; c < n->panels; c++) {
-        t.col = c * n->pitch, t.cols = (int)lower(n->pitch, n->u->cols - t.col), t.right = panel_of(n, c);
-        t.shape = shape_for(n->lanes, t.cols), t.width = n->lanes->width[t.shape];
-        for (t.row = 0; t.row < n->u->rows; t.row += n->lanes->rows, t.number++) {
-            t.rows = (int)lower(n->lanes->rows, n->u->rows - t.row);
+    for (; t.col < n->u->cols; t.col += n->pitch) {
+        t.cols = (int)lower(n->pitch, n->u->cols - t.col);
+        find_panel(n, r, &t);
+        for (t.row = 0; t.row < n->u->rows; t.row += n->tall, t.number++) {
+            t.rows = (int)lower(n->tall, n->u->rows - t.row);
             (is_whole(n, &t) ? multiply_whole : multiply_part)(n, &t, r);
         }
     }
@@ -325,8 +366,12 @@ void refmoe_compute_outputs(const struct product *p, const struct unit *u, struc
     struct plan n = {.p = p, .u = u, .s = s, .lanes = lanes, .item = packed_item(p), .pitch = lanes->width[0],
                      .exact = p->profile == REFMOE_EXACT,
                      .panels = (int)((u->cols + lanes->width[0] - 1) / lanes->width[0])};
-    for (struct run r = {0}; next_run(&n, &r);)
+    const int64_t tiles = (u->rows + lanes->rows - 1) / lanes->rows;
+    struct run all = {0};
+    n.tall = (int)((u->rows + tiles - 1) / tiles), n.in_place = is_in_place_product(p);
+    while (next_run(&n, &all))
         n.runs++;
+    n.copies = all.copy;
     for (int64_t j = 0; j < u->cols; j++)
         s->col_grid[j].known = 0;
     hold_rows(&n);

@@ -51,6 +51,9 @@ struct unit {
 /* Products of lanes.c: the weights of an output lie side by side, or those of neighbouring outputs do. */
 enum { REFMOE_LANES_ALONG = 1, REFMOE_LANES_ACROSS = 2 };
 
+/* Of outputs.c: rows of an expert from which on its weights are worth turning or copying. */
+enum { MANY_ROWS = 96 };
+
 enum { MAX_UNIT_ROWS = 512, MAX_UNIT_COLS = 256, MAX_LANE_ROWS = 256, PANELS_BYTES = 1 << 18 };
 
 /* How an expert's block is cut: units of `rows` x `cols`, both whole tiles. */
@@ -216,6 +219,13 @@ static inline int is_direct_product(const struct product *p)
 {
     return p->across == REFMOE_LANES_ALONG && p->profile == REFMOE_CHAIN && !p->wide && !p->pair[0].codes
            && p->pair[0].b_format == REFMOE_FLOAT32 && p->kernel->lanes[REFMOE_CHAIN].direct[0];
+}
+
+/* Whether those of outputs.c do: weights of a chain back to x that few rows meet. */
+static inline int is_in_place_product(const struct product *p)
+{
+    return p->across == REFMOE_LANES_ACROSS && p->profile == REFMOE_CHAIN && !p->pair[0].codes
+           && p->pair[0].b_format == REFMOE_FLOAT32 && p->offsets[p->experts] < MANY_ROWS * p->experts;
 }
 
 /* Bytes of a packed element of the rows, and of an accumulator. */

@@ -49,3 +49,23 @@ def test_a_pair_of_no_columns_adds_nothing(kernel, rule):
         for pairs in ([none, (d, w)], [(d, w), none]):
             assert differing_bits(engine.grouped_matmul_backward_x(rule, pairs, offsets), want) == 0
         assert not engine.grouped_matmul_backward_x(rule, [none, none], offsets).any()
+
+
+@pytest.mark.parametrize("counts", [(0, 37, 13, 0), (150, 250)], ids=["few rows", "many"])
+@pytest.mark.parametrize("form", ("float32", "bf16"))
+@each_kernel
+def test_back_to_x_through_several_runs_of_two_pairs(kernel, form, counts):
+    """Weights that few rows meet are read where they lie, others are copied: whole panels, a rest, sums that wait."""
+    rule, offsets = Rule("chain", form), np.concatenate([[0], np.cumsum(counts)])
+    rng, N, K = np.random.default_rng(5), offsets[-1], 70
+    pairs = [(wide(rng, (N, M), np.float32), wide(rng, (len(counts), M, K), np.float32)) for M in (131, 262)]
+    acc = wide(rng, (N, K), np.float32)
+    some = np.array([0, 13, 36, 37, N // 2, N - 1])
+    for more in (None, acc):
+        got = Guarded(kernel, 2).grouped_matmul_backward_x(rule, pairs, offsets, acc=more)
+        expert = np.searchsorted(offsets, some, "right") - 1
+        for row, e in zip(some, expert, strict=True):
+            one = [(d[row : row + 1], w[e : e + 1]) for d, w in pairs]
+            start = None if more is None else more[row : row + 1]
+            want = NumpyEngine().grouped_matmul_backward_x(rule, one, np.array([0, 1]), acc=start)
+            assert differing_bits(got[row : row + 1], want) == 0
