@@ -313,3 +313,8 @@ def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(capsys
 def test_the_roofline_has_one_colour_for_each_name():
     rows = [("a", 1, 2), ("b", 1, 3), ("a", 4, 5)]
     assert report.by_name(rows) == {"a": ((1, 4), (2, 5)), "b": ((1,), (3,))}
+
+
+def test_the_roof_has_its_corner_where_both_limits_meet():
+    """Between the corner and a neighbouring power of two a straight line would cut off what is possible."""
+    assert report.roof(120e9, 20e9) == ([0.25, 6.0, 2048.0], [5.0, 120.0, 120.0])

@@ -122,14 +122,18 @@ def _draw(axes, result):
     for profile, style in (("chain", "-"), ("exact", "--")):
         tile = figures.tile_limit(result["limits"], f"{profile} x{threads}")
         if tile and read:
-            at = [2.0**i for i in range(-2, 12)]
-            rates = [min(tile, read * x) / 1e9 for x in at]
-            axes.plot(at, rates, f"k{style}", label=f"limit of {profile}, float32")
+            axes.plot(*roof(tile, read), f"k{style}", label=f"limit of {profile}, float32")
     for name, (at, rates) in sorted(by_name(points(result, threads)).items()):
         axes.plot(at, rates, "o" if name.startswith("refmoe") else "x", label=name)
     axes.set(xscale="log", yscale="log", xlabel="operations a byte of weights", ylabel="GFLOP/s",
              title=result["machine"]["processor"])  # fmt: skip
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", frameon=False)
+
+
+def roof(tile, read):
+    """(operations a byte, GFLOP/s) of the limit: its ends and its corner, where memory gives way to arithmetic."""
+    at = sorted([0.25, tile / read, 2048.0])
+    return at, [min(tile, read * x) / 1e9 for x in at]
 
 
 def by_name(rows):
