@@ -248,11 +248,16 @@ def run_kernels(args):
 
 
 def run_vectors(args):
-    from refmoe.golden.vectors import check_vectors, write_vectors
+    from refmoe.golden.vectors import CHAPTERS, check_vectors, write_vectors
 
-    stale = check_vectors() if args.check else []
-    for name in stale if args.check else write_vectors():
-        print(f"stale: {name}; run `refmoe vectors`" if args.check else f"written: {name}")
+    if not args.check:
+        print(*(f"written: {name}" for name in write_vectors()), sep="\n")
+        return 0
+    stale = check_vectors()
+    for name in stale:
+        print(f"stale: {name}; run `refmoe vectors`")
+    if not stale:
+        print(f"{len(CHAPTERS)} suites made again, every byte agrees")
     return 1 if stale else 0
 
 
