@@ -15,7 +15,6 @@ from .trends import Trend, Trends
 from .verdicts import PASSED, SUSPICIOUS, WRONG, Verdict, judge, judge_by_expert
 
 SELECTION = "routing.topk_indices"
-BEFORE_SELECTION = ("routing.", "soft.")
 
 
 class Mine(NamedTuple):
