@@ -9,8 +9,7 @@
 
 #include "product.h"
 
-enum { RIGHT_BYTES_CHAIN = 1 << 19, RIGHT_BYTES_EXACT = 1 << 20, UNIT_BANDS = 16,
-       CACHE_SETS = 64, CACHE_WAYS = 8 };
+enum { RIGHT_BYTES_CHAIN = 1 << 19, RIGHT_BYTES_EXACT = 1 << 20, UNIT_BANDS = 16 };
 
 /* Some rows of x, as one tile reads them: (length, width), zeros beyond `cols`. */
 struct group {
@@ -288,19 +287,13 @@ static void multiply_bands(const struct plan *n, const struct band *band, int ba
 
 /* ---- weights where they lie ---- */
 
-/* As many rows at a time as neither meet in the same few lines of the first cache (64 sets, in most processors)
-   nor push one another out of it. */
+/* As many rows at a time as neither meet in the same few lines of the first cache nor push one another out of it. */
 static int tall_of(const struct product *p, const struct unit *u)
 {
     const struct lanes *lanes = lanes_of(p);
-    const struct operand *o = &u->pair[0];
-    int meet[CACHE_SETS] = {0}, most = 0;
     if (!is_direct_product(p))
         return 0;
-    for (int i = 0; i < lanes->rows; i++) {
-        int at = ++meet[i * o->b_col * (int64_t)sizeof(float) / CACHE_LINE % CACHE_SETS];
-        most = at > most ? at : most;
-    }
+    int most = meeting_lines(lanes->rows, u->pair[0].b_col * (int64_t)sizeof(float));
     return most > CACHE_WAYS / 2 ? (lanes->rows + 1) / 2 : lanes->rows;
 }
 

@@ -7,7 +7,7 @@ enum {
     PACK_RUN = 64, /* k of one run of a transposition */
     PACK_LINES = 8, /* lines that the first cache holds even if all belong to the same place of it */
     AHEAD = 8,     /* k fetched before they are copied */
-    FEW = 32       /* k that no cache conflict can hurt */
+    FEW = 32       /* k that stay in the first cache unless they all belong to the same place of it */
 };
 
 /* Rows whose numbers of one k lie side by side: the columns of d, of which gradients of weights are made. So few k at a
@@ -241,12 +241,14 @@ static void widen_panels(const struct product *p, const struct operand *o, int64
         }
 }
 
-/* Columns may be read where they lie if they are whole, side by side, and either few k or used once: a long stride maps
-   every k to the same few places of the cache, so what is read again is better packed. */
+/* Columns may be read where they lie if they are whole, side by side, and used once or few k: long strides map every k to
+   the same few places of the cache, and strides of a power of two even these, so what is read again is better packed. */
 static int is_direct(const struct product *p, const struct unit *u, const struct operand *o)
 {
     int used_once = u->rows <= p->tile->rows && p->profile != REFMOE_EXACT; /* `exact` also reads them for the norms */
-    return o->b_col == 1 && item_of(o->b_format) == (int64_t)p->item && (o->length <= FEW || used_once);
+    if (o->b_col != 1 || item_of(o->b_format) != (int64_t)p->item)
+        return 0;
+    return used_once || (o->length <= FEW && meeting_lines(o->length, o->b_step * (int64_t)p->item) <= CACHE_WAYS);
 }
 
 /* As many panels as stay in the second cache together, at least one. */

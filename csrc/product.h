@@ -234,6 +234,18 @@ static inline int64_t packed_item(const struct product *p)
     return p->profile == REFMOE_CHAIN ? (int64_t)sizeof(float) : (int64_t)sizeof(double);
 }
 
+/* How many of `count` lines, `step` bytes apart, meet at one place of the first cache (64 places, in most processors). */
+enum { CACHE_SETS = 64, CACHE_WAYS = 8 };
+static inline int meeting_lines(int64_t count, int64_t step)
+{
+    int meet[CACHE_SETS] = {0}, most = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int at = ++meet[i * step / CACHE_LINE % CACHE_SETS];
+        most = at > most ? at : most;
+    }
+    return most;
+}
+
 static inline int64_t total_length(const struct product *p, const struct unit *u)
 {
     return u->pair[0].length + (p->pairs > 1 ? u->pair[1].length : 0);

@@ -69,3 +69,16 @@ def test_back_to_x_through_several_runs_of_two_pairs(kernel, form, counts):
             start = None if more is None else more[row : row + 1]
             want = NumpyEngine().grouped_matmul_backward_x(rule, one, np.array([0, 1]), acc=start)
             assert differing_bits(got[row : row + 1], want) == 0
+
+
+@pytest.mark.parametrize("K", (1024, 1040), ids=["at one place of the cache", "elsewhere"])
+@pytest.mark.parametrize("profile", ("exact", "chain"))
+@each_kernel
+def test_short_sums_of_columns_however_far_their_rows_are_apart(kernel, profile, K):
+    """Few k are read where they lie, unless their lines meet: then they are copied."""
+    rule, offsets = Rule(profile, "float32"), np.array([0, 19, 19, 31])
+    rng, some = np.random.default_rng(6), np.array([0, 31, 32, 1000, K - 1])
+    d, x = wide(rng, (31, 27), np.float32), wide(rng, (31, K), np.float32)
+    want = NumpyEngine().grouped_matmul_backward_w(rule, d, np.ascontiguousarray(x[:, some]), offsets)
+    got = Guarded(kernel, 2).grouped_matmul_backward_w(rule, d, x, offsets)
+    assert differing_bits(np.ascontiguousarray(got[:, :, some]), want) == 0
