@@ -38,25 +38,43 @@ static int check_how(const refmoe_how *how)
 
 static int is_between(double low, double x, double high) { return x >= low && x <= high; }
 
+static int is_cap(double cap) { return cap == 0 || is_between(0x1p-20, cap, 0x1p20); }
+
+static int caps_are_proven(const refmoe_activation *act)
+{
+    if (act->cap == 0 && act->up_cap == 0)
+        return act->name != REFMOE_SOFTCAP;
+    if (act->alpha != 0 && !is_between(0x1p-100, magnitude(act->alpha), 0x1p100))
+        return 0;
+    if (act->name == REFMOE_SOFTCAP)
+        return act->cap != 0 && is_cap(act->cap) && act->up_cap == 0;
+    return act->name == REFMOE_SILU && is_cap(act->cap) && is_cap(act->up_cap);
+}
+
 /* What the bounds of formulas_template.h are proven for; a NaN is never between. */
 static int is_proven(const refmoe_activation *act)
 {
     double offset = magnitude(act->offset);
     int limited = is_finite(act->limit);
-    if (act->name < REFMOE_SILU || act->name > REFMOE_SIGMOID || !is_between(0, magnitude(act->alpha), 0x1p100))
+    if (act->name < REFMOE_SILU || act->name > REFMOE_SOFTCAP || !caps_are_proven(act) || !is_between(0, magnitude(act->alpha), 0x1p100))
         return 0;
     if (!is_between(0x1p-40, act->limit, limited ? 0x1p100 : act->limit))
         return 0;
     if (offset != 0 && !is_between(0x1p-60, offset, 0x1p100))
         return 0;
     if (act->name != REFMOE_RELU && act->name != REFMOE_RELU2)
-        return act->name == REFMOE_SILU || act->alpha == 1;
+        return act->name == REFMOE_SILU || act->name == REFMOE_SOFTCAP || act->alpha == 1;
     return act->alpha == 1 && offset == 0 && (!limited || (double)(float)act->limit == act->limit);
 }
 
 static int is_general(const refmoe_activation *act)
 {
     return act->alpha != 1 || act->offset != 0 || is_finite(act->limit);
+}
+
+static int row_of(const refmoe_activation *act)
+{
+    return act->name == REFMOE_SILU && (act->cap > 0 || act->up_cap > 0) ? CAPPED_SILU : act->name;
 }
 
 static int is_missing(const void *array, int64_t size) { return size > 0 && !array; }
@@ -109,7 +127,7 @@ formula_function *refmoe_gated_function(const refmoe_how *how, const refmoe_acti
         return NULL;
     *call = describe(how);
     call->act = *act;
-    return formulas->gated[act->name][is_general(act)];
+    return formulas->gated[row_of(act)][is_general(act)];
 }
 
 formula_function *refmoe_scaled_function(const refmoe_how *how, struct formula_call *call)
@@ -154,7 +172,8 @@ int refmoe_gated_backward(const refmoe_how *how, const refmoe_activation *act, i
     call.act = *act;
     call.in[0] = d_hidden, call.in[1] = gate, call.in[2] = up;
     call.out[0] = d_gate, call.out[1] = d_up, call.open[0] = open_gate, call.open[1] = up ? open_up : NULL;
-    return run(refmoe_formulas(how->kernel)->gated_backward[act->name][is_general(act)], &call, n, RUN, how->threads);
+    formula_function *backward = refmoe_formulas(how->kernel)->gated_backward[row_of(act)][is_general(act)];
+    return run(backward, &call, n, RUN, how->threads);
 }
 
 int refmoe_scaled_rows(const refmoe_how *how, int64_t n, int64_t m, const float *w, const float *x, float *out,

@@ -8,6 +8,9 @@
 
 enum { MAX_OPERANDS = 3, MAX_RESULTS = 2 };
 
+/* Activations beyond those of the manual: silu with soft caps. */
+enum { CAPPED_SILU = REFMOE_SOFTCAP + 1, ACTIVATIONS };
+
 /* One call: operands and results by position as in the manual, an operand that is absent NULL. */
 struct formula_call {
     refmoe_activation act;
@@ -27,8 +30,8 @@ typedef void formula_function(const struct formula_call *call, int64_t begin, in
 /* One instruction set. */
 struct formulas {
     const char *kernel;
-    formula_function *gated[5][2];          /* [activation][1: with alpha, limit, offset] */
-    formula_function *gated_backward[5][2];
+    formula_function *gated[ACTIVATIONS][2]; /* [activation][1: with alpha, limit, offset] */
+    formula_function *gated_backward[ACTIVATIONS][2];
     formula_function *scaled_rows, *softmax, *softmax_backward, *log_sum_exp;
 };
 

@@ -63,14 +63,21 @@ INLINE void gated_lanes(const int function, const int general, const int narrow,
                         const refmoe_activation *act, const struct place *p)
 {
     struct operands o = enter_at(general, p->in[0], p->in[1], act);
-    finish(forward(function, general, o, p->in[1] != NULL, act->alpha), narrow, c, p, 0);
+    if (function >= GELU)
+        finish(curved_forward(function, o, p->in[1] != NULL, act), narrow, c, p, 0);
+    else
+        finish(forward(function, general, o, p->in[1] != NULL, act->alpha), narrow, c, p, 0);
 }
 
 INLINE void backward_lanes(const int function, const int general, const int narrow, const struct formula_call *c,
                            const refmoe_activation *act, const struct place *p)
 {
     struct operands o = enter_at(general, p->in[1], p->in[2], act);
-    struct gradients g = gradients(function, general, WIDEN(p->in[0]), o, p->in[2] != NULL, act->alpha);
+    struct gradients g;
+    if (function >= GELU)
+        g = curved_gradients(function, WIDEN(p->in[0]), o, p->in[2] != NULL, act);
+    else
+        g = gradients(function, general, WIDEN(p->in[0]), o, p->in[2] != NULL, act->alpha);
     finish(g.gate, narrow, c, p, 0);
     if (p->in[2])
         finish(g.up, narrow, c, p, 1);
@@ -106,12 +113,20 @@ INLINE void backward_lanes(const int function, const int general, const int narr
     DEFINE(name##_general, gated_lanes, function, 1)                                                                  \
     DEFINE(name##_backward_plain, backward_lanes, function, 0)                                                        \
     DEFINE(name##_backward_general, backward_lanes, function, 1)
+/* Curves read every parameter each time. */
+#define DEFINE_ONE(name, function)                                                                                    \
+    DEFINE(name##_general, gated_lanes, function, 1)                                                                  \
+    DEFINE(name##_backward_general, backward_lanes, function, 1)
 
 DEFINE_BOTH(silu, SILU)
 DEFINE_BOTH(gelu_tanh, GELU_TANH)
 DEFINE_BOTH(relu, RELU)
 DEFINE_BOTH(relu2, RELU2)
 DEFINE_BOTH(sigmoid, SIGMOID)
+DEFINE_ONE(gelu, GELU)
+DEFINE_ONE(sqrt_softplus, SQRT_SOFTPLUS)
+DEFINE_ONE(softcap, SOFTCAP)
+DEFINE_ONE(capped_silu, CAPPED_SILU)
 
 /* ---- rows times a weight ---- */
 
@@ -156,7 +171,11 @@ static TARGET void scaled_rows(const struct formula_call *c, int64_t begin, int6
         [REFMOE_GELU_TANH] = {gelu_tanh##suffix##_plain, gelu_tanh##suffix##_general},                                \
         [REFMOE_RELU] = {relu##suffix##_plain, relu##suffix##_general},                                               \
         [REFMOE_RELU2] = {relu2##suffix##_plain, relu2##suffix##_general},                                            \
-        [REFMOE_SIGMOID] = {sigmoid##suffix##_plain, sigmoid##suffix##_general}                                       \
+        [REFMOE_SIGMOID] = {sigmoid##suffix##_plain, sigmoid##suffix##_general},                                      \
+        [REFMOE_GELU] = {gelu##suffix##_general, gelu##suffix##_general},                                             \
+        [REFMOE_SQRT_SOFTPLUS] = {sqrt_softplus##suffix##_general, sqrt_softplus##suffix##_general},                  \
+        [REFMOE_SOFTCAP] = {softcap##suffix##_general, softcap##suffix##_general},                                    \
+        [CAPPED_SILU] = {capped_silu##suffix##_general, capped_silu##suffix##_general}                                \
     }
 
 const struct formulas FORMULAS = {

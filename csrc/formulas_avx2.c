@@ -12,6 +12,7 @@
 #define SIGNS(v) _mm_movemask_ps((__m128)(v))
 #define LEAST(a, b) ((vd)_mm256_min_pd((__m256d)(a), (__m256d)(b)))
 #define MOST(a, b) ((vd)_mm256_max_pd((__m256d)(a), (__m256d)(b)))
+#define ROOT(v) ((vd)_mm256_sqrt_pd((__m256d)(v)))
 #define FORMULAS refmoe_formulas_avx2
 #define KERNEL "avx2"
 #include "formulas_template.h"

@@ -12,6 +12,7 @@
 #define SIGNS(v) _mm256_movemask_ps((__m256)(v))
 #define LEAST(a, b) ((vd)_mm512_min_pd((__m512d)(a), (__m512d)(b)))
 #define MOST(a, b) ((vd)_mm512_max_pd((__m512d)(a), (__m512d)(b)))
+#define ROOT(v) ((vd)_mm512_sqrt_pd((__m512d)(v)))
 #define FORMULAS refmoe_formulas_avx512
 #define KERNEL "avx512"
 #include "formulas_template.h"

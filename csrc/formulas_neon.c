@@ -12,6 +12,7 @@
 #define SIGNS(v) (vget_lane_u32((uint32x2_t)(v), 0) >> 31 | vget_lane_u32((uint32x2_t)(v), 1) >> 31 << 1)
 #define LEAST(a, b) ((vd)vminq_f64((float64x2_t)(a), (float64x2_t)(b)))
 #define MOST(a, b) ((vd)vmaxq_f64((float64x2_t)(a), (float64x2_t)(b)))
+#define ROOT(v) ((vd)vsqrtq_f64((float64x2_t)(v)))
 #define FORMULAS refmoe_formulas_neon
 #define KERNEL "neon"
 #include "formulas_template.h"

@@ -8,6 +8,7 @@
 #define SIGNS(v) sign_pair((half_int)(v))
 #define LEAST(a, b) choose((a) < (b), a, b)
 #define MOST(a, b) choose((a) > (b), a, b)
+#define ROOT(v) ((vd){__builtin_sqrt((v)[0]), __builtin_sqrt((v)[1])})
 #define FORMULAS refmoe_formulas_portable
 #define KERNEL "portable"
 #include "formulas_vectors.h"

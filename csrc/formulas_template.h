@@ -4,7 +4,7 @@
      LANES          float64 lanes of a vector
      FMA(a,b,c)     a * b + c on vectors of doubles, in one rounding or in two: the bounds below allow for both
      WIDEN(p)       LANES floats at p as doubles;  NARROW(v)  doubles to floats;  SIGNS(v)  sign bits of LANES floats
-     LEAST(a,b), MOST(a,b)   the smaller, the larger; for a NaN anything
+     LEAST(a,b), MOST(a,b)   the smaller, the larger; for a NaN anything;  ROOT(v)  square roots
      FORMULAS, KERNEL        the name of the table, of the kernel
 
    Bounds are in u = 2^-53, to first order; what is declared is about twice what is counted, which covers products of
@@ -43,29 +43,46 @@ INLINE uint32_t settle(struct bounded x, const int narrow, const struct format *
 
 /* ---- exp ---- */
 
-/* exp(-x) for |x| <= 400: 3.6 u. x = k ln2 + r, |k| <= 578: k high is exact in 42 + 10 bits, and so is the difference;
-   k low brings 2^-86, the rounding of r u |r| = 0.35 u. The polynomial interpolates exp(-r) at the 12 Chebyshev points
+/* exp(-x) for |x| <= 700: 3.6 u. x = k ln2 + r, |k| <= 1010: k high is exact in 42 + 10 bits, and so is the difference;
+   k low brings 2^-85, the rounding of r u |r| = 0.35 u. The polynomial interpolates exp(-r) at the 12 Chebyshev points
    of |r| <= 0.3467, so it is off by 0.3467^12 / (12! 2^11) exp(0.3467) < 0.06 u; its coefficients round by 0.09 u;
    Horner's last steps round by (|r p_1| + p_0) u and |r| (|r p_2| + p_1) u, 3 u of the value with the rest. */
-INLINE vd exp_minus(vd x)
+struct reduced {
+    vd r;
+    vi power; /* -k as it is added to the bits of a double */
+};
+
+INLINE struct reduced reduce(vd x)
 {
-    static const double c[] = {0x1.0000000000000p+0,  -0x1.0000000000000p+0,  0x1.0000000000011p-1,
-                               -0x1.555555555555ap-3, 0x1.555555554f083p-5,   -0x1.111111110f20ep-7,
-                               0x1.6c16c1880b86fp-10, -0x1.a01a01b14d19ep-13, 0x1.a0199182a8573p-16,
-                               -0x1.71ddf55adb046p-19, 0x1.28b42c37558acp-22, -0x1.af634ca3cb41fp-26};
     const vd whole = spread(0x1.8p52); /* a sum with it keeps the nearest integer in its low bits */
     vd shifted = FMA(x, spread(-0x1.71547652b82fep+0), whole), k = shifted - whole; /* -k */
     vd r = FMA(k, spread(0x1.ef35793c76730p-45), FMA(k, spread(0x1.62e42fefa3800p-1), x));
-    vd p = spread(c[11]);
-    for (int i = 10; i >= 0; i--)
+    return (struct reduced){r, (vi)shifted << 52};
+}
+
+/* (exp(-r) - 1) / r. */
+INLINE vd exp_rest(vd r)
+{
+    static const double c[] = {-0x1.0000000000000p+0,  0x1.0000000000011p-1,   -0x1.555555555555ap-3,
+                               0x1.555555554f083p-5,   -0x1.111111110f20ep-7,  0x1.6c16c1880b86fp-10,
+                               -0x1.a01a01b14d19ep-13, 0x1.a0199182a8573p-16,  -0x1.71ddf55adb046p-19,
+                               0x1.28b42c37558acp-22,  -0x1.af634ca3cb41fp-26};
+    vd p = spread(c[10]);
+    for (int i = 9; i >= 0; i--)
         p = FMA(p, r, spread(c[i]));
-    return (vd)((vi)p + (vi)((vi)shifted << 52));
+    return p;
+}
+
+INLINE vd exp_minus(vd x)
+{
+    struct reduced a = reduce(x);
+    return (vd)((vi)FMA(exp_rest(a.r), a.r, spread(1.0)) + a.power);
 }
 
 /* ---- activations of the kind x / (1 + exp(-z)) ---- */
 
 enum { SILU = REFMOE_SILU, GELU_TANH = REFMOE_GELU_TANH, RELU = REFMOE_RELU, RELU2 = REFMOE_RELU2,
-       SIGMOID = REFMOE_SIGMOID };
+       SIGMOID = REFMOE_SIGMOID, GELU = REFMOE_GELU, SQRT_SOFTPLUS = REFMOE_SQRT_SOFTPLUS, SOFTCAP = REFMOE_SOFTCAP };
 
 /* act(x) = x s, act'(x) = s (1 + slope (1 - s)), s = 1 / (1 + t), t = exp(-z), slope = x dz/dx.
    z is held within +-400. Beyond, s is 1 to within 2^-577, which is in the bounds, or so small (2^-577, slope and all
@@ -115,20 +132,21 @@ INLINE struct bounded through(const int function, const int general, vd p, struc
 /* ---- the operands of an activation, as they enter it ---- */
 
 struct operands {
-    vd x, u, poison;
+    vd x, u, clipped, poison; /* clipped: u before the offset */
     vi x_inside, u_inside; /* of general ones: where the limit passes the gradient */
 };
 
 /* u + offset rounds by u; no sum other than 0 is below 2^-149. */
 INLINE struct operands enter(const int general, vd gate, vd up, const refmoe_activation *act)
 {
-    struct operands o = {.x = gate, .u = up};
+    struct operands o = {.x = gate, .u = up, .clipped = up};
     if (general) {
         vd limit = spread(act->limit);
         o.x = LEAST(gate, limit);
         o.u = LEAST(MOST(up, -limit), limit);
         o.x_inside = gate <= limit;
         o.u_inside = o.u == up;
+        o.clipped = o.u;
         o.u = o.u + spread(act->offset);
     }
     o.poison = poison(gate) + poison(up);
@@ -219,6 +237,8 @@ INLINE struct gradients gradients(const int function, const int general, vd d, s
     }
     return g;
 }
+
+#include "formulas_curves.h"
 
 #include "formulas_rows.h"
 

@@ -16,6 +16,11 @@
      REFMOE_RELU        max(x, 0), slope 0 at 0
      REFMOE_RELU2       max(x, 0)^2
      REFMOE_SIGMOID     sigmoid(x)
+     REFMOE_GELU        x Phi(x), Phi the distribution of the normal law
+     REFMOE_SQRT_SOFTPLUS   sqrt(log(1 + exp(x)))
+     REFMOE_SOFTCAP     cap tanh(alpha x / cap)
+   Soft caps of silu: with cap > 0 it is cap tanh(x / cap) sigmoid(alpha x); with up_cap > 0, u is
+   up_cap tanh(clip(up, -limit, limit) / up_cap) + offset, and d_up takes the slope of that.
 
    Row by row, over the elements that are used; others get +0, and so does a row of which none is:
      refmoe_softmax             out_j  = c p_j                         p = exp(z) / sum_i exp(z_i)
@@ -44,15 +49,17 @@ extern "C" {
 /* cffi: begin */
 
 enum refmoe_activation_name { REFMOE_SILU = 0, REFMOE_GELU_TANH = 1, REFMOE_RELU = 2, REFMOE_RELU2 = 3,
-                              REFMOE_SIGMOID = 4 };
+                              REFMOE_SIGMOID = 4, REFMOE_GELU = 5, REFMOE_SQRT_SOFTPLUS = 6, REFMOE_SOFTCAP = 7 };
 
-/* alpha finite; limit +inf for none, else 2^-40 <= limit; offset 0, or 2^-60 <= |offset|; both at most 2^100. gelu_tanh and sigmoid: alpha 1.
-   relu and relu2: alpha 1, offset 0, limit infinite or a float32. Others are refused with REFMOE_BAD_PROFILE. */
+/* alpha finite; limit +inf for none, else 2^-40 <= limit; offset 0, or 2^-60 <= |offset|; both at most 2^100. alpha 1 but for
+   silu and softcap. Caps: 0 for none, else 2^-20 .. 2^20, and then alpha is 0 or 2^-100 <= |alpha| <= 2^100; softcap has its cap,
+   silu may have both. relu and relu2: alpha 1, offset 0, limit infinite or a float32. Others are refused with REFMOE_BAD_PROFILE. */
 typedef struct {
     int32_t name;
     double alpha;
     double limit;
     double offset;
+    double cap, up_cap;
 } refmoe_activation;
 
 /* The elements of one output that were left open: how many, and the numbers of the first `room` of them, in no order. */

@@ -77,10 +77,10 @@ def compiled_activation(experts):
 
 def _named(name, formula, experts):
     """The formula under the name by which an engine may know it; what is rare among models has none."""
-    rare = experts.gate_softcap is not None or experts.up_softcap is not None
-    if rare or (experts.limit is not None and experts.limit_position == "post"):
+    if experts.limit is not None and experts.limit_position == "post":
         return Named("", formula)
-    return Named(name, formula, (experts.activation, experts.alpha, experts.limit, experts.linear_offset))
+    caps = (experts.gate_softcap, experts.up_softcap) if experts.gated else ()
+    return Named(name, formula, (experts.activation, experts.alpha, experts.limit, experts.linear_offset, *caps))
 
 
 def _act(m, g, experts):

@@ -29,7 +29,8 @@ def _softmax_backward(m, d_scores, z):
 
 SOFTMAX = Named("softmax", lambda m, z: m.softmax(z), 1.0)
 SOFTMAX_BACKWARD = Named("softmax_backward", _softmax_backward, 1.0)
-_SIGMOID = "sigmoid", 1.0, None, 0.0  # alpha 1, no limit, no offset
+_SIGMOID, _SQRT_SOFTPLUS, _RELU = ((name, 1.0, None, 0.0) for name in ("sigmoid", "sqrt_softplus", "relu"))
+SIGMOID = Named("gated", lambda m, z: m.sigmoid(z), _SIGMOID)  # alpha 1, no limit, no offset
 
 
 def softmax_tokens(logits, num):
@@ -37,7 +38,7 @@ def softmax_tokens(logits, num):
 
     logits (T, E) of one scope -> scores (T, E)
     """
-    return num.evaluate("scores", lambda m, z: m.softmax(z), logits.T, core=1).T.copy()
+    return num.evaluate("scores", SOFTMAX, logits.T, core=1).T.copy()
 
 
 def softmax_tokens_backward(d_scores, logits, num):
@@ -45,7 +46,7 @@ def softmax_tokens_backward(d_scores, logits, num):
 
     d_scores (T, E), logits (T, E) of one scope -> d_logits (T, E)
     """
-    return num.evaluate("d_logits_task", _softmax_backward, d_scores.T, logits.T, core=1).T.copy()
+    return num.evaluate("d_logits_task", SOFTMAX_BACKWARD, d_scores.T, logits.T, core=1).T.copy()
 
 
 def sigmoid(logits, num):
@@ -53,7 +54,7 @@ def sigmoid(logits, num):
 
     logits (T, E) -> scores (T, E)
     """
-    return num.evaluate("scores", Named("gated", lambda m, z: m.sigmoid(z), _SIGMOID), logits)
+    return num.evaluate("scores", SIGMOID, logits)
 
 
 def sigmoid_backward(d_scores, logits, num):
@@ -70,7 +71,7 @@ def sqrt_softplus(logits, num):
 
     logits (T, E) -> scores (T, E)
     """
-    return num.evaluate("scores", lambda m, z: m.sqrt_softplus(z), logits)
+    return num.evaluate("scores", Named("gated", lambda m, z: m.sqrt_softplus(z), _SQRT_SOFTPLUS), logits)
 
 
 def sqrt_softplus_backward(d_scores, logits, num):
@@ -78,7 +79,8 @@ def sqrt_softplus_backward(d_scores, logits, num):
 
     d_scores (T, E), logits (T, E) -> d_logits (T, E)
     """
-    return num.evaluate("d_logits_task", lambda m, d, z: d * m.sqrt_softplus_derivative(z), d_scores, logits)
+    formula = Named("gated_backward", lambda m, d, z: d * m.sqrt_softplus_derivative(z), _SQRT_SOFTPLUS)
+    return num.evaluate("d_logits_task", formula, d_scores, logits)
 
 
 def relu(logits, num):
@@ -86,7 +88,7 @@ def relu(logits, num):
 
     logits (T, E) -> scores (T, E)
     """
-    return num.evaluate("scores", lambda m, z: m.relu(z), logits)
+    return num.evaluate("scores", Named("gated", lambda m, z: m.relu(z), _RELU), logits)
 
 
 def relu_backward(d_scores, logits, num):
@@ -94,7 +96,8 @@ def relu_backward(d_scores, logits, num):
 
     d_scores (T, E), logits (T, E) -> d_logits (T, E)
     """
-    return num.evaluate("d_logits_task", lambda m, d, z: d * m.step(z), d_scores, logits)
+    formula = Named("gated_backward", lambda m, d, z: d * m.step(z), _RELU)
+    return num.evaluate("d_logits_task", formula, d_scores, logits)
 
 
 SCORE_FNS = {

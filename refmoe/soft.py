@@ -11,6 +11,7 @@ import numpy as np
 
 from .experts import ExpertsRecord, expert_ffn, expert_ffn_backward
 from .routing import refuse_nonfinite
+from .scores import SOFTMAX, SOFTMAX_BACKWARD
 
 
 class SoftRecord(NamedTuple):
@@ -141,7 +142,7 @@ def combine_weights(logits, num):
 
     logits (T, E P) -> (T, E P)
     """
-    return num.evaluate("combine_weights", lambda m, z: m.softmax(z), logits, core=1)
+    return num.evaluate("combine_weights", SOFTMAX, logits, core=1)
 
 
 def combine_weights_backward(d_combine_weights, logits, num):
@@ -150,7 +151,7 @@ def combine_weights_backward(d_combine_weights, logits, num):
     d_combine_weights (T, E P), logits (T, E P) -> d_logits_combine (T, E P)
     """
     # combine_weights = softmax(logits) along a token's slots
-    return num.evaluate("d_logits_combine", _softmax_backward, d_combine_weights, logits, core=1)
+    return num.evaluate("d_logits_combine", SOFTMAX_BACKWARD, d_combine_weights, logits, core=1)
 
 
 def dispatch_weights(logits, scopes, num):
@@ -158,7 +159,7 @@ def dispatch_weights(logits, scopes, num):
 
     logits (T, E P) -> (T, E P)
     """
-    return _by_column("dispatch_weights", lambda m, z: m.softmax(z), scopes, num, logits)
+    return _by_column("dispatch_weights", SOFTMAX, scopes, num, logits)
 
 
 def dispatch_weights_backward(d_dispatch_weights, logits, scopes, num):
@@ -167,12 +168,7 @@ def dispatch_weights_backward(d_dispatch_weights, logits, scopes, num):
     d_dispatch_weights (T, E P), logits (T, E P) -> d_logits_dispatch (T, E P)
     """
     # dispatch_weights = softmax(logits) along the tokens of a scope
-    return _by_column("d_logits_dispatch", _softmax_backward, scopes, num, d_dispatch_weights, logits)
-
-
-def _softmax_backward(m, d, z):
-    p = m.softmax(z)
-    return p * m.centre(d, p, z)
+    return _by_column("d_logits_dispatch", SOFTMAX_BACKWARD, scopes, num, d_dispatch_weights, logits)
 
 
 def _by_column(name, formula, scopes, num, *tables):

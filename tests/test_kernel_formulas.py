@@ -15,10 +15,12 @@ import mpmath
 from midpoints import DIGITS, hard_products
 
 from refmoe.activations import gated, gated_backward, plain, plain_backward
-from refmoe.config import ExpertsConfig
+from refmoe.config import ExpertsConfig, RoutingConfig
 from refmoe.dispatch.rows import weighted_rows
 from refmoe.formats import round_to
 from refmoe.numerics import Numerics
+from refmoe.routing import front
+from refmoe.scores import SCORE_FNS
 
 KERNELS = [name for name, can_run, _ in kernels.available() if can_run]
 FORMATS = ("float32", "bf16", "fp16")
@@ -32,7 +34,12 @@ EXPERTS = {
     "relu": ExpertsConfig(activation="relu"),
     "relu, clamped": ExpertsConfig(activation="relu", limit=0.75),
     "relu2": ExpertsConfig(activation="relu2"),
+    "gelu": ExpertsConfig(activation="gelu"),
+    "gelu, clamped": ExpertsConfig(activation="gelu", limit=0.7, linear_offset=0.3),
+    "capped": ExpertsConfig(gate_softcap=4.0, up_softcap=25.0, alpha=1.702, linear_offset=0.5),
+    "up capped": ExpertsConfig(up_softcap=2.0, linear_offset=-0.7),
 }
+BOUNDED = RoutingConfig(logits_scale=-1.7, logits_softcap=0.5)
 SPECIAL = np.array(
     [0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0, 7.0, -7.0, 88.8, -88.8, -103.0, -104.5, 1e4, -1e4, 3.4e38, -3.4e38,
      1e-45, -1e-45, 1.1754944e-38, -1.2784645, -0.7524614, 2.0**-24, 1.5, -1.5, 65504.0, 65520.0],
@@ -65,7 +72,7 @@ def grid(store):
 def every_result(experts, num, d, gate, up):
     yield "gated", gated(gate, up, experts, num)
     yield from zip(("d_gate", "d_up"), gated_backward(d, gate, up, experts, num), strict=True)
-    if experts.limit is None and not experts.linear_offset:
+    if experts.limit is None and not experts.linear_offset and experts.gate_softcap is None:
         yield "plain", plain(gate, experts, num)
         yield "d_plain", plain_backward(d, gate, experts, num)
 
@@ -95,6 +102,40 @@ def test_activations_equal_numpy(name, kernel, store):
     for what, got in every_result(EXPERTS[name], num, *operands):
         assert_equal(got, wanted(name, store, operands)[what], *operands)
     assert num.engine.calls["gated", kernel] and num.engine.calls["gated_backward", kernel]
+
+
+def elementwise(num, d, z):
+    """What a router evaluates element by element, and the softmax over tokens."""
+    for name in ("sigmoid", "sqrt_softplus", "relu", "softmax_tokens"):
+        table = (a.reshape(-1, 4) for a in (d, z)) if name == "softmax_tokens" else (d, z)
+        d_scores, logits = (np.clip(a, -90, 90) if name == "softmax_tokens" else a for a in table)
+        score, backward = SCORE_FNS[name]
+        yield name, score(logits, num)
+        yield f"d {name}", backward(d_scores, logits, num)
+    yield "logits", front.bounded_logits(z, BOUNDED, "logits", num)
+    yield "d_raw_logits", front.bounded_logits_backward(d, z, BOUNDED, num)
+    yield "d_noise_logits", front.noise_std_backward(d, z, num)
+
+
+@each_kernel
+def test_scores_and_bounded_logits_equal_numpy(kernel):
+    drawn = draw("float32", 996, 2, seed=6)
+    special = SPECIAL[np.isfinite(SPECIAL)][:24]
+    operands = [np.concatenate([a, edge]) for a, edge in zip(drawn, (np.roll(special, 5), special), strict=True)]
+    if "scores" not in WANTED:
+        WANTED["scores"] = dict(elementwise(Numerics(backend="numpy"), *operands))
+    num = compiled(kernel)
+    for what, got in elementwise(num, *operands):
+        assert_equal(got, WANTED["scores"][what])
+    least = {"gated": 5, "gated_backward": 4, "softmax": 1, "softmax_backward": 1}  # more where a list was too short
+    assert all(num.engine.calls[what, kernel] >= count for what, count in least.items())
+
+
+def test_where_a_product_leaves_float64_its_sign_is_not_lost():
+    """The gate's part and the slope of the cap lie below 2^-500 each."""
+    d, gate, up = (np.array([value], np.float32) for value in (1.5e10, -1.2e27, 6.3e20))
+    made = gated_backward(d, gate, up, ExpertsConfig(gate_softcap=4.0, up_softcap=25.0), compiled(KERNELS[-1]))[1]
+    assert made[0] == 0 and np.signbit(made[0])
 
 
 @pytest.mark.parametrize("name", EXPERTS)
@@ -161,6 +202,8 @@ HARD = {
     "silu": (ExpertsConfig(), mp_silu),
     "alpha": (ExpertsConfig(alpha=1.702), lambda x: mp_silu(x, mpmath.mpf(1.702))),
     "gelu_tanh": (ExpertsConfig(activation="gelu_tanh"), mp_gelu_tanh),
+    "gelu": (ExpertsConfig(activation="gelu"), lambda x: x * mpmath.ncdf(x)),
+    "capped": (ExpertsConfig(gate_softcap=4.0), lambda x: 4 * mpmath.tanh(x / 4) / (1 + mpmath.exp(-x))),
 }
 
 
@@ -178,7 +221,8 @@ def test_next_to_a_midpoint_the_right_side_is_taken(name):
         assert_equal(gated(x, q, experts, num), value, x, q)
         assert_equal(gated_backward(q, x, one(x), experts, num)[1], value, x, q)
         assert_equal(gated_backward(d, gate, one(gate), experts, num)[0], d_gate, gate, d)
-        assert_equal(plain_backward(d, gate, experts, num), d_gate, gate, d)
+        if experts.gate_softcap is None:
+            assert_equal(plain_backward(d, gate, experts, num), d_gate, gate, d)
 
 
 def test_exhaustive_walk_on_a_slice():
@@ -214,8 +258,10 @@ def test_a_full_list_is_asked_for_again(kernel):
 
 @pytest.mark.parametrize(
     "parameters",
-    [("gelu", 1.0, None, 0.0), ("silu", 1.0, 2.0**-50, 0.0), ("silu", 1.0, None, 2.0**-70), ("relu", 1.0, 0.1, 0.0),
-     ("relu", 1.0, None, 1.0)],
+    [("tanh", 1.0, None, 0.0), ("gelu", 1.5, None, 0.0), ("silu", 1.0, 2.0**-50, 0.0), ("silu", 1.0, None, 2.0**-70),
+     ("relu", 1.0, 0.1, 0.0), ("relu", 1.0, None, 1.0), ("softcap", 1.0, None, 0.0),
+     ("softcap", 1.0, None, 0.0, 2.0**-30), ("gelu", 1.0, None, 0.0, 3.0), ("silu", 2.0**-110, None, 0.0, 3.0),
+     ("silu", 1.0, None, 0.0, None, 2.0**30)],
 )  # fmt: skip
 def test_parameters_beyond_the_proof_are_left_to_numpy(parameters):
     num = compiled(KERNELS[-1])

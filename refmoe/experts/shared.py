@@ -6,6 +6,7 @@ Several of them have rows as the routed ones do: all tokens at the first, then a
 import numpy as np
 
 from ..dispatch import weighted_rows
+from ..scores import SIGMOID
 from .feed_forward import expert_ffn, expert_ffn_backward
 from .records import FeedForward, SharedGrads, SharedRecord
 
@@ -20,7 +21,7 @@ def shared_expert(x, params, experts, num, shared_weights=None):
     stages = {name: getattr(made, name) for name in ("gate_rows", "up_rows", "hidden_rows", "y_rows")}
     if experts.shared_gate:
         logits = num.contract("shared_gate_logits", x, params.w_shared_gate)
-        value = num.evaluate("shared_gate", lambda m, z: m.sigmoid(z), logits)
+        value = num.evaluate("shared_gate", SIGMOID, logits)
         shared = num.evaluate("shared", lambda m, g, y: g * y, value, made.y_rows)
         return SharedRecord(**stages, shared_gate_logits=logits, shared_gate=value, shared=shared)
     parts = np.split(made.y_rows, n)

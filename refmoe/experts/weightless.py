@@ -6,6 +6,7 @@ Their ids follow those of the experts with weights, in this order: a token that 
 import numpy as np
 
 from ..grouped import grouped_matmul, grouped_matmul_backward_w
+from ..scores import SOFTMAX, SOFTMAX_BACKWARD
 from .records import RowGrads
 
 
@@ -46,7 +47,7 @@ def constant_experts(x_rows, params, expert_offsets, num):
     x_rows (N, D), w_constant (C, 2, D), constant v (C, D) -> constant_logits (N, 2), constant_weights (N, 2), y (N, D)
     """
     logits = grouped_matmul("constant_logits", x_rows, params.w_constant, expert_offsets, None, num)
-    weights = num.evaluate("constant_weights", lambda m, z: m.softmax(z), logits, core=1)
+    weights = num.evaluate("constant_weights", SOFTMAX, logits, core=1)
     v = params.constant[_owners(expert_offsets)]
     return logits, weights, num.sum("y_rows", [(weights[:, :1], x_rows), (weights[:, 1:], v)])
 
@@ -64,7 +65,7 @@ def constant_experts_backward(d_y_rows, x_rows, logits, weights, params, expert_
     second = weights[:, 1:].copy()
     d_v = grouped_matmul_backward_w("d_constant", d_y_rows, second, expert_offsets, acc, num)
     # a = softmax(logits)
-    d_logits = num.evaluate("d_constant_logits", _softmax_backward, d_weights, logits, core=1)
+    d_logits = num.evaluate("d_constant_logits", SOFTMAX_BACKWARD, d_weights, logits, core=1)
     # logits = w_constant x
     grads["w_constant"] = grouped_matmul_backward_w(
         "d_w_constant", d_logits, x_rows, expert_offsets, into.w_constant, num
@@ -72,12 +73,6 @@ def constant_experts_backward(d_y_rows, x_rows, logits, weights, params, expert_
     grads["constant"] = d_v[..., 0]
     terms = [(weights[:, :1], d_y_rows), (d_logits[:, :1], w[:, 0]), (d_logits[:, 1:], w[:, 1])]
     return RowGrads(d_weights, d_logits, d_x_rows=num.sum("d_x_rows", terms)), grads
-
-
-def _softmax_backward(m, d_weights, logits):
-    # p = softmax(logits)
-    p = m.softmax(logits)
-    return p * m.centre(d_weights, p, logits)
 
 
 def _ends(expert_offsets, experts):

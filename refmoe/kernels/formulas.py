@@ -11,7 +11,8 @@ WORK_OF_AN_ELEMENT = 16  # multiplications and their like, for the choice of thr
 _READ = (np.dtype(np.float32), np.dtype(bool))
 _ROOM = 1024  # places in a list of what is left open; if they do not suffice the formula is evaluated again
 ACTIVATIONS = {"silu": "REFMOE_SILU", "gelu_tanh": "REFMOE_GELU_TANH", "relu": "REFMOE_RELU", "relu2": "REFMOE_RELU2",
-               "sigmoid": "REFMOE_SIGMOID"}  # fmt: skip
+               "sigmoid": "REFMOE_SIGMOID", "gelu": "REFMOE_GELU", "sqrt_softplus": "REFMOE_SQRT_SOFTPLUS",
+               "softcap": "REFMOE_SOFTCAP"}  # fmt: skip
 
 
 class Formulas:
@@ -48,11 +49,12 @@ class Formulas:
             self._activations[activation] = self._new_activation(*activation)
         return self._activations[activation]
 
-    def _new_activation(self, name, alpha, limit, offset):
+    def _new_activation(self, name, alpha, limit, offset, cap=None, up_cap=None):
         if name not in ACTIVATIONS:
             return None
         limit = float("inf") if limit is None else limit
-        return self._ffi.new("refmoe_activation *", (getattr(self._lib, ACTIVATIONS[name]), alpha, limit, offset))
+        numbers = alpha, limit, offset, cap or 0.0, up_cap or 0.0
+        return self._ffi.new("refmoe_activation *", (getattr(self._lib, ACTIVATIONS[name]), *numbers))
 
     def _list(self, index):
         if index is None:

@@ -7,6 +7,9 @@ Each stage exists only where a configuration asks for it; without any, the logit
 
 import numpy as np
 
+from ..numerics import Named
+from ..scores import SIGMOID
+
 
 def jitter(x, factors, num):
     """jittered_x = x * factors, element by element; the factors are given, never drawn.   Spec 1.1
@@ -73,7 +76,8 @@ def bounded_logits(raw_logits, routing, name, num):
     a, c = routing.logits_scale, routing.logits_softcap
     if c is None:
         return num.evaluate(name, lambda m, z: z * a, raw_logits)
-    return num.evaluate(name, lambda m, z: m.softcap(z * a, c), raw_logits)
+    formula = Named("gated", lambda m, z: m.softcap(z * a, c), ("softcap", a, None, 0.0, c))
+    return num.evaluate(name, formula, raw_logits)
 
 
 def bounded_logits_backward(d_logits, raw_logits, routing, num):
@@ -86,7 +90,9 @@ def bounded_logits_backward(d_logits, raw_logits, routing, num):
         # logits = a raw
         return num.evaluate("d_raw_logits", lambda m, d: d * a, d_logits)
     # logits = c tanh(a raw / c)
-    return num.evaluate("d_raw_logits", lambda m, d, z: d * a * m.softcap_derivative(z * a, c), d_logits, raw_logits)
+    slope = Named(
+        "gated_backward", lambda m, d, z: d * a * m.softcap_derivative(z * a, c), ("softcap", a, None, 0.0, c))
+    return num.evaluate("d_raw_logits", slope, d_logits, raw_logits)
 
 
 def noise_std(noise_logits, floor, num):
@@ -103,7 +109,8 @@ def noise_std_backward(d_noise_std, noise_logits, num):
     d_noise_std (T, E), noise_logits (T, E) -> d_noise_logits (T, E)
     """
     # noise_std = softplus(noise_logits) + floor
-    return num.evaluate("d_noise_logits", lambda m, d, z: d * m.sigmoid(z), d_noise_std, noise_logits)
+    formula = Named("gated", lambda m, z, d: d * m.sigmoid(z), SIGMOID.parameters)
+    return num.evaluate("d_noise_logits", formula, noise_logits, d_noise_std)
 
 
 def noisy_logits(clean_logits, noise, noise_std, num):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..scores import SIGMOID
 from . import front
 from .record import RoutingRecord
 
@@ -53,7 +54,7 @@ def make_logits(x, params, config, num, given):
         x = made["router_x"] = front.input_norm(x, params.router_norm, routing.input_norm_eps, num)
     if routing.norm_over_shared:
         made["shared_logits"] = num.contract("shared_logits", x, params.w_shared_router)
-        made["shared_scores"] = num.evaluate("shared_scores", lambda m, z: m.sigmoid(z), made["shared_logits"])
+        made["shared_scores"] = num.evaluate("shared_scores", SIGMOID, made["shared_logits"])
     if not live:
         return RoutingRecord(**made, logits=given.logits)
     noisy, bounded = is_noisy(routing, given), is_bounded(routing)

@@ -9,10 +9,15 @@ that does not tell how it rounds, mpmath does. Exit status 1 if a decided value 
 
 import argparse
 import sys
+from pathlib import Path
 
 import mpmath
 import numpy as np
 from scipy.special import expit
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from curves import CURVES, PLAIN
 
 from refmoe import kernels
 from refmoe.numerics import Numerics
@@ -21,7 +26,6 @@ CHUNK = 1 << 20
 LIBRARY_BOUND = 2.0**-48
 FARTHEST = 1000.0  # beyond it the sigmoid is 0 or 1 in every format, with room to spare
 DIGITS = 60
-PARAMETERS = 1.0, None, 0.0  # alpha, limit, offset
 
 
 def itself(x, root, cube):
@@ -54,6 +58,9 @@ def composed(name, x, z, dz, s, other):
 def by_library(name, x):
     """The value in binary64 and how far it may be off; x float32."""
     x = x.astype(np.float64)
+    if name in CURVES:
+        value, size, z = CURVES[name][2](x)
+        return np.where(x == 0, value + 0.0, value), LIBRARY_BOUND * (1 + z) * size
     z, dz = (np.clip(a, -FARTHEST, FARTHEST) for a in FUNCTIONS[name][2](x, np.sqrt(8 / np.pi), 0.044715))
     s, other = expit(z), expit(-z)
     size = np.abs(composed(name, np.abs(x), z, np.abs(dz), s, other))
@@ -63,6 +70,8 @@ def by_library(name, x):
 
 def by_truth(name, x):
     """The value of one argument to 60 digits."""
+    if name in CURVES:
+        return CURVES[name][3](mpmath.mpf(float(x)))
     x, root, cube = mpmath.mpf(float(x)), mpmath.sqrt(mpmath.mpf(8) / mpmath.pi), mpmath.mpf("0.044715")
     z, dz = FUNCTIONS[name][2](x, root, cube)
     return composed(name, x, z, dz, 1 / (1 + mpmath.exp(-z)), 1 / (1 + mpmath.exp(z)))
@@ -76,9 +85,9 @@ def is_nearest(made, truth):
 
 def by_kernel(num, name, x):
     """What C made of x, and the places that it left open."""
-    activation, is_slope, _ = FUNCTIONS[name]
+    activation, is_slope = CURVES[name][:2] if name in CURVES else ((FUNCTIONS[name][0], *PLAIN), FUNCTIONS[name][1])
     formula, operands = ("gated_backward", (np.ones_like(x), x)) if is_slope else ("gated", (x,))
-    return num.engine.formula(num._rule("hidden_rows"), formula, (activation, *PARAMETERS), operands)[0]
+    return num.engine.formula(num._rule("hidden_rows"), formula, activation, operands)[0]
 
 
 def check(name, x, nums):
@@ -106,21 +115,21 @@ def check(name, x, nums):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("functions", nargs="*", help=" ".join(FUNCTIONS))
+    parser.add_argument("functions", nargs="*", help=" ".join([*FUNCTIONS, *CURVES]))
     parser.add_argument("--slice", default="0/1", metavar="i/n")
     options = parser.parse_args(arguments)
     first, step = map(int, options.slice.split("/"))
     nums = {name: Numerics(backend="c", kernel=name, threads=1) for name, can_run, _ in kernels.available() if can_run}
     failed = False
     with mpmath.workdps(DIGITS):
-        for name in options.functions or FUNCTIONS:
+        for name in options.functions or [*FUNCTIONS, *CURVES]:
             seen, total = 0, np.zeros(3, int)
             for start in range(first, 1 << 32, CHUNK * step):
                 codes = np.arange(start, min(start + CHUNK * step, 1 << 32), step, dtype=np.uint64)
                 total += check(name, codes.astype(np.uint32).view(np.float32), nums)
                 seen += codes.size
             failed |= total[2] > 0
-            print(f"{name:11} {seen} arguments, kernels {', '.join(nums)}:", end=" ")
+            print(f"{name:14} {seen} arguments, kernels {', '.join(nums)}:", end=" ")
             print(f"left open {total[0]}, decided by mpmath {total[1]}, wrong {total[2]}", flush=True)
     return int(failed)
 
