@@ -9,6 +9,7 @@ from pathlib import Path
 import mpmath
 import numpy as np
 import pytest
+from elementary_truth import TRUTH
 
 import refmoe
 from refmoe.numerics import elementary
@@ -17,17 +18,6 @@ from refmoe.numerics import elementary_tables as tables
 EXHAUSTIVE = Path(__file__).parent / "exhaustive" / "elementary.py"
 FUNCTIONS = tuple(elementary.RELATIVE_BOUND)
 UNIT = 2.0**-53
-TRUTH = {
-    "exp": mpmath.exp,
-    "expm1": mpmath.expm1,
-    "log": mpmath.log,
-    "log1p": mpmath.log1p,
-    "sigmoid": lambda x: 1 / (1 + mpmath.exp(-x)),
-    "tanh": mpmath.tanh,
-    "softplus": lambda x: max(x, 0) + mpmath.log1p(mpmath.exp(-abs(x))),
-    "erf": mpmath.erf,
-    "erfc": mpmath.erfc,
-}
 REACH = {"erf": 6.5, "erfc": 27.5, "tanh": 25.0}  # beyond it the functions are constant, or below every float64
 
 

@@ -277,10 +277,6 @@ class Precise:
     def pi(self):
         return _pi(self.bits)
 
-    def sqrt_constant(self, n):
-        """sqrt(n) of a non-negative int or Fraction."""
-        return _sqrt(as_fraction(n), self.bits)
-
     def sum(self, a, axis=-1, keepdims=False):
         """Sum along an axis; exact while its terms are, and exactly zero over no terms."""
         return np.add.reduce(np.asarray(a, dtype=object), axis=axis, keepdims=keepdims, initial=self.constant(0))

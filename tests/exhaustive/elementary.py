@@ -8,10 +8,15 @@ value, mpmath decides. Exit status 1 if a bound is broken.
 
 import argparse
 import sys
+from pathlib import Path
 
 import mpmath
 import numpy as np
 import scipy.special
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from elementary_truth import TRUTH
 
 from refmoe.numerics import elementary
 
@@ -29,17 +34,6 @@ LIBRARY = {
     "softplus": lambda x: np.logaddexp(0.0, x),
     "erf": scipy.special.erf,
     "erfc": scipy.special.erfc,
-}
-TRUTH = {
-    "exp": mpmath.exp,
-    "expm1": mpmath.expm1,
-    "log": mpmath.log,
-    "log1p": mpmath.log1p,
-    "sigmoid": lambda x: 1 / (1 + mpmath.exp(-x)),
-    "tanh": mpmath.tanh,
-    "softplus": lambda x: max(x, 0) + mpmath.log1p(mpmath.exp(-abs(x))),
-    "erf": mpmath.erf,
-    "erfc": mpmath.erfc,
 }
 
 
