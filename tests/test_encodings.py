@@ -596,6 +596,7 @@ REFUSED = [
     (rows(row_slot=(6, 6), row_token=(6, 3), row_expert=(6, 2)), "each token at an expert once"),
     (lambda: enc.complete_offsets(), "offsets: expected at least one of the three forms, got none"),
     (lambda: enc.complete_offsets(expert_ends=np.array([3, 2, 6])), r"expert_ends: .* no negative size, got \[-1\]"),
+    (lambda: enc.complete_offsets(expert_ends=np.array([-2, 2])), r"expert_ends: .* no negative size, got \[-2\]"),
     (lambda: enc.complete_offsets(expert_offsets=np.array([1, 3])), r"expert_offsets\[0\]: .*0 \(the first row\)"),
     (lambda: enc.complete_offsets(*put(OFFSETS, expert_ends=(0, 2))), r"expert_ends\[0\]: .*3 \(what tokens_per_ex"),
     (lambda: enc.complete_offsets(*OFFSETS[:2], OFFSETS[2][1:]), r"expert_offsets: expected shape \(5,\), got"),

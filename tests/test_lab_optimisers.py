@@ -102,6 +102,9 @@ def test_a_gradient_that_does_not_fit_is_refused_and_nothing_has_changed():
             optimisers.step(optimiser, params, wrong, state, 0.1)
     with pytest.raises(ValueError, match=r"rate: expected a finite number, at least 0, got nan; "):
         optimisers.step(optimiser, params, grads, state, float("nan"))
+    with pytest.raises(ValueError, match=r"rate: expected a finite number, at least 0, got -1e-09; "):
+        optimisers.step(optimiser, params, grads, state, -1e-9)
+    assert optimisers.step(optimiser, params, grads, state, 0.0).steps == 1  # as a schedule begins
     frozen = params._replace(w_up=params.w_up.transpose(0, 2, 1).copy().transpose(0, 2, 1))
     with pytest.raises(ValueError, match=r"params\.w_up: expected an array that can be changed in place"):
         optimisers.step(optimiser, frozen, grads, state, 0.1)
