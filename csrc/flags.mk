@@ -5,7 +5,7 @@ SOURCES := grouped_matmul.c threads.c feed_forward.c workspace.c cut.c pack.c un
            formulas.c formulas_again.c formulas_portable.c formulas_neon.c formulas_avx2.c formulas_avx512.c \
            sums.c sums_portable.c sums_avx2.c sums_avx512.c written.c attention.c dots.c
 # Of the Python module alone: what `refmoe bench` measures the machine with.
-MEASURES := limits.c
+MEASURES := limits.c limits_pairs.c
 # Bits depend on these: no fused multiply-add that is not written, no reordering, no excess precision. Where
 # nobody asks for errno a square root is an instruction and no symbol of libm.
 ARITHMETIC := -std=c11 -ffp-contract=off -fno-fast-math -fexcess-precision=standard -fno-math-errno

@@ -136,6 +136,7 @@ static int backward_w(const refmoe_how *how, size_t item, int64_t e, int64_t n, 
     p.pair[0] = (struct operand){.a = d, .b = x, .a_row = 1, .a_step = m, .b_step = k, .b_col = 1,
                                  .a_format = how->left_format, .b_format = how->right_format};
     p.sum_rows = 1;
+    p.paired = refmoe_is_paired(&p);
     return refmoe_run(&p, how->workspace, report);
 }
 
@@ -171,6 +172,7 @@ static int backward_x(const refmoe_how *how, size_t item, int64_t e, int64_t n, 
                                            .a_format = how->left_format, .b_format = how->right_format};
         give_codes(&p, p.pairs++, &codes[q]);
     }
+    p.paired = refmoe_is_paired(&p);
     return refmoe_run(&p, how->workspace, report);
 }
 

@@ -63,10 +63,13 @@ int64_t refmoe_lane_rows(const struct product *p, int64_t length)
     return fit < lanes->width[0] ? lanes->width[0] : lower(fit, most);
 }
 
-/* Weights that are read where they lie are read in pieces as long as may be, if that leaves every thread its units. */
+/* Of pairs.c whole panels: more of them forward, where the first of a unit is turned before any sum. Weights that are read
+   where they lie are read in pieces as long as may be, if that leaves every thread its units. */
 int64_t refmoe_lane_cols(const struct product *p)
 {
     int64_t cols = MAX_UNIT_COLS, least = 2 * lanes_of(p)->width[0];
+    if (p->paired)
+        return p->across == REFMOE_LANES_ALONG ? 12 * PAIR_COLS : 8 * PAIR_COLS;
     if (!is_in_place_product(p))
         return lanes_of(p)->rows * UNIT_BANDS;
     while (p->threads > 1 && cols > least && p->experts * p->cols < 4 * p->threads * cols)
@@ -146,7 +149,7 @@ static void hold_rows(struct plan *n)
     struct scratch *s = n->s;
     for (int64_t i = 0; i < n->u->rows; i++)
         s->row_grid[i].known = 0;
-    if (s->held == n->u->pair[0].a && s->held_rows == n->u->rows && !s->held_pairs)
+    if (s->held == n->u->pair[0].a && s->held_rows == n->u->rows)
         return;
     for (int g = 0; g < n->groups; g++) {
         char *right = n->group[g].right;
@@ -156,7 +159,7 @@ static void hold_rows(struct plan *n)
             right += n->u->pair[q].length * n->group[g].width * n->item;
         }
     }
-    s->held = n->u->pair[0].a, s->held_rows = n->u->rows, s->held_pairs = 0;
+    s->held = n->u->pair[0].a, s->held_rows = n->u->rows;
 }
 
 /* ---- sums ---- */

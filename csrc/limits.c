@@ -1,82 +1,21 @@
 /* limits.c: what this machine can do at most: multiply-adds on registers, tiles in cache, bytes from memory.
 
    The work must happen although nobody wants its result: operands pass through empty assembly that the compiler cannot
-   see through, and results go where it must assume they are read.                                                  */
+   see through, and results go where it must assume they are read (limits_together.h).                              */
 
 #define _POSIX_C_SOURCE 200809L
 
 #include <stdlib.h>
-#include <time.h>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
 
-#include "environment.h"
+#include "limits_together.h"
 #include "refmoe_limits.h"
 #include "product.h"
-
-#define KEEP(address) __asm__ volatile("" : : "r"(address) : "memory")
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-/* ---- threads that start together ---- */
-
-typedef void task(void *of, int thread, int threads);
-
-static double run_together(task *work, void *of, int threads)
-{
-    double start = 0, end = 0;
-#if defined(_OPENMP)
-    if (threads > 1) {
-#pragma omp parallel num_threads(threads)
-        {
-            environment found = enter_environment();
-#pragma omp barrier
-#pragma omp master
-            start = now();
-            work(of, omp_get_thread_num(), omp_get_num_threads());
-#pragma omp barrier
-#pragma omp master
-            end = now();
-            leave_environment(found);
-        }
-        return end - start;
-    }
-#endif
-    environment found = enter_environment();
-    start = now();
-    work(of, 0, 1);
-    end = now();
-    leave_environment(found);
-    (void)threads;
-    return end - start;
-}
-
-/* A parallel region may be given fewer threads than it asked for: the work counts those that came. */
-static int threads_that_come(int threads)
-{
-    int came = 1;
-#if defined(_OPENMP)
-    if (threads > 1) {
-#pragma omp parallel num_threads(threads)
-#pragma omp master
-        came = omp_get_num_threads();
-    }
-#endif
-    (void)threads;
-    return came;
-}
 
 /* ---- multiply-adds on registers ---- */
 

@@ -71,7 +71,7 @@ static int is_last(const struct plan *n, const struct run *r) { return r->number
    the exact profile what waits for the next run would not stay in cache. */
 int refmoe_is_across_outputs(const struct product *p, const struct unit *u)
 {
-    if (p->pair[0].codes || p->paired)
+    if (p->pair[0].codes || (p->paired && p->across == REFMOE_LANES_ALONG))
         return 0;
     if (is_direct_product(p) && u->pair[0].length >= LONG)
         return 0;

@@ -1,195 +1,253 @@
-/* pairs.c: the forward product of bf16 weights in the chain profile, two k a step, where the processor has such an
-   instruction (pairs_avx512.c) and every factor allows it: the bits are those of lanes.c, which takes over from the
-   first output on whose weights, or from all outputs whose rows of x, are not safe (pairs.h).                      */
+/* pairs.c: products of bf16 in the chain profile, two k a step, where the processor has such an instruction
+   (pairs_avx512.c) and every factor allows it: the bits are those of lanes.c, outputs.c and unit.c, which take over from
+   the first outputs on whose second factors, or from all outputs whose first factors, are not safe (pairs.h).
+
+   Outputs lie across the lanes of vectors in all three products, so that a tile wastes none of an expert's rows. The first
+   factor (rows of x or of d) is made words once for an expert and a thread; of the second, panels as wide as a tile are
+   made words a run at a time: turned (forward), or two neighbouring k woven (back to x, and weight gradients).      */
 
 #include "product.h"
 
-/* The rows of x that one tile reads: (words, width), zeros beyond `cols`. */
-struct set {
-    uint32_t *right;
-    int first, cols, shape;
+enum { PANELS_WORDS = 1024, WOVEN_WORDS = 128 };
+
+/* How a unit is cut. Rows lie in `tiles` of `size`, the last perhaps fewer. */
+struct plan {
+    const struct product *p;
+    const struct unit *u;
+    struct scratch *s;
+    int64_t words; /* of a sum */
+    int tiles, size;
+};
+
+/* A run of k of one operand, and the panels that its words are multiplied with; `before`: words before its first. */
+struct run {
+    const struct operand *o;
+    int64_t k, length, before, col;
+    int half, made, safe; /* where the panels are; whether they are made, and safe */
 };
 
 static int64_t words_of(int64_t length) { return (length + 1) / 2; }
 
+static int is_along(const struct product *p) { return p->across == REFMOE_LANES_ALONG; }
+
+static int64_t run_words(const struct product *p) { return is_along(p) ? PANELS_WORDS : WOVEN_WORDS; }
+
+static int panels_at_once(const struct product *p) { return (int)(PANELS_WORDS / run_words(p)); }
+
+/* ---- which products, and what they need ---- */
+
+/* The way back to weights reads numbers that may be bf16 only where it stores such. */
 int refmoe_is_paired(const struct product *p)
 {
-    return p->across == REFMOE_LANES_ALONG && p->profile == REFMOE_CHAIN && !p->acc
-           && p->pair[0].b_format == REFMOE_BF16 && p->kernel->pairs && p->kernel->pairs->runs_here();
+    const struct operand *o = &p->pair[0];
+    int narrow = o->b_format == REFMOE_BF16;
+    int numbers = p->sum_rows && p->format == REFMOE_BF16 && o->b_format == REFMOE_FLOAT32;
+    return p->profile == REFMOE_CHAIN && !p->acc && (narrow || numbers) && o->a_format != REFMOE_FP16
+           && p->kernel->pairs && p->kernel->pairs->runs_here();
 }
 
-_Static_assert(2 * PAIR_PITCH * sizeof(uint32_t) <= LEFT_PITCH, "the room of lanes.c holds the words of two runs");
-
-/* ---- rows of x ---- */
-
-/* Two rows of numbers as one of words, in place. Collects what speaks against it: bits that bf16 does not have, and
-   numbers below the guard. */
-static uint32_t join(int width, const uint32_t *even, const uint32_t *odd, uint32_t *word)
+struct lane_room refmoe_pairs_room(const struct product *p, const struct cut *cut)
 {
-    uint32_t bad = 0;
-    for (int j = 0; j < width; j++) {
-        uint32_t a = even[j], b = odd[j];
-        bad |= (a | b) & 0xFFFF;
-        bad |= ((a & 0x7FFFFFFF) - 1 < ((uint32_t)UNSAFE_BELOW << 16) - 1)
-               | ((b & 0x7FFFFFFF) - 1 < ((uint32_t)UNSAFE_BELOW << 16) - 1);
-        word[j] = (a & 0xFFFF0000u) | b >> 16;
+    int64_t rows = cut->rows + PAIR_ROWS, words = cut->length / 2 + MAX_PAIRS, item = (int64_t)sizeof(uint32_t);
+    int64_t run = lower(words, run_words(p)), panels = panels_at_once(p);
+    return (struct lane_room){.right = rows * words * item,
+                              .left = 2 * run * panels * PAIR_COLS * item,
+                              .value = rows * panels * PAIR_COLS * item};
+}
+
+/* ---- the first factor ---- */
+
+static uint32_t *left_of(const struct plan *n, int tile, int64_t word)
+{
+    return n->s->pair_rows + (tile * n->words + word) * PAIR_ROWS;
+}
+
+static int rows_of(const struct plan *n, int tile) { return (int)lower(n->size, n->u->rows - tile * n->size); }
+
+static int copy_rows(const struct plan *n)
+{
+    const struct pairs *pairs = n->p->kernel->pairs;
+    int safe = 1;
+    for (int i = 0; i < n->tiles && safe; i++) {
+        int64_t before = 0;
+        for (const struct operand *o = n->u->pair; o < n->u->pair + n->p->pairs; before += words_of(o++->length)) {
+            const char *x = o->a + i * n->size * o->a_row * item_of(o->a_format);
+            struct pair_source from = {x, o->a_format, rows_of(n, i), PAIR_ROWS, o->length,
+                                       n->p->sum_rows ? o->a_step : o->a_row};
+            safe &= (n->p->sum_rows ? pairs->across : pairs->along)(&from, left_of(n, i, before));
+        }
     }
-    return bad;
+    return safe;
 }
 
-/* Codes are turned as words, two k each. */
-static int turn_codes(const struct product *p, const struct operand *o, const struct set *g, int width)
+/* A thread that stays with these rows finds them copied. 0: they are unsafe, or weights that they met. */
+static int hold_rows(const struct plan *n)
 {
-    struct rows from = {p->kernel, o->a + g->first * o->a_row * 2, REFMOE_FLOAT32, o->a_row / 2};
-    int64_t words = words_of(o->length);
-    refmoe_turn_chain(words, g->cols, width, from, (float *)g->right);
-    return p->kernel->pairs->copy(1, 2 * words * width, (const uint16_t *)g->right, 0, g->right);
+    struct scratch *s = n->s;
+    const char *a = n->u->pair[0].a;
+    if (s->pair_held != a || s->pair_count != n->u->rows)
+        s->pair_held = a, s->pair_count = n->u->rows, s->pair_safe = copy_rows(n);
+    return s->pair_safe;
 }
 
-static int turn_set(const struct product *p, const struct unit *u, const struct set *g)
+/* ---- the second factor ---- */
+
+static int panels_of(const struct plan *n, const struct run *r)
 {
-    static const uint32_t none[PAIR_COLS];
-    const struct operand *o = &u->pair[0];
-    int width = p->kernel->pairs->width[g->shape];
-    uint32_t bad = 0;
-    if (o->a_format == REFMOE_BF16 && o->length % 2 == 0)
-        return turn_codes(p, o, g, width);
-    struct rows from = {p->kernel, o->a + g->first * o->a_row * item_of(o->a_format), o->a_format, o->a_row};
-    refmoe_turn_chain(o->length, g->cols, width, from, (float *)g->right);
-    for (int64_t k = 0; k < o->length; k += 2)
-        bad |= join(width, g->right + k * width, k + 1 < o->length ? g->right + (k + 1) * width : none,
-                    g->right + k / 2 * width);
-    return !bad;
+    return (int)lower(panels_at_once(n->p), (n->u->cols - r->col + PAIR_COLS - 1) / PAIR_COLS);
 }
 
-static int cut_sets(const struct product *p, const struct unit *u, uint32_t *right, struct set *set)
+static int is_last(const struct plan *n, const struct run *r) { return r->before + words_of(r->length) == n->words; }
+
+static struct run begin_at(const struct plan *n, const struct operand *o, int64_t k, int64_t before, int64_t col)
 {
-    const struct pairs *pairs = p->kernel->pairs;
-    int count = 0;
-    for (int64_t first = 0; first < u->rows; first += pairs->width[set[count++].shape]) {
-        int shape = 0, cols = (int)lower(PAIR_COLS, u->rows - first);
-        while (shape + 1 < PAIR_SHAPES && cols <= pairs->width[shape + 1])
-            shape++;
-        set[count] = (struct set){right, (int)first, cols, shape};
-        right += words_of(u->pair[0].length) * pairs->width[shape];
+    return (struct run){.o = o, .k = k, .length = lower(2 * run_words(n->p), o->length - k), .before = before, .col = col};
+}
+
+/* The run after it: of the same panels, of the next operand, or the first of the next panels. */
+static struct run after(const struct plan *n, const struct run *r)
+{
+    int64_t before = r->before + words_of(r->length);
+    struct run next;
+    if (is_last(n, r))
+        next = begin_at(n, n->u->pair, 0, 0, r->col + panels_of(n, r) * PAIR_COLS);
+    else if (r->k + r->length < r->o->length)
+        next = begin_at(n, r->o, r->k + r->length, before, r->col);
+    else
+        next = begin_at(n, r->o + 1, 0, before, r->col);
+    next.half = !r->half;
+    return next;
+}
+
+static uint32_t *panel_of(const struct plan *n, const struct run *r, int panel)
+{
+    int64_t half = lower(n->words, run_words(n->p)) * panels_at_once(n->p);
+    return n->s->pair_panels + (r->half * half + panel * words_of(r->length)) * PAIR_COLS;
+}
+
+static const char *factor_at(const struct run *r, int64_t col)
+{
+    return r->o->b + (r->k * r->o->b_step + col * r->o->b_col) * item_of(r->o->b_format);
+}
+
+static int make_panels(const struct plan *n, const struct run *r)
+{
+    const struct pairs *pairs = n->p->kernel->pairs;
+    const struct operand *o = r->o;
+    int safe = 1;
+    for (int c = 0; c < panels_of(n, r); c++) {
+        int64_t col = r->col + c * PAIR_COLS;
+        struct pair_source from = {factor_at(r, col), o->b_format, (int)lower(PAIR_COLS, n->u->cols - col), PAIR_COLS,
+                                   r->length, is_along(n->p) ? o->b_col : o->b_step};
+        safe &= (is_along(n->p) ? pairs->along : pairs->across)(&from, panel_of(n, r, c));
     }
-    return count;
+    return safe;
 }
 
-/* 0 if these rows, or weights that they have met, are unsafe. */
-static int hold(const struct product *p, const struct unit *u, struct scratch *s, const struct set *set, int count)
+/* Whether a panel is turned while the run before it is summed: one of whole lines of whole vectors. */
+static int is_turned_ahead(const struct plan *n, const struct run *r)
 {
-    const char *a = u->pair[0].a;
-    if (s->held == a && s->held_rows == u->rows)
-        return s->held_pairs;
-    s->held = a, s->held_rows = u->rows, s->held_pairs = 1;
-    for (int i = 0; i < count && s->held_pairs; i++)
-        s->held_pairs = turn_set(p, u, &set[i]);
-    if (!s->held_pairs)
-        s->held = NULL;
-    return s->held_pairs;
+    return is_along(n->p) && r->col + PAIR_COLS <= n->u->cols && r->length % (CACHE_LINE / 2) == 0;
+}
+
+/* The share of tile number `tile` of turning the panel of run `next` during `words` words. */
+static struct turned share_of(const struct plan *n, const struct run *next, int tile, int64_t words)
+{
+    int64_t lines = next->length * item_of(next->o->b_format) / CACHE_LINE, parts = lines * PARTS_OF_LINE;
+    int64_t first = parts * tile / n->tiles, last = parts * (tile + 1) / n->tiles;
+    return (struct turned){factor_at(next, next->col), panel_of(n, next, 0), n->s->pair_staged,
+                           next->o->b_col * item_of(next->o->b_format), lines, first, last,
+                           higher(words / higher(last - first, 1), 1)};
+}
+
+/* Fetched during a tile: its share of the lines that panels will soon be made of. */
+static void look_ahead(const struct plan *n, const struct run *r, int number, struct pair_run *run)
+{
+    const struct operand *o = r->o;
+    int64_t item = item_of(o->b_format), step = (is_along(n->p) ? o->b_col : o->b_step) * item;
+    int64_t bytes = (is_along(n->p) ? r->length : panels_at_once(n->p) * PAIR_COLS) * item;
+    int whole = bytes == step; /* rows of a panel that follow one another are one */
+    run->lines = whole ? INT32_MAX : (bytes + CACHE_LINE - 1) / CACHE_LINE;
+    run->step = step;
+    run->fetch = factor_at(r, r->col)
+                 + number * (whole ? run->words * CACHE_LINE : run->words / run->lines * step);
 }
 
 /* ---- sums ---- */
 
-/* A run of k of one band of weights; the copies of two of them lie side by side. */
-struct run {
-    int64_t first, k;
-    int half, copied; /* which of the copies is its, and whether it is made */
-};
+/* Outputs past this many bytes would be pushed out of the last cache anyway. */
+enum { PAST_BYTES = 1 << 24 };
 
-static const char *weights_at(const struct operand *o, const struct run *r)
+static int is_past_caches(const struct product *p)
 {
-    return o->b + (r->first * o->b_col + r->k) * (int64_t)sizeof(uint16_t);
+    return p->sum_rows && p->experts * p->rows * p->cols > PAST_BYTES / (int64_t)sizeof(float);
 }
 
-/* The run after it: of the same weights, or the first of the next band. */
-static struct run after(const struct operand *o, const struct run *r, int64_t run, int most)
+static void finish(const struct plan *n, int64_t row, int64_t col, int rows, int cols, const float *value)
 {
-    int more = r->k + run < o->length;
-    return (struct run){more ? r->first : r->first + most, more ? r->k + run : 0, !r->half, 0};
+    _Alignas(64) float result[PAIR_ROWS * PAIR_COLS], bias[PAIR_COLS] = {0};
+    const struct unit *u = n->u;
+    if (u->bias)
+        memcpy(bias, (const float *)u->bias + col, (size_t)cols * sizeof *bias);
+    n->p->kernel->settle(rows, PAIR_COLS, value, NULL, u->bias ? bias : NULL, n->p->format, result);
+    for (int i = 0; i < rows; i++)
+        memcpy((float *)u->out + (row + i) * u->out_row + col, result + i * PAIR_COLS, (size_t)cols * sizeof *result);
 }
 
-/* Runs of at most PAIR_WORDS words, of one length and whole lines if the sum can be cut so. */
-static int64_t run_of(int64_t length)
+/* One tile of rows and one panel; what is whole ends in the tile. */
+static int multiply(const struct plan *n, const struct run *r, int tile, int panel, struct pair_run *run)
 {
-    enum { LINE = 32, MOST = 2 * PAIR_WORDS, LEAST = MOST / 2 };
-    int64_t runs = (length + MOST - 1) / MOST;
-    for (; length % LINE == 0 && runs * LEAST <= length; runs++)
-        if (length / LINE % runs == 0)
-            return length / runs;
-    return MOST;
+    int64_t row = tile * n->size, col = r->col + panel * PAIR_COLS;
+    int rows = rows_of(n, tile), cols = (int)lower(PAIR_COLS, n->u->cols - col), last = is_last(n, r);
+    float *value = n->s->pair_sums + (panel * n->tiles + tile) * PAIR_ROWS * PAIR_COLS;
+    int ends = last && cols == PAIR_COLS && n->p->format != REFMOE_FP16;
+    run->left = left_of(n, tile, r->before), run->right = panel_of(n, r, panel);
+    run->from = r->before ? value : NULL;
+    run->ends = ends ? n->p->format : -1;
+    run->bias = ends && n->u->bias ? (const float *)n->u->bias + col : NULL;
+    run->to = ends ? (float *)n->u->out + row * n->u->out_row + col : value;
+    run->to_row = ends ? n->u->out_row : PAIR_COLS;
+    int safe = n->p->kernel->pairs->multiply(rows, run);
+    if (last && !ends)
+        finish(n, row, col, rows, cols, value);
+    return safe;
 }
 
-/* A whole band's run is copied while the one before it is summed, if that is as long. */
-static int is_copied_ahead(const struct unit *u, const struct run *r, int64_t run, int most)
+/* All rows with the panels of a run, while the next one's panel is turned. */
+static void multiply_run(const struct plan *n, const struct run *r, struct run *next)
 {
-    return run % 32 == 0 && r->first + most <= u->cols && r->k + run <= u->pair[0].length;
+    struct pair_run run = {.words = words_of(r->length), .past = is_past_caches(n->p)};
+    struct run soon = after(n, next);
+    next->made = is_turned_ahead(n, next), next->safe = 1;
+    for (int c = 0; c < panels_of(n, r); c++)
+        for (int i = 0; i < n->tiles; i++) {
+            struct turned turned = share_of(n, next, i, run.words);
+            run.turned = next->made ? &turned : NULL;
+            look_ahead(n, next->made ? &soon : next, c * n->tiles + i, &run);
+            next->safe &= multiply(n, r, i, c, &run);
+        }
 }
 
-static uint32_t *copy_of(const struct scratch *s, const struct run *r, int most)
-{
-    return (uint32_t *)s->left + r->half * most * PAIR_PITCH;
-}
-
-/* 0 at the first run of unsafe weights. Leaves `r` at the next band. */
-static int multiply_band(const struct product *p, const struct unit *u, struct scratch *s, struct run *r, int rows,
-                         const struct set *set, int count)
-{
-    const struct pairs *pairs = p->kernel->pairs;
-    const struct operand *o = &u->pair[0];
-    int64_t run = run_of(o->length), step = o->b_col * (int64_t)sizeof(uint16_t), first = r->first;
-    memset(s->value, 0, (size_t)(count * pairs->rows * PAIR_COLS) * sizeof(float));
-    while (r->first == first) {
-        struct run next = after(o, r, run, pairs->rows), beyond = after(o, &next, run, pairs->rows);
-        int64_t length = lower(run, o->length - r->k);
-        uint32_t *left = copy_of(s, r, pairs->rows);
-        if (!r->copied && !pairs->copy(rows, length, (const uint16_t *)weights_at(o, r), o->b_col, left))
-            return 0;
-        int copies = length == run && is_copied_ahead(u, r, run, pairs->rows)
-                     && is_copied_ahead(u, &next, run, pairs->rows);
-        struct ahead ahead = {weights_at(o, copies ? &beyond : &next), weights_at(o, &next),
-                              copies ? copy_of(s, &next, pairs->rows) : NULL, step};
-        next.copied = copies;
-        for (int i = 0; i < count; i++, ahead.to = NULL)
-            next.copied &= pairs->multiply[set[i].shape](rows, words_of(length), left,
-                                                         set[i].right + r->k / 2 * pairs->width[set[i].shape],
-                                                         (float *)s->value + i * pairs->rows * PAIR_COLS, &ahead);
-        *r = next;
-    }
-    return 1;
-}
-
-static void finish_band(const struct product *p, const struct unit *u, struct scratch *s, int64_t first, int rows,
-                        const struct set *set, int count)
-{
-    _Alignas(64) float result[MAX_TILE_ROWS * PAIR_COLS];
-    const float *bias = u->bias ? (const float *)u->bias + first : NULL;
-    for (int g = 0; g < count; g++) {
-        const float *value = (const float *)s->value + g * p->kernel->pairs->rows * PAIR_COLS;
-        p->kernel->settle(rows, PAIR_COLS, value, bias, NULL, p->format, result);
-        refmoe_store_turned(rows, set[g].cols, PAIR_COLS, result, (float *)u->out + set[g].first * u->out_row + first,
-                            u->out_row);
-    }
-}
-
-/* The columns of the unit that are done; the others are for lanes.c. */
+/* The columns of the unit that are done; the others are for those who take one k a step. */
 int64_t refmoe_compute_pairs(const struct product *p, const struct unit *u, struct scratch *s)
 {
-    struct set set[MAX_LANE_ROWS / PAIR_COLS + 1];
-    int count = cut_sets(p, u, (uint32_t *)s->right, set), most = p->kernel->pairs->rows;
-    if (s->unsafe == u->pair[0].a || !hold(p, u, s, set, count)) {
-        s->unsafe = u->pair[0].a;
+    struct plan n = {.p = p, .u = u, .s = s, .tiles = (int)((u->rows + PAIR_ROWS - 1) / PAIR_ROWS)};
+    for (int q = 0; q < p->pairs; q++)
+        n.words += words_of(u->pair[q].length);
+    if (!n.words || !u->rows)
         return 0;
-    }
-    for (struct run r = {0}; r.first < u->cols;) {
-        int64_t first = r.first;
-        int rows = (int)lower(most, u->cols - first);
-        if (!multiply_band(p, u, s, &r, rows, set, count)) {
-            s->unsafe = u->pair[0].a, s->held = NULL;
-            return first;
+    n.size = (int)((u->rows + n.tiles - 1) / n.tiles);
+    if (!hold_rows(&n))
+        return 0;
+    for (struct run r = begin_at(&n, u->pair, 0, 0, 0), next; r.col < u->cols; r = next) {
+        if (!(r.made ? r.safe : make_panels(&n, &r))) {
+            s->pair_safe = 0;
+            return r.col;
         }
-        finish_band(p, u, s, first, rows, set, count);
+        next = after(&n, &r);
+        multiply_run(&n, &r, &next);
     }
+    if (p->sum_rows && p->kernel->pass_by)
+        p->kernel->pass_by();
     return u->cols;
 }

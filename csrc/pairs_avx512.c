@@ -13,95 +13,263 @@
 #define TARGET __attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw,avx512bf16")))
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
-enum { ROWS = 12 };
+enum { LANES = 16, WORDS = 16, CACHE_LINE = 64 }; /* of a vector; of a line of the cache */
 
 /* Before a loop over the rows of a tile: sums stay in registers where every index is a constant. */
 #define EACH_INDEX _Pragma("GCC unroll 16")
 
-/* A line of codes as words. `least` gathers the smallest of them, less one: zero is the largest. */
-INLINE void copy_line(const char *codes, uint32_t *to, __m512i *least)
+/* ---- words ---- */
+
+/* What speaks against the numbers so far: the smallest of them, less one (zero is the largest), and bits that bf16 does
+   not have. */
+struct seen {
+    __m512i least, low;
+};
+
+INLINE __m512i look_at(__m512i words, struct seen *seen)
 {
-    __m512i line = _mm512_loadu_si512(codes), size = _mm512_and_si512(line, _mm512_set1_epi16(0x7FFF));
-    *least = _mm512_min_epu16(*least, _mm512_sub_epi16(size, _mm512_set1_epi16(1)));
-    _mm512_storeu_si512(to, _mm512_rol_epi32(line, 16));
+    __m512i size = _mm512_and_si512(words, _mm512_set1_epi16(0x7FFF));
+    seen->least = _mm512_min_epu16(seen->least, _mm512_sub_epi16(size, _mm512_set1_epi16(1)));
+    return words;
 }
 
-/* `count` vectors a row. Each step fetches a line, and copies one between the sums, which leave it room. */
-#define PAIR_TILE(name, vector, bf16, count, dot, spread, load, keep)                                                 \
-    INLINE int name##_rows(const int rows, const int copying, int64_t words, const uint32_t *left,                    \
-                           const uint32_t *right, float *acc, const struct ahead *ahead)                              \
-    {                                                                                                                 \
-        enum { LANE = sizeof(vector) / sizeof(float) };                                                               \
-        vector sum[ROWS][count];                                                                                      \
-        __m512i least = _mm512_set1_epi16(-1);                                                                        \
-        EACH_INDEX for (int i = 0; i < rows; i++)                                                                     \
-            EACH_INDEX for (int v = 0; v < count; v++)                                                                \
-                sum[i][v] = load(acc + i * PAIR_COLS + v * LANE);                                                     \
-        for (int64_t lines = (words + 15) / 16, from = 0, row = 0; from < words; from += lines, row += row + 1 < rows) {\
-            const char *fetch = ahead->fetch + row * ahead->step, *codes = ahead->codes + row * ahead->step;          \
-            uint32_t *copy = copying ? ahead->to + row * PAIR_PITCH : NULL;                                           \
-            int64_t to = from + lines < words ? from + lines : words;                                                 \
-            for (int64_t t = from; t < to; t++, fetch += 64, right += LANE * count) {                                 \
-                bf16 x[count];                                                                                        \
-                __builtin_prefetch(fetch, 0, 0);                                                                      \
-                if (copying)                                                                                          \
-                    copy_line(codes + 64 * (t - from), copy + 16 * (t - from), &least);                               \
-                EACH_INDEX for (int v = 0; v < count; v++)                                                            \
-                    x[v] = (bf16)load(right + v * LANE);                                                              \
-                EACH_INDEX for (int i = 0; i < rows; i++) {                                                           \
-                    bf16 w = (bf16)spread((int)left[i * PAIR_PITCH + t]);                                             \
-                    EACH_INDEX for (int v = 0; v < count; v++)                                                        \
-                        sum[i][v] = dot(sum[i][v], w, x[v]);                                                          \
-                }                                                                                                     \
-            }                                                                                                         \
-        }                                                                                                             \
-        EACH_INDEX for (int i = 0; i < rows; i++)                                                                     \
-            EACH_INDEX for (int v = 0; v < count; v++)                                                                \
-                keep(acc + i * PAIR_COLS + v * LANE, sum[i][v]);                                                      \
-        return !_mm512_cmplt_epu16_mask(least, _mm512_set1_epi16(UNSAFE_BELOW - 1));                                  \
-    }                                                                                                                 \
-    static TARGET int name(int rows, int64_t words, const uint32_t *left, const uint32_t *right, float *acc,          \
-                           const struct ahead *ahead)                                                                 \
-    {                                                                                                                 \
-        if (ahead->to)                                                                                                \
-            return name##_rows(ROWS, 1, words, left, right, acc, ahead);                                              \
-        switch (rows) {                                                                                               \
-            CASE(name, 1) CASE(name, 2) CASE(name, 3) CASE(name, 4) CASE(name, 5) CASE(name, 6)                       \
-            CASE(name, 7) CASE(name, 8) CASE(name, 9) CASE(name, 10) CASE(name, 11) CASE(name, 12)                    \
-        }                                                                                                             \
-        return 1;                                                                                                     \
+INLINE struct seen nothing_yet(void) { return (struct seen){_mm512_set1_epi16(-1), _mm512_setzero_si512()}; }
+
+INLINE int is_safe(const struct seen *seen)
+{
+    return !_mm512_cmplt_epu16_mask(seen->least, _mm512_set1_epi16(UNSAFE_BELOW - 1))
+           && !_mm512_test_epi16_mask(seen->low, _mm512_set1_epi32(0xFFFF));
+}
+
+INLINE __mmask32 first(int64_t count) { return count >= 32 ? UINT32_MAX : ((UINT32_C(1) << count) - 1); }
+
+/* 16 words of one row, `count` of whose next k are numbers. */
+INLINE __m512i words_along(const struct pair_source *from, int64_t at, int64_t count, struct seen *seen)
+{
+    const __m512i high_halves = _mm512_set_epi16(61, 63, 57, 59, 53, 55, 49, 51, 45, 47, 41, 43, 37, 39, 33, 35,
+                                                 29, 31, 25, 27, 21, 23, 17, 19, 13, 15, 9, 11, 5, 7, 1, 3);
+    __mmask32 real = first(count);
+    if (from->format == REFMOE_BF16)
+        return look_at(_mm512_rol_epi32(_mm512_maskz_loadu_epi16(real, (const uint16_t *)from->x + at), 16), seen);
+    __m512i a = _mm512_maskz_loadu_epi32((__mmask16)real, (const float *)from->x + at);
+    __m512i b = _mm512_maskz_loadu_epi32((__mmask16)(real >> 16), (const float *)from->x + at + 16);
+    seen->low = _mm512_or_si512(seen->low, _mm512_or_si512(a, b));
+    return look_at(_mm512_permutex2var_epi16(a, high_halves, b), seen);
+}
+
+/* Rows of words become columns. */
+INLINE void turn(__m512i r[16])
+{
+    __m512i s[16];
+    EACH_INDEX for (int i = 0; i < 16; i += 2) {
+        s[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        s[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
     }
-#define CASE(name, count)                                                                                             \
-    case count:                                                                                                       \
-        return name##_rows(count, 0, words, left, right, acc, ahead);
-
-#define LOAD_8(p) _mm256_loadu_ps((const float *)(p))
-
-PAIR_TILE(pairs_32, __m512, __m512bh, 2, _mm512_dpbf16_ps, _mm512_set1_epi32, _mm512_loadu_ps, _mm512_storeu_ps)
-PAIR_TILE(pairs_16, __m512, __m512bh, 1, _mm512_dpbf16_ps, _mm512_set1_epi32, _mm512_loadu_ps, _mm512_storeu_ps)
-PAIR_TILE(pairs_8, __m256, __m256bh, 1, _mm256_dpbf16_ps, _mm256_set1_epi32, LOAD_8, _mm256_storeu_ps)
-
-/* 32 codes as words; `unsafe` gathers those of them that are not zero and too small. */
-INLINE void copy_32(const uint16_t *w, __mmask32 real, uint32_t *to, __mmask32 *unsafe)
-{
-    const __m512i size = _mm512_set1_epi16(0x7FFF), one = _mm512_set1_epi16(1);
-    __m512i codes = _mm512_maskz_loadu_epi16(real, w);
-    __m512i below = _mm512_sub_epi16(_mm512_and_si512(codes, size), one); /* of zero: the largest number */
-    *unsafe |= _mm512_cmplt_epu16_mask(below, _mm512_set1_epi16(UNSAFE_BELOW - 1));
-    _mm512_storeu_si512(to, _mm512_rol_epi32(codes, 16));
+    EACH_INDEX for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(s[i], s[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(s[i], s[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(s[i + 1], s[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(s[i + 1], s[i + 3]);
+    }
+    EACH_INDEX for (int i = 0; i < 16; i += 8)
+        EACH_INDEX for (int j = i; j < i + 4; j++) {
+            s[j] = _mm512_shuffle_i32x4(r[j], r[j + 4], 0x88);
+            s[j + 4] = _mm512_shuffle_i32x4(r[j], r[j + 4], 0xDD);
+        }
+    EACH_INDEX for (int j = 0; j < 8; j++) {
+        r[j] = _mm512_shuffle_i32x4(s[j], s[j + 8], 0x88);
+        r[j + 8] = _mm512_shuffle_i32x4(s[j], s[j + 8], 0xDD);
+    }
 }
 
-static TARGET int copy(int rows, int64_t length, const uint16_t *w, int64_t step, uint32_t *left)
+/* A line of each of four rows of codes, `step` bytes apart, as words: at a distance that does not map all of them to the
+   same few lines of the first cache. */
+INLINE void stage_four(const char *codes, int64_t step, uint32_t *staged, struct seen *seen)
 {
-    __mmask32 unsafe = 0;
-    for (int i = 0; i < rows; i++, w += step, left += PAIR_PITCH) {
+    EACH_INDEX for (int i = 0; i < 4; i++)
+        _mm512_storeu_si512(staged + i * WORDS,
+                            look_at(_mm512_rol_epi32(_mm512_loadu_si512(codes + i * step), 16), seen));
+}
+
+/* Four words of each of 16 staged rows as columns `width` words apart: four rows to a vector. */
+INLINE void turn_fours(const uint32_t *staged, int64_t width, uint32_t *to)
+{
+    __m512i r[4], s[4];
+    EACH_INDEX for (int i = 0; i < 4; i++) {
+        const __m128i *at = (const __m128i *)(const void *)(staged + i * WORDS);
+        r[i] = _mm512_broadcast_i32x4(_mm_load_si128(at));
+        r[i] = _mm512_mask_broadcast_i32x4(r[i], 0x00F0, _mm_load_si128(at + WORDS));
+        r[i] = _mm512_mask_broadcast_i32x4(r[i], 0x0F00, _mm_load_si128(at + 2 * WORDS));
+        r[i] = _mm512_mask_broadcast_i32x4(r[i], 0xF000, _mm_load_si128(at + 3 * WORDS));
+    }
+    s[0] = _mm512_unpacklo_epi32(r[0], r[1]), s[1] = _mm512_unpacklo_epi32(r[2], r[3]);
+    s[2] = _mm512_unpackhi_epi32(r[0], r[1]), s[3] = _mm512_unpackhi_epi32(r[2], r[3]);
+    _mm512_storeu_si512(to, _mm512_unpacklo_epi64(s[0], s[1]));
+    _mm512_storeu_si512(to + width, _mm512_unpackhi_epi64(s[0], s[1]));
+    _mm512_storeu_si512(to + 2 * width, _mm512_unpacklo_epi64(s[2], s[3]));
+    _mm512_storeu_si512(to + 3 * width, _mm512_unpackhi_epi64(s[2], s[3]));
+}
+
+static TARGET void turn_lines(const char *codes, int64_t step, int64_t width, uint32_t *to, struct seen *seen)
+{
+    _Alignas(64) uint32_t staged[LANES * WORDS];
+    for (int i = 0; i < LANES; i += 4)
+        stage_four(codes + i * step, step, staged + i * WORDS, seen);
+    for (int t = 0; t < WORDS; t += 4)
+        turn_fours(staged + t, width, to + t * width);
+}
+
+static TARGET int along(const struct pair_source *from, uint32_t *to)
+{
+    struct seen seen = nothing_yet();
+    for (int j = 0; j < from->width; j += LANES) {
+        __mmask16 lanes = (__mmask16)first(from->width - j);
         int64_t k = 0;
-        for (; k + 32 <= length; k += 32)
-            copy_32(w + k, UINT32_MAX, left + k / 2, &unsafe);
-        if (k < length)
-            copy_32(w + k, (__mmask32)((UINT32_C(1) << (length - k)) - 1), left + k / 2, &unsafe);
+        if (from->format == REFMOE_BF16 && j + LANES <= from->count)
+            for (; k + 2 * WORDS <= from->length; k += 2 * WORDS)
+                turn_lines((const char *)((const uint16_t *)from->x + j * from->step + k), 2 * from->step, from->width,
+                           to + k / 2 * from->width + j, &seen);
+        for (; k < from->length; k += 2 * WORDS) {
+            int64_t left = (from->length - k + 1) / 2, words = left < WORDS ? left : WORDS;
+            __m512i row[16];
+            EACH_INDEX for (int i = 0; i < 16; i++)
+                row[i] = j + i < from->count
+                             ? words_along(from, (j + i) * from->step + k, from->length - k, &seen)
+                             : _mm512_setzero_si512();
+            turn(row);
+            uint32_t *at = to + k / 2 * from->width + j;
+            EACH_INDEX for (int t = 0; t < WORDS; t++)
+                if (t < words)
+                    _mm512_mask_storeu_epi32(at + t * from->width, lanes, row[t]);
+        }
     }
-    return unsafe == 0;
+    return is_safe(&seen);
+}
+
+/* 16 numbers of row k, each in the high half of its word. */
+INLINE __m512i high_numbers(const struct pair_source *from, int64_t at, __mmask16 real, struct seen *seen)
+{
+    if (from->format == REFMOE_BF16)
+        return _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(real, (const uint16_t *)from->x + at)),
+                                 16);
+    __m512i x = _mm512_maskz_loadu_epi32(real, (const float *)from->x + at);
+    seen->low = _mm512_or_si512(seen->low, x);
+    return x;
+}
+
+static TARGET int across(const struct pair_source *from, uint32_t *to)
+{
+    struct seen seen = nothing_yet();
+    for (int64_t k = 0; k < from->length; k += 2, to += from->width)
+        for (int j = 0; j < from->width; j += LANES) {
+            __mmask16 real = (__mmask16)(from->count > j ? first(from->count - j) : 0);
+            __mmask16 second = k + 1 < from->length ? real : 0;
+            __m512i high = high_numbers(from, k * from->step + j, real, &seen);
+            __m512i low = high_numbers(from, (k + 1) * from->step + j, second, &seen);
+            __m512i words = _mm512_mask_blend_epi16(0x55555555, high, _mm512_srli_epi32(low, 16));
+            _mm512_mask_storeu_epi32(to + j, (__mmask16)first(from->width - j), look_at(words, &seen));
+        }
+    return is_safe(&seen);
+}
+
+/* ---- sums ---- */
+
+/* Half to even by integers, as settle of tile_template.h. */
+INLINE __m512 ended(__m512 sum, const int format)
+{
+    __mmask16 none = _mm512_cmp_ps_mask(sum, sum, _CMP_UNORD_Q);
+    __m512i bits = _mm512_castps_si512(sum), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    if (format == REFMOE_BF16)
+        bits = _mm512_and_si512(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd),
+                                _mm512_set1_epi32((int)0xFFFF0000u));
+    return _mm512_castsi512_ps(_mm512_mask_mov_epi32(bits, none, _mm512_set1_epi32(0x7FC00000)));
+}
+
+INLINE void put(float *to, __m512 x, int past)
+{
+    if (past && (uintptr_t)to % sizeof x == 0)
+        _mm512_stream_ps(to, x);
+    else
+        _mm512_storeu_ps(to, x);
+}
+
+INLINE void put_rows(const int rows, const int format, const struct pair_run *run, __m512 (*sum)[2])
+{
+    EACH_INDEX for (int i = 0; i < rows; i++)
+        EACH_INDEX for (int v = 0; v < 2; v++) {
+            __m512 x = run->bias ? _mm512_add_ps(sum[i][v], _mm512_loadu_ps(run->bias + v * LANES)) : sum[i][v];
+            put(run->to + i * run->to_row + v * LANES, ended(x, format), run->past);
+        }
+}
+
+/* Part number `part` of a panel that is turned: fours of the line that is staged, while four rows of the next are. */
+INLINE void turn_part(const struct turned *turned, int64_t part, struct seen *seen)
+{
+    enum { STAGED = STAGED_WORDS / 2 };
+    int64_t line = part / PARTS_OF_LINE, row = part % PARTS_OF_LINE * 4, fours = part % 4 * 4, half = part / 4 % 2 * LANES;
+    uint32_t *here = turned->staged + line % 2 * STAGED, *there = turned->staged + (line + 1) % 2 * STAGED;
+    const char *next = turned->codes + (line + 1) * CACHE_LINE;
+    if (part == 0)
+        for (int i = 0; i < PAIR_COLS; i += 4)
+            stage_four(turned->codes + i * turned->step, turned->step, here + i * WORDS, seen);
+    if (line + 1 < turned->lines)
+        stage_four(next + row * turned->step, turned->step, there + row * WORDS, seen);
+    turn_fours(here + half * WORDS + fours, PAIR_COLS, turned->to + (line * WORDS + fours) * PAIR_COLS + half);
+}
+
+INLINE int multiply_rows(const int rows, const struct pair_run *run)
+{
+    struct seen seen = nothing_yet();
+    const struct turned *turned = run->turned;
+    int64_t part = turned ? turned->first : 0, steps = turned ? turned->steps : INT64_MAX, wait = steps;
+    const uint32_t *left = run->left, *right = run->right;
+    __m512 sum[PAIR_ROWS][2];
+    EACH_INDEX for (int i = 0; i < rows; i++)
+        EACH_INDEX for (int v = 0; v < 2; v++)
+            sum[i][v] = run->from ? _mm512_loadu_ps(run->from + i * PAIR_COLS + v * LANES) : _mm512_setzero_ps();
+    for (int64_t t = 0, row = 0; t < run->words; row++) {
+        const char *line = run->fetch + row * run->step;
+        const int64_t end = t + run->lines < run->words ? t + run->lines : run->words;
+        for (; t < end; t++, line += CACHE_LINE, left += PAIR_ROWS, right += PAIR_COLS) {
+            __m512bh x[2];
+            __builtin_prefetch(line, 0, 3);
+            if (--wait == 0) {
+                wait = steps;
+                if (part < turned->last)
+                    turn_part(turned, part++, &seen);
+            }
+            EACH_INDEX for (int v = 0; v < 2; v++)
+                x[v] = (__m512bh)_mm512_loadu_si512(right + v * LANES);
+            EACH_INDEX for (int i = 0; i < rows; i++) {
+                __m512bh w = (__m512bh)_mm512_set1_epi32((int)left[i]);
+                EACH_INDEX for (int v = 0; v < 2; v++)
+                    sum[i][v] = _mm512_dpbf16_ps(sum[i][v], w, x[v]);
+            }
+        }
+    }
+    if (run->ends == REFMOE_FLOAT32)
+        put_rows(rows, REFMOE_FLOAT32, run, sum);
+    else if (run->ends == REFMOE_BF16)
+        put_rows(rows, REFMOE_BF16, run, sum);
+    else
+        EACH_INDEX for (int i = 0; i < rows; i++)
+            EACH_INDEX for (int v = 0; v < 2; v++)
+                _mm512_storeu_ps(run->to + i * run->to_row + v * LANES, sum[i][v]);
+    for (; turned && part < turned->last; part++)
+        turn_part(turned, part, &seen);
+    return is_safe(&seen);
+}
+
+#define CASE(count)                                                                                                   \
+    case count:                                                                                                       \
+        return multiply_rows(count, run);
+
+static TARGET int multiply(int rows, const struct pair_run *run)
+{
+    switch (rows) {
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+    }
+    return 1;
 }
 
 /* ---- does the instruction add as it should? ---- */
@@ -146,13 +314,7 @@ static TARGET int is_chained(void)
 
 static int runs_here(void) { return __builtin_cpu_supports("avx512bf16") && is_chained(); }
 
-const struct pairs refmoe_pairs_avx512 = {
-    .runs_here = runs_here,
-    .rows = ROWS,
-    .width = {32, 16, 8},
-    .multiply = {pairs_32, pairs_16, pairs_8},
-    .copy = copy,
-};
+const struct pairs refmoe_pairs_avx512 = {runs_here, multiply, along, across};
 
 #else
 typedef int refmoe_no_pairs_avx512; /* a translation unit may not be empty */

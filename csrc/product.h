@@ -87,10 +87,14 @@ struct scratch {
     const char *held;           /* the rows of x that `right` holds (few.c: likewise), and how many */
     int64_t held_rows;
     int held_wide;              /* as doubles, for a chain (few.c) */
-    int held_pairs;             /* they are held as pairs (pairs.c) */
     double *decoded;            /* the weights of one output, where they are codes, and its number from 1 on */
     int64_t decoded_number;
-    const char *unsafe;         /* rows of x that may not be, for what they are or for weights that they met */
+    uint32_t *pair_rows, *pair_panels; /* of pairs.c: words of the first factor, and of the second */
+    uint32_t *pair_staged;
+    float *pair_sums;
+    const char *pair_held;      /* the rows that pair_rows holds, how many, and whether they, and what they met, are safe */
+    int64_t pair_count;
+    int pair_safe;
     refmoe_report report;
 };
 
@@ -160,8 +164,10 @@ int64_t refmoe_lane_rows(const struct product *product, int64_t length);
 int64_t refmoe_lane_cols(const struct product *product);
 struct lane_room refmoe_lane_room(const struct product *product, int64_t length);
 
-/* Products of pairs.c: whether this is one, and how many columns of a unit are done; lanes.c does the others. */
+/* Products of pairs.c: whether this is one, what its units work in, and how many columns of a unit are done: the others
+   are for lanes.c, outputs.c or unit.c. */
 int refmoe_is_paired(const struct product *product);
+struct lane_room refmoe_pairs_room(const struct product *product, const struct cut *cut);
 int64_t refmoe_compute_pairs(const struct product *product, const struct unit *unit, struct scratch *scratch);
 
 /* Products of doubles.c: whether this is one, and what its units work in. */

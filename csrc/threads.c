@@ -25,6 +25,16 @@ __attribute__((constructor)) static void watch_fork(void) { pthread_atfork(NULL,
 
 /* ---- sharing out the output ---- */
 
+static void compute_singly(const struct product *p, const struct unit *unit, struct scratch *scratch)
+{
+    if (p->across && refmoe_is_across_outputs(p, unit))
+        refmoe_compute_outputs(p, unit, scratch);
+    else if (p->across)
+        refmoe_compute_lanes(p, unit, scratch);
+    else
+        refmoe_compute_unit(p, unit, scratch);
+}
+
 /* What pairs may not compute is left to the tiles that take one k a step. */
 static void compute_pairs(const struct product *p, const struct unit *unit, struct scratch *scratch)
 {
@@ -33,9 +43,10 @@ static void compute_pairs(const struct product *p, const struct unit *unit, stru
     struct unit rest = *unit;
     rest.cols -= done, rest.out += done * (int64_t)p->item;
     rest.bias = rest.bias ? rest.bias + done * (int64_t)p->item : NULL;
-    rest.pair[0].b += done * rest.pair[0].b_col * item_of(rest.pair[0].b_format);
+    for (int q = 0; q < p->pairs; q++)
+        rest.pair[q].b += done * rest.pair[q].b_col * item_of(rest.pair[q].b_format);
     if (rest.cols > 0)
-        refmoe_compute_lanes(p, &rest, scratch);
+        compute_singly(p, &rest, scratch);
 }
 
 static void compute(const struct product *p, const struct unit *unit, struct scratch *scratch, int64_t few)
@@ -46,12 +57,8 @@ static void compute(const struct product *p, const struct unit *unit, struct scr
         refmoe_compute_doubles(p, unit, scratch);
     else if (p->paired)
         compute_pairs(p, unit, scratch);
-    else if (p->across && refmoe_is_across_outputs(p, unit))
-        refmoe_compute_outputs(p, unit, scratch);
-    else if (p->across)
-        refmoe_compute_lanes(p, unit, scratch);
     else
-        refmoe_compute_unit(p, unit, scratch);
+        compute_singly(p, unit, scratch);
 }
 
 /* Takes units of a share, at most so many. They are numbered through all experts: `begin` is the first of expert e. */

@@ -44,6 +44,15 @@ static void lay_out_panels(const struct product *p, const struct cut *cut, struc
     s->packed_cols = take(room, length + PANELS_BYTES / panel, panel);
 }
 
+static void lay_out_pairs(const struct product *p, const struct cut *cut, struct scratch *s, struct room *room)
+{
+    struct lane_room pairs = refmoe_pairs_room(p, cut);
+    s->pair_rows = take(room, 1, pairs.right);
+    s->pair_panels = take(room, 1, pairs.left);
+    s->pair_staged = take(room, STAGED_WORDS, sizeof(uint32_t));
+    s->pair_sums = take(room, 1, pairs.value);
+}
+
 static struct scratch *lay_out(const struct product *p, const struct cut *cut, int count, struct room *room)
 {
     struct scratch measured, *scratch = take(room, count, sizeof *scratch);
@@ -51,6 +60,8 @@ static struct scratch *lay_out(const struct product *p, const struct cut *cut, i
         struct scratch *s = scratch ? &scratch[t] : &measured;
         memset(s, 0, sizeof *s);
         (p->across ? lay_out_lanes : lay_out_panels)(p, cut, s, room);
+        if (p->paired)
+            lay_out_pairs(p, cut, s, room);
     }
     return scratch;
 }

@@ -166,8 +166,9 @@ def result_of(case, seconds, peers=(), failures=(), inside=0.5):
     beside = {s: [t] * 3 for s, t in seconds.items() if s.endswith("x2")}
     rows = [{"name": n, "setting": s, "variant": None, "samples": [t] * 3, "refmoe": beside, "facts": {}, "error": 0.0}
             for n, s, t in peers]  # fmt: skip
-    return {"key": case.key, "flops": case.flops, "weight_bytes": case.weight_bytes, "refmoe": taken, "peers": rows,
-            "failures": list(failures), "facts": {"proofs": [{"tokens": 1}], "memory_beyond_inputs": 0}}  # fmt: skip
+    return {"key": case.key, "store": case.store, "flops": case.flops, "weight_bytes": case.weight_bytes,
+            "refmoe": taken, "peers": rows, "failures": list(failures),
+            "facts": {"proofs": [{"tokens": 1}], "memory_beyond_inputs": 0}}  # fmt: skip
 
 
 TIMES = {f"{profile} x{threads}": 2.0 / threads for profile in ("chain", "exact") for threads in (1, 2)}
@@ -220,6 +221,15 @@ def test_shares_of_the_limits():
     assert figures.share_of_tile(measured, "chain x2", []) is None
     (row,) = verdicts({"prefill": measured}, "the same at 512 tokens: share of the time outside")
     assert row["figure"] == pytest.approx(0.75) and row["verdict"] == "NOT met"
+
+
+def test_chains_of_bf16_are_held_against_the_tile_that_takes_two_terms_a_step():
+    case = bars.cases()["prefill bf16"]
+    measured = result_of(case, TIMES, inside=0.25)
+    pairs = {"name": "tile pairs avx512 x2", "rates": [8e12]}
+    assert figures.share_of_tile(measured, "chain x2", LIMITS) == pytest.approx(case.flops / 0.25 / 4e12)
+    assert figures.share_of_tile(measured, "chain x2", [*LIMITS, pairs]) == pytest.approx(case.flops / 0.25 / 8e12)
+    assert figures.tile_limit([*LIMITS, pairs], "chain x2") == 4e12
 
 
 def test_growth_and_threads():

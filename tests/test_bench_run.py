@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -161,6 +162,8 @@ def test_core_types_are_those_of_the_processor(monkeypatch):
 
 # --- limits -----------------------------------------------------------------------------------------------------------
 
+CPU = Path("/proc/cpuinfo")
+
 
 def test_limits_have_the_order_of_magnitude_of_a_processor():
     """An optimised-away loop would be beyond any processor, a loop of calls below."""
@@ -172,6 +175,9 @@ def test_limits_have_the_order_of_magnitude_of_a_processor():
     best = [name for name, can_run, _ in kernels.available() if can_run][-1]
     wanted = {f"{what} {profile} {best} x2" for what in ("tile", "lanes") for profile in ("chain", "exact")}
     assert wanted | {"read 4 x1"} <= loaded.calls.keys()
+    two = {f"{what} pairs avx512 x{threads}" for what in ("registers", "tile") for threads in (1, 2)}
+    has = best == "avx512" and CPU.exists() and "avx512_bf16" in CPU.read_text()
+    assert {name for name in loaded.calls if "pairs" in name} == (two if has else set())
 
 
 def test_limits_refuse_what_they_cannot_measure():
@@ -184,6 +190,9 @@ def test_limits_refuse_what_they_cannot_measure():
         lib.refmoe_limit_tile(0, 1, 0, 0, 1, 1, work),
         lib.refmoe_limit_tile(0, 1, 1, 1, 1 << 20, 1, work),
         lib.refmoe_limit_tile_bytes(0, 1, 2, 1),
+        lib.refmoe_limit_pair_registers(machine.names.index("portable"), 1, 1, work),
+        lib.refmoe_limit_pair_tile(machine.names.index("portable"), 1, 1, 1, work),
+        lib.refmoe_limit_pair_tile(len(machine.names) - 1, 1, 0, 1, work),
         lib.refmoe_limit_read(null, 64, 1, 1, 1, work),
         lib.refmoe_limit_read(null, 64, 3, 1, 1, work),
     ]
@@ -197,6 +206,7 @@ def test_the_tiles_operands_stay_in_the_first_cache():
             for lanes in (0, 1):
                 size = machine.lib.refmoe_limit_tile_bytes(kernel, code, lanes, limits.LENGTHS[profile])
                 assert 0 < size < 32 << 10, (machine.names[kernel], profile, lanes)
+    assert 0 < machine.lib.refmoe_limit_pair_tile_bytes(limits.PAIR_WORDS) < 32 << 10
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------

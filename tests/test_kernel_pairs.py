@@ -46,16 +46,102 @@ def test_pairs_are_taken_where_the_processor_has_them(kernel, length):
     assert paired(kernel, x, w, offsets, acc=np.ones((37, 40), np.float32)) == 0
 
 
-@pytest.mark.parametrize("length", (768, 530))
+@pytest.mark.parametrize("length", (768, 530, 2112))
 @each_kernel
-def test_pairs_end_with_the_band_before_an_unsafe_weight(kernel, length):
-    """In any run of any band, of those too that are copied while the run before them is summed."""
-    x, w, offsets = operands(length)
-    bands = 12 if kernel == "avx512" and HAS_DOT else 0
-    for output in (0, 11, 12, 23, 35, 36, 39):
-        for k in (0, 255, 256, 300, 512, length - 1):
+def test_pairs_end_with_the_panel_before_an_unsafe_weight(kernel, length):
+    """In any run of any panel of 32 outputs, of those too that are turned while the run before them is summed."""
+    x, w, offsets = operands(length, 13, 70)
+    panel = 32 if kernel == "avx512" and HAS_DOT else 0
+    for output in (0, 31, 32, 63, 69):
+        for k in (0, 300, length - 65, length - 1):
             unsafe = w.copy()
             unsafe[0, output, k] = 0x0001 + k
-            assert paired(kernel, x, unsafe, offsets) == 37 * (output // 12) * bands
-    x[36, length - 1] = 0x8001
+            assert paired(kernel, x, unsafe, offsets) == 13 * (output // 32) * panel
+    x[12, length - 1] = 0x8001
     assert paired(kernel, x, w, offsets) == 0
+
+
+# ---- the way back: portable C, which has no such instruction, is what it is held against ----
+
+FORMS = ("bf16", "float32")
+each_other = pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "portable"] or KERNELS)
+STORED = Rule("chain", "bf16")
+SPECIAL = (0x2400, 0x23FF, 0xA3FF, 0x0001, 0x8000, 0x7F80, 0xFF80, 0x7FC0, 0x7F7F)  # 2^-55 and beside it; Inf; NaN
+SAFE = {0x2400, 0x8000, 0x7F80, 0xFF80, 0x7FC0, 0x7F7F}
+
+
+def outputs_paired(kernel, call, shape, left, right="bf16"):
+    """How many outputs were, where call(engine, given) is one product; given(codes, format): how it is passed."""
+    want = call(Guarded("portable", 1), lambda codes, form: value_of(codes, "bf16"))
+    for threads in (2, 1):
+        engine = Guarded(kernel, threads, left, right)
+        got = call(engine, lambda codes, form: codes if form == "bf16" else value_of(codes, "bf16"))
+        assert got.shape == shape and differing_bits(got, want) == 0
+    return engine.paired  # by one thread, whose units do not depend on how many there are
+
+
+def back_to_x(kernel, pairs, offsets, left, rule=STORED):
+    def call(engine, given):
+        return engine.grouped_matmul_backward_x(rule, [(given(d, left), given(w, "bf16")) for d, w in pairs], offsets)
+
+    return outputs_paired(kernel, call, (len(pairs[0][0]), pairs[0][1].shape[2]), left)
+
+
+def back_to_w(kernel, d, x, offsets, form, rule=STORED):
+    def call(engine, given):
+        return engine.grouped_matmul_backward_w(rule, given(d, form), given(x, form), offsets)
+
+    return outputs_paired(kernel, call, (len(offsets) - 1, d.shape[1], x.shape[1]), form, form)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@each_other
+def test_pairs_back_to_x(kernel, form):
+    """Odd and even sums, of one operand and of two, longer than a run; columns beside the last whole panel."""
+    rng, offsets, every = np.random.default_rng(1), np.array([0, 1, 1, 30]), kernel == "avx512" and HAS_DOT
+    for K, *lengths in ((33, 1), (8, 2), (300, 257), (40, 31, 5), (32, 514, 256)):
+        pairs = [(middle_codes(rng, (30, M), "bf16"), middle_codes(rng, (3, M, K), "bf16")) for M in lengths]
+        for rule in (STORED, RULE, Rule("chain", "fp16")):
+            assert back_to_x(kernel, pairs, offsets, form, rule) == 30 * K * every
+    d, w = pairs[1]
+    for code in SPECIAL:
+        for at in ((1, 0, 0), (2, 511, 31), (2, 255, 7)):
+            weights = pairs[0][1].copy()
+            weights[at] = code
+            got = back_to_x(kernel, [(pairs[0][0], weights), (d, w)], offsets, form)
+            unsafe = 0 if code in SAFE or at[0] == 1 else 29  # the expert in the middle has no rows
+            assert got == (30 - unsafe) * 32 * every
+        rows = d.copy()
+        rows[29, 255] = code
+        assert back_to_x(kernel, [pairs[0], (rows, w)], offsets, form) == (30 if code in SAFE else 1) * 32 * every
+
+
+@pytest.mark.parametrize("form", FORMS)
+@each_other
+def test_pairs_back_to_w(kernel, form):
+    """One row, none, odd and even numbers of them, more than a run; outputs beside the last whole tile and panel."""
+    rng, offsets = np.random.default_rng(2), np.array([0, 1, 1, 34, 62, 333])
+    every, M, K = kernel == "avx512" and HAS_DOT, 29, 300
+    d, x = (middle_codes(rng, (333, n), "bf16") for n in (M, K))
+    for rule in (STORED, RULE) if form == "bf16" else (STORED,):
+        assert back_to_w(kernel, d, x, offsets, form, rule) == 4 * M * K * every
+    for code in SPECIAL:
+        for left, right in ((code, 0x3F80), (0x3F80, code)):
+            rows, others = d.copy(), x.copy()
+            rows[332, 28], others[61, 299] = left, right
+            got = back_to_w(kernel, rows, others, offsets, form)
+            lost = 0 if code in SAFE else M * K if left == code else M * (K - 160)  # the second unit of columns
+            assert got == (4 * M * K - lost) * every
+
+
+@each_other
+def test_pairs_are_not_taken_back_to_w_where_numbers_are_not_bf16(kernel):
+    rng, offsets = np.random.default_rng(3), np.array([0, 9, 20])
+    d, x = (value_of(middle_codes(rng, (20, n), "bf16"), "bf16") for n in (13, 64))
+    x[19, 63] = np.nextafter(x[19, 63], np.float32(9))
+    engine = Guarded(kernel, 1)
+    for rule, acc in ((STORED, None), (RULE, None), (STORED, np.ones((2, 13, 64), np.float32))):
+        got = engine.grouped_matmul_backward_w(rule, d, x, offsets, acc)
+        assert differing_bits(got, Guarded("portable", 1).grouped_matmul_backward_w(rule, d, x, offsets, acc)) == 0
+        first = kernel == "avx512" and HAS_DOT and rule == STORED and acc is None
+        assert engine.paired == 13 * 64 * first

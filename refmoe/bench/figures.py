@@ -63,10 +63,15 @@ def threads_of(setting):
     return int(setting.rpartition("x")[2])
 
 
-def tile_limit(limits, setting):
-    """The best tile of the setting's profile and thread count, of any kernel: operations a second."""
+def tile_limit(limits, setting, store="float32"):
+    """The best tile of the setting's profile and thread count, of any kernel: operations a second.
+
+    Chains of bf16 are held against the tile that takes two k a step, where there is one.
+    """
     profile, threads = setting.split()[0], threads_of(setting)
     rows = [r for r in limits if r["name"].startswith((f"tile {profile} ", f"lanes {profile} "))]
+    if profile == "chain" and store == "bf16":
+        rows = [r for r in limits if r["name"].startswith("tile pairs ") and r["rates"]] or rows
     return limit([r for r in rows if threads_of(r["name"]) == threads], "")
 
 
@@ -79,7 +84,8 @@ def read_limit(limits, setting):
 
 def share_of_tile(case, setting, limits):
     """The products' operations a second over the tile's."""
-    share, whole, most = inside(case, setting, PRODUCTS), seconds(case, setting), tile_limit(limits, setting)
+    share, whole = inside(case, setting, PRODUCTS), seconds(case, setting)
+    most = tile_limit(limits, setting, case["store"])
     return case["flops"] / (share * whole) / most if share and most else None
 
 

@@ -1,6 +1,7 @@
 """This machine's limits, by csrc/limits.c: multiply-adds on registers, the kernels' tiles in cache, bytes from memory.
 
-A limit's setting is named "WHAT PROFILE KERNEL xTHREADS", the read's "read STREAMS xTHREADS".
+A limit's setting is named "WHAT PROFILE KERNEL xTHREADS", the read's "read STREAMS xTHREADS"; products of bf16, two
+k a step, are "WHAT pairs KERNEL xTHREADS", where the processor has such an instruction.
 """
 
 import importlib
@@ -12,6 +13,7 @@ from ..child import Refused
 from . import Loaded
 
 LENGTHS = {"chain": 128, "exact": 96}  # terms of a tile's sums: the operands are 12 to 24 KB
+PAIR_WORDS = 112  # of two terms each: 21 KB
 STREAMS = (1, 2, 4, 8)
 PROFILES = {"chain": 1, "exact": 0}  # as refmoe_profile
 
@@ -27,6 +29,9 @@ def prepare(inputs, options):
             for threads in options["threads"]:
                 for what in ("registers", "tile", "lanes"):
                     calls[f"{what} {profile} {kernel} x{threads}"] = machine.computing(what, profile, kernel, threads)
+        for threads in options["threads"]:
+            for what in ("registers", "tile"):
+                calls[f"{what} pairs {kernel} x{threads}"] = machine.pairing(what, kernel, threads)
     for threads in options["threads"]:
         for streams in STREAMS:
             calls[f"read {streams} x{threads}"] = machine.reading(streams, threads)
@@ -56,6 +61,17 @@ class Machine:
             if what == "registers":
                 return self.lib.refmoe_limit_registers(index, code, threads, steps, self.work)
             return self.lib.refmoe_limit_tile(index, code, what == "lanes", threads, length, steps, self.work)
+
+        return self._call(measure, 100)
+
+    def pairing(self, what, kernel, threads):
+        """The same for two k a step."""
+        index = self.names.index(kernel)
+
+        def measure(steps):
+            if what == "registers":
+                return self.lib.refmoe_limit_pair_registers(index, threads, steps, self.work)
+            return self.lib.refmoe_limit_pair_tile(index, threads, PAIR_WORDS, steps, self.work)
 
         return self._call(measure, 100)
 
