@@ -63,14 +63,13 @@ int64_t refmoe_lane_rows(const struct product *p, int64_t length)
     return fit < lanes->width[0] ? lanes->width[0] : lower(fit, most);
 }
 
-/* Of pairs.c whole panels: more of them forward, where the first of a unit is turned before any sum. Weights that are read
-   where they lie are read in pieces as long as may be, if that leaves every thread its units. */
+/* Weights that pairs.c makes panels of, or that are read where they lie, are taken in pieces as long as may be, if that leaves
+   every thread its units: most of them forward in pairs, where the first panel of a unit is turned before any sum. */
 int64_t refmoe_lane_cols(const struct product *p)
 {
-    int64_t cols = MAX_UNIT_COLS, least = 2 * lanes_of(p)->width[0];
-    if (p->paired)
-        return p->across == REFMOE_LANES_ALONG ? 12 * PAIR_COLS : 8 * PAIR_COLS;
-    if (!is_in_place_product(p))
+    int64_t cols = p->paired && p->across == REFMOE_LANES_ALONG ? 12 * PAIR_COLS : MAX_UNIT_COLS;
+    int64_t least = p->paired ? 3 * PAIR_COLS : 2 * lanes_of(p)->width[0];
+    if (!p->paired && !is_in_place_product(p))
         return lanes_of(p)->rows * UNIT_BANDS;
     while (p->threads > 1 && cols > least && p->experts * p->cols < 4 * p->threads * cols)
         cols /= 2;

@@ -165,7 +165,7 @@ static void look_ahead(const struct plan *n, const struct run *r, int number, st
 {
     const struct operand *o = r->o;
     int64_t item = item_of(o->b_format), step = (is_along(n->p) ? o->b_col : o->b_step) * item;
-    int64_t bytes = (is_along(n->p) ? r->length : panels_at_once(n->p) * PAIR_COLS) * item;
+    int64_t bytes = (is_along(n->p) ? r->length : lower(panels_at_once(n->p) * PAIR_COLS, n->u->cols)) * item;
     int whole = bytes == step; /* rows of a panel that follow one another are one */
     run->lines = whole ? INT32_MAX : (bytes + CACHE_LINE - 1) / CACHE_LINE;
     run->step = step;

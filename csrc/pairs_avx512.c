@@ -146,30 +146,51 @@ static TARGET int along(const struct pair_source *from, uint32_t *to)
     return is_safe(&seen);
 }
 
-/* 16 numbers of row k, each in the high half of its word. */
-INLINE __m512i high_numbers(const struct pair_source *from, int64_t at, __mmask16 real, struct seen *seen)
+/* 16 numbers, `real` of them, each in the high half of its word; `whole`: all of them are. */
+INLINE __m512i high_halves(const struct pair_source *from, const int format, int64_t at, const int whole, __mmask16 real,
+                           struct seen *seen)
 {
-    if (from->format == REFMOE_BF16)
-        return _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(real, (const uint16_t *)from->x + at)),
-                                 16);
-    __m512i x = _mm512_maskz_loadu_epi32(real, (const float *)from->x + at);
-    seen->low = _mm512_or_si512(seen->low, x);
-    return x;
+    if (format == REFMOE_BF16) {
+        const uint16_t *x = (const uint16_t *)from->x + at;
+        __m256i codes = whole ? _mm256_loadu_si256((const __m256i *)(const void *)x) : _mm256_maskz_loadu_epi16(real, x);
+        return _mm512_slli_epi32(_mm512_cvtepu16_epi32(codes), 16);
+    }
+    const float *x = (const float *)from->x + at;
+    __m512i numbers = whole ? _mm512_loadu_si512(x) : _mm512_maskz_loadu_epi32(real, x);
+    seen->low = _mm512_or_si512(seen->low, numbers);
+    return numbers;
+}
+
+/* Two neighbouring k of 16 numbers, of the second `second`, as words. */
+INLINE __m512i weave(const struct pair_source *from, const int format, int64_t k, int j, const int whole, __mmask16 real,
+                     __mmask16 second, struct seen *seen)
+{
+    __m512i high = high_halves(from, format, k * from->step + j, whole, real, seen);
+    __m512i low = high_halves(from, format, (k + 1) * from->step + j, whole, second, seen);
+    return look_at(_mm512_mask_blend_epi16(0x55555555, high, _mm512_srli_epi32(low, 16)), seen);
+}
+
+INLINE int weave_all(const struct pair_source *from, const int format, uint32_t *to)
+{
+    struct seen seen = nothing_yet();
+    int whole = from->count / LANES * LANES;
+    for (int64_t k = 0; k < from->length; k += 2, to += from->width) {
+        int both = k + 1 < from->length;
+        int j = 0;
+        for (; j < whole && both; j += LANES)
+            _mm512_storeu_si512(to + j, weave(from, format, k, j, 1, UINT16_MAX, UINT16_MAX, &seen));
+        for (; j < from->width; j += LANES) {
+            __mmask16 real = (__mmask16)(from->count > j ? first(from->count - j) : 0);
+            __m512i words = weave(from, format, k, j, 0, real, both ? real : 0, &seen);
+            _mm512_mask_storeu_epi32(to + j, (__mmask16)first(from->width - j), words);
+        }
+    }
+    return is_safe(&seen);
 }
 
 static TARGET int across(const struct pair_source *from, uint32_t *to)
 {
-    struct seen seen = nothing_yet();
-    for (int64_t k = 0; k < from->length; k += 2, to += from->width)
-        for (int j = 0; j < from->width; j += LANES) {
-            __mmask16 real = (__mmask16)(from->count > j ? first(from->count - j) : 0);
-            __mmask16 second = k + 1 < from->length ? real : 0;
-            __m512i high = high_numbers(from, k * from->step + j, real, &seen);
-            __m512i low = high_numbers(from, (k + 1) * from->step + j, second, &seen);
-            __m512i words = _mm512_mask_blend_epi16(0x55555555, high, _mm512_srli_epi32(low, 16));
-            _mm512_mask_storeu_epi32(to + j, (__mmask16)first(from->width - j), look_at(words, &seen));
-        }
-    return is_safe(&seen);
+    return from->format == REFMOE_BF16 ? weave_all(from, REFMOE_BF16, to) : weave_all(from, REFMOE_FLOAT32, to);
 }
 
 /* ---- sums ---- */

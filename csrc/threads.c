@@ -43,8 +43,10 @@ static void compute_pairs(const struct product *p, const struct unit *unit, stru
     struct unit rest = *unit;
     rest.cols -= done, rest.out += done * (int64_t)p->item;
     rest.bias = rest.bias ? rest.bias + done * (int64_t)p->item : NULL;
-    for (int q = 0; q < p->pairs; q++)
+    for (int q = 0; q < p->pairs; q++) {
         rest.pair[q].b += done * rest.pair[q].b_col * item_of(rest.pair[q].b_format);
+        rest.pair[q].first += done;
+    }
     if (rest.cols > 0)
         compute_singly(p, &rest, scratch);
 }
