@@ -7,159 +7,13 @@
    them all to the same few lines of the first cache. "Along": the weights of an output lie
    side by side (forward); "across": those of neighbouring outputs do (back to x).                                  */
 
-#include "product.h"
-
-enum { RIGHT_BYTES_CHAIN = 1 << 19, RIGHT_BYTES_EXACT = 1 << 20, UNIT_BANDS = 16 };
-
-/* Some rows of x, as one tile reads them: (length, width), zeros beyond `cols`. */
-struct group {
-    char *right;
-    int first, cols, width, shape;
-};
-
-/* A unit's blocks: `bands` at a time meet all groups, `depth` k at a time. */
-struct plan {
-    const struct product *p;
-    const struct unit *u;
-    struct scratch *s;
-    const struct lanes *lanes;
-    int64_t item, depth, length, norm_pitch;
-    int groups, bands, along;
-    int ends; /* a chain of float32 without bias: its tile has the last word */
-    int tall; /* rows of weights that tiles read where they lie, or 0: they are copied */
-    struct group group[MAX_LANE_ROWS];
-};
+#include "lanes.h"
 
 /* The matrix rows (along) or columns (across) of one tile. */
 struct band {
     int64_t first; /* column of the unit's outputs */
     int rows, index;
 };
-
-static const struct lanes *lanes_of(const struct product *p)
-{
-    return &p->kernel->lanes[p->wide ? REFMOE_WIDE : p->profile];
-}
-
-static int64_t depth_of(const struct product *p)
-{
-    return LEFT_BYTES / left_item(p) / (p->across == REFMOE_LANES_ALONG ? 1 : 2);
-}
-
-static int bands_of(const struct product *p) { return p->across == REFMOE_LANES_ALONG ? 1 : UNIT_BANDS; }
-
-/* ---- how much of the output a unit is, and what it needs ---- */
-
-/* Rows of x that one unit may have: as many as the second cache holds turned, or, for many bands, their sums. In the exact
-   profile, where copying weights costs twice as much, all of that cache, and it spills a little. */
-int64_t refmoe_lane_rows(const struct product *p, int64_t length)
-{
-    const struct lanes *lanes = lanes_of(p);
-    int64_t bytes = p->profile == REFMOE_EXACT ? RIGHT_BYTES_EXACT : RIGHT_BYTES_CHAIN;
-    int64_t fit = bytes / (packed_item(p) * (length > 0 ? length : 1)) / lanes->width[0] * lanes->width[0];
-    int long_exact = p->profile == REFMOE_EXACT && length > LEFT_BYTES / packed_item(p);
-    int waits = p->across == REFMOE_LANES_ACROSS && (p->pair[0].codes || long_exact);
-    int64_t most = waits ? MAX_LANE_ROWS / 4 : MAX_LANE_ROWS;
-    return fit < lanes->width[0] ? lanes->width[0] : lower(fit, most);
-}
-
-/* Weights that pairs.c makes panels of, or that are read where they lie, are taken in pieces as long as may be, if that leaves
-   every thread its units: most of them forward in pairs, where the first panel of a unit is turned before any sum. */
-int64_t refmoe_lane_cols(const struct product *p)
-{
-    int64_t cols = p->paired && p->across == REFMOE_LANES_ALONG ? 12 * PAIR_COLS : MAX_UNIT_COLS;
-    int64_t least = p->paired ? 3 * PAIR_COLS : 2 * lanes_of(p)->width[0];
-    if (!p->paired && !is_in_place_product(p))
-        return lanes_of(p)->rows * UNIT_BANDS;
-    while (p->threads > 1 && cols > least && p->experts * p->cols < 4 * p->threads * cols)
-        cols /= 2;
-    return cols;
-}
-
-/* Rows that the groups cover: narrow ones together are less than one widest more than what they hold. */
-static int64_t covered(const struct product *p, int64_t length)
-{
-    return refmoe_lane_rows(p, length) + lanes_of(p)->width[0];
-}
-
-static int64_t most_blocks(const struct product *p, int64_t length)
-{
-    return length / depth_of(p) + p->pairs + 1;
-}
-
-struct lane_room refmoe_lane_room(const struct product *p, int64_t length)
-{
-    const struct lanes *lanes = lanes_of(p);
-    int64_t outputs = bands_of(p) * lanes->rows * (refmoe_lane_rows(p, length) + 4 * lanes->width[0]);
-    int exact = p->profile == REFMOE_EXACT;
-    int64_t norms = exact ? covered(p, length) * most_blocks(p, length) : 0;
-    return (struct lane_room){.right = covered(p, length) * length * packed_item(p),
-                              .left = bands_of(p) * lanes->rows * (int64_t)LEFT_PITCH,
-                              .value = outputs * packed_item(p),
-                              .error = exact ? outputs * (int64_t)sizeof(double) : 0,
-                              .norm = norms * (int64_t)sizeof(double)};
-}
-
-/* ---- rows of x ---- */
-
-/* The narrowest shape that holds `count` rows; but rows that fill at most three quarters of the widest are cheaper as
-   one half and a rest. */
-static int shape_for(const struct lanes *lanes, int64_t count)
-{
-    int shape = 0;
-    while (shape + 1 < lanes->shapes && count <= lanes->width[shape + 1])
-        shape++;
-    return shape == 0 && lanes->shapes > 1 && 4 * count <= 3 * lanes->width[0] ? 1 : shape;
-}
-
-static void cut_groups(struct plan *n)
-{
-    char *right = n->s->right;
-    for (int64_t first = 0; first < n->u->rows; n->groups++) {
-        int shape = shape_for(n->lanes, n->u->rows - first), width = n->lanes->width[shape];
-        n->group[n->groups] = (struct group){right, (int)first, (int)lower(width, n->u->rows - first), width, shape};
-        right += n->length * width * n->item;
-        first += width;
-    }
-}
-
-/* right[k][j] = x[j][k] for the k of one pair. In the exact profile as double, with the norm of each row over each
-   block of k; returns how many blocks there are. */
-static int64_t turn_pair(const struct plan *n, const struct operand *o, const struct group *g, char *right,
-                         double *norm)
-{
-    int64_t blocks = 0, item = item_of(o->a_format);
-    struct rows from = {n->p->kernel, o->a + g->first * o->a_row * item, o->a_format, o->a_row};
-    if (n->p->profile == REFMOE_CHAIN) {
-        refmoe_turn_chain(o->length, g->cols, g->width, from, (float *)right);
-        return 0;
-    }
-    for (int64_t k = 0; k < o->length; k += n->depth, blocks++, norm += n->norm_pitch, from.x += n->depth * item) {
-        refmoe_turn_exact(lower(n->depth, o->length - k), g->cols, g->width, from, (double *)right + k * g->width,
-                          norm + g->first);
-        n->p->kernel->norms(g->width, norm + g->first);
-    }
-    return blocks;
-}
-
-/* A thread that stays with an expert finds its rows turned already. */
-static void hold_rows(struct plan *n)
-{
-    struct scratch *s = n->s;
-    for (int64_t i = 0; i < n->u->rows; i++)
-        s->row_grid[i].known = 0;
-    if (s->held == n->u->pair[0].a && s->held_rows == n->u->rows)
-        return;
-    for (int g = 0; g < n->groups; g++) {
-        char *right = n->group[g].right;
-        double *norm = s->norm;
-        for (int q = 0; q < n->p->pairs; q++) {
-            norm += turn_pair(n, &n->u->pair[q], &n->group[g], right, norm) * n->norm_pitch;
-            right += n->u->pair[q].length * n->group[g].width * n->item;
-        }
-    }
-    s->held = n->u->pair[0].a, s->held_rows = n->u->rows;
-}
 
 /* ---- sums ---- */
 
@@ -361,8 +215,8 @@ void refmoe_compute_lanes(const struct product *p, const struct unit *u, struct 
     struct band band[UNIT_BANDS];
     n.tall = tall_of(p, u);
     n.ends = !n.tall && p->profile == REFMOE_CHAIN && p->format == REFMOE_FLOAT32 && !p->wide && !u->bias && length;
-    cut_groups(&n);
-    hold_rows(&n);
+    refmoe_cut_groups(&n);
+    refmoe_hold_groups(&n);
     for (int64_t first = 0; first < u->cols; first += n.bands * n.lanes->rows) {
         int bands = cut_bands(&n, first, band);
         for (int i = 0; i < bands * n.lanes->rows; i++)

@@ -7,61 +7,9 @@
    Float32 weights of a chain back to x that few rows meet are read where they lie, fetched a run ahead, and sums wait side
    by side. Rows of x are only copied, once for an expert and a thread.                                              */
 
-#include "product.h"
+#include "outputs.h"
 
-enum { LONG = 512, PLACE_DEPTH = 128 };
-
-/* A run of k of one pair, at most as long as a copied row may be; its norms are its own. A sum of nothing is one run of
-   length 0. copy: which copied rows hold it. */
-struct run {
-    const struct operand *o;
-    int64_t k, length, number, copy;
-};
-
-/* Rows of x from `row` on, and the panel that starts at column `col`. */
-struct place {
-    int64_t row, col;
-    int rows, cols, width, shape, number;
-    const char *right;
-    int64_t right_step;
-};
-
-struct plan {
-    const struct product *p;
-    const struct unit *u;
-    struct scratch *s;
-    const struct lanes *lanes;
-    int64_t item, runs, copies;
-    int exact, panels, pitch;
-    int tall; /* rows of a tile: as many in each as the unit's allow */
-    int in_place; /* whole panels are no copies */
-};
-
-static const struct lanes *lanes_of(const struct product *p) { return &p->kernel->lanes[p->profile]; }
-
-static int64_t longest_copy(const struct product *p) { return LEFT_BYTES / packed_item(p); }
-
-/* Of weights that are read where they lie so few k at a time that the second cache holds a run and the next one, even of
-   rows that are a power of two apart. */
-static int64_t depth_of(const struct product *p)
-{
-    return is_in_place_product(p) ? PLACE_DEPTH : longest_copy(p);
-}
-
-static int64_t most_copies(const struct product *p, int64_t length) { return length / longest_copy(p) + p->pairs; }
-
-static int next_run(const struct plan *n, struct run *r)
-{
-    r->k += r->length, r->number++;
-    if (!r->o)
-        *r = (struct run){.o = &n->u->pair[0]};
-    else if (r->k == r->o->length)
-        r->o++, r->k = 0, r->copy++;
-    else
-        r->copy += r->k % longest_copy(n->p) == 0;
-    r->length = r->o < n->u->pair + n->p->pairs ? lower(depth_of(n->p), r->o->length - r->k) : 0;
-    return r->o < n->u->pair + n->p->pairs;
-}
+enum { LONG = 512 };
 
 static int is_last(const struct plan *n, const struct run *r) { return r->number + 1 == n->runs; }
 
@@ -79,15 +27,7 @@ int refmoe_is_across_outputs(const struct product *p, const struct unit *u)
     return p->across == REFMOE_LANES_ACROSS || (u->rows >= MANY_ROWS && single);
 }
 
-static int most_panels(const struct product *p)
-{
-    return (int)((refmoe_lane_cols(p) + lanes_of(p)->width[0] - 1) / lanes_of(p)->width[0]);
-}
-
-static int64_t rows_bytes(const struct product *p) { return lanes_of(p)->rows * (int64_t)LEFT_PITCH; }
-
-/* From one panel to the next: not so many bytes that all would lie in the same few lines of the first cache. */
-static int64_t panel_bytes(const struct product *p) { return lanes_of(p)->width[0] * (int64_t)LEFT_BYTES + 2 * CACHE_LINE; }
+static int64_t most_copies(const struct product *p, int64_t length) { return length / longest_copy(p) + p->pairs; }
 
 struct lane_room refmoe_output_room(const struct product *p, int64_t length)
 {
@@ -100,107 +40,6 @@ struct lane_room refmoe_output_room(const struct product *p, int64_t length)
                               .value = sums * packed_item(p),
                               .error = exact ? sums * (int64_t)sizeof(double) : 0,
                               .norm = exact ? (most_copies(p, length) * rows + columns) * (int64_t)sizeof(double) : 0};
-}
-
-/* ---- rows of x ---- */
-
-static char *left_of(const struct plan *n, int64_t row, const struct run *r)
-{
-    return n->s->right + (row / n->tall * n->copies + r->copy) * rows_bytes(n->p) + r->k % longest_copy(n->p) * n->item;
-}
-
-/* Behind the norms of the columns of one run those of the rows of each, which stay where they are from unit to unit. */
-static double *row_norm_of(const struct plan *n, int64_t run)
-{
-    return n->s->norm + most_panels(n->p) * n->pitch + run * whole_tiles(n->u->rows, n->lanes->rows);
-}
-
-static void copy_rows(const struct plan *n, const struct run *r)
-{
-    copy_function *copy = n->p->kernel->copy_along[n->p->profile][r->o->a_format];
-    double *norm = n->exact ? row_norm_of(n, r->number) : NULL;
-    if (n->exact)
-        memset(norm, 0, (size_t)n->u->rows * sizeof *norm);
-    for (int64_t row = 0; row < n->u->rows; row += n->tall)
-        copy((int)lower(n->tall, n->u->rows - row), r->length,
-             r->o->a + (row * r->o->a_row + r->k) * item_of(r->o->a_format), r->o->a_row, left_of(n, row, r),
-             n->exact ? norm + row : NULL);
-    if (n->exact)
-        n->p->kernel->norms((int)n->u->rows, norm);
-}
-
-/* A thread that stays with an expert finds its rows copied already. */
-static void hold_rows(const struct plan *n)
-{
-    struct scratch *s = n->s;
-    for (int64_t i = 0; i < n->u->rows; i++)
-        s->row_grid[i].known = 0;
-    if (s->held == n->u->pair[0].a && s->held_rows == n->u->rows)
-        return;
-    for (struct run r = {0}; next_run(n, &r);)
-        copy_rows(n, &r);
-    s->held = n->u->pair[0].a, s->held_rows = n->u->rows;
-}
-
-/* ---- weights ---- */
-
-/* The narrowest shape that holds `count` columns. */
-static int shape_for(const struct lanes *lanes, int64_t count)
-{
-    int shape = 0;
-    while (shape + 1 < lanes->shapes && count <= lanes->width[shape + 1])
-        shape++;
-    return shape;
-}
-
-static char *panel_of(const struct plan *n, int panel) { return n->s->left + panel * panel_bytes(n->p); }
-
-static struct rows columns_of(const struct plan *n, const struct run *r, int64_t first)
-{
-    const struct operand *o = r->o;
-    return (struct rows){n->p->kernel, o->b + (first * o->b_col + r->k * o->b_step) * item_of(o->b_format), o->b_format,
-                         n->p->across == REFMOE_LANES_ALONG ? o->b_col : o->b_step};
-}
-
-/* A whole panel of the exact profile is turned as floats: that is faster, and so is the way from there. */
-static void turn_whole(const struct plan *n, const struct run *r, struct rows from, double *to, double *squares)
-{
-    _Alignas(64) float turned[LEFT_BYTES / sizeof(double) * MAX_TILE_COLS];
-    refmoe_turn_chain(r->length, n->pitch, n->pitch, from, turned);
-    n->p->kernel->copy_panels[REFMOE_EXACT][REFMOE_FLOAT32](1, r->length, turned, n->pitch, to, 0, squares);
-}
-
-static void make_panel(const struct plan *n, const struct run *r, int number)
-{
-    int64_t first = number * n->pitch;
-    int cols = (int)lower(n->pitch, n->u->cols - first), width = n->lanes->width[shape_for(n->lanes, cols)];
-    struct rows from = columns_of(n, r, first);
-    void *to = panel_of(n, number);
-    double *squares = n->s->norm + first;
-    if (n->p->across == REFMOE_LANES_ACROSS)
-        refmoe_copy_columns(r->length, cols, width, from, n->exact, to, squares);
-    else if (n->exact && cols == n->pitch)
-        turn_whole(n, r, from, to, squares);
-    else if (n->exact)
-        refmoe_turn_exact(r->length, cols, width, from, to, squares);
-    else
-        refmoe_turn_chain(r->length, cols, width, from, to);
-}
-
-/* Whole panels whose columns lie side by side are copied together. */
-static void make_panels(const struct plan *n, const struct run *r)
-{
-    int copied = n->p->across == REFMOE_LANES_ACROSS ? (int)(n->u->cols / n->pitch) : 0;
-    struct rows from = columns_of(n, r, 0);
-    if (n->exact)
-        memset(n->s->norm, 0, (size_t)(n->panels * n->pitch) * sizeof(double));
-    if (copied && r->length && !n->in_place)
-        n->p->kernel->copy_panels[n->p->profile][from.format](copied, r->length, from.x, from.step, panel_of(n, 0),
-                                                             panel_bytes(n->p), n->exact ? n->s->norm : NULL);
-    for (int c = copied; c < n->panels && r->length; c++)
-        make_panel(n, r, c);
-    if (n->exact)
-        n->p->kernel->norms(n->panels * n->pitch, n->s->norm);
 }
 
 /* ---- sums ---- */
@@ -347,16 +186,17 @@ static void find_panel(const struct plan *n, const struct run *r, struct place *
     t->right_step = lies ? r->o->b_step : t->width;
 }
 
+/* Copied panels stay in the first cache while all rows pass; of those that lie elsewhere it is the rows that stay. */
 static void meet_rows(const struct plan *n, const struct run *r)
 {
+    const int tiles = (int)((n->u->rows + n->tall - 1) / n->tall);
     struct place t = {0};
-    for (; t.col < n->u->cols; t.col += n->pitch) {
-        t.cols = (int)lower(n->pitch, n->u->cols - t.col);
+    for (; t.number < tiles * n->panels; t.number++) {
+        t.col = n->pitch * (n->in_place ? t.number % n->panels : t.number / tiles);
+        t.row = n->tall * (n->in_place ? t.number / n->panels : t.number % tiles);
+        t.cols = (int)lower(n->pitch, n->u->cols - t.col), t.rows = (int)lower(n->tall, n->u->rows - t.row);
         find_panel(n, r, &t);
-        for (t.row = 0; t.row < n->u->rows; t.row += n->tall, t.number++) {
-            t.rows = (int)lower(n->tall, n->u->rows - t.row);
-            (is_whole(n, &t) ? multiply_whole : multiply_part)(n, &t, r);
-        }
+        (is_whole(n, &t) ? multiply_whole : multiply_part)(n, &t, r);
     }
 }
 
@@ -374,9 +214,9 @@ void refmoe_compute_outputs(const struct product *p, const struct unit *u, struc
     n.copies = all.copy;
     for (int64_t j = 0; j < u->cols; j++)
         s->col_grid[j].known = 0;
-    hold_rows(&n);
+    refmoe_hold_output_rows(&n);
     for (struct run r = {0}; next_run(&n, &r);) {
-        make_panels(&n, &r);
+        refmoe_make_output_panels(&n, &r);
         meet_rows(&n, &r);
     }
 }
