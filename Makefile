@@ -147,7 +147,7 @@ cross: $(BUILT)
 include csrc/flags.mk
 LIBRARY := $(LIB)/lib/librefmoe_kernels
 PC      := $(LIB)/lib/pkgconfig/refmoe_kernels.pc
-OFFERED := refmoe_kernels.h refmoe_formulas.h refmoe_sums.h refmoe_written.h refmoe_experts.h refmoe_attention.h
+OFFERED := refmoe_kernels.h refmoe_formulas.h refmoe_sums.h refmoe_written.h refmoe_experts.h refmoe_attention.h refmoe_dispatch.h
 OBJECTS := $(SOURCES:%.c=$(LIB)/obj/%.o)
 
 lib: $(LIBRARY).a $(LIBRARY).so $(OFFERED:%=$(LIB)/include/%) $(PC)

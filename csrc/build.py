@@ -24,7 +24,7 @@ def shared_list(name):
 
 
 SOURCES, MEASURES, ARITHMETIC, OTHER = map(shared_list, ("SOURCES", "MEASURES", "ARITHMETIC", "OTHER"))
-OFFERED = "kernels", "formulas", "sums", "written", "experts", "attention", "limits"  # what the module offers
+OFFERED = "kernels", "formulas", "sums", "written", "experts", "attention", "dispatch", "limits"  # by the module
 HEADERS = [f"refmoe_{name}.h" for name in OFFERED]
 
 

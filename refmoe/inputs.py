@@ -13,9 +13,7 @@ from .losses import LOSSES, Losses
 from .numerics import Numerics, is_plain
 from .recipes import (
     CONSTANT_PARAMS,
-    DRAWN,
     INTEGER_PARAMS,
-    SPARED,
     MoEParams,
     SharedParams,
     given_shapes,
@@ -45,32 +43,40 @@ class Given(NamedTuple):
 
 def check_inputs(x, params, config, num, given, keep):
     """Raises TypeError or ValueError: the argument, what was expected, what came, one fix.   Spec 0.4"""
-    got = type(config).__name__
-    require(isinstance(config, MoEConfig), TypeError, "config", "a MoEConfig", got, "use load_preset or MoEConfig")
-    got = type(num).__name__
-    require(isinstance(num, Numerics), TypeError, "num", "a Numerics", got, "make one with refmoe.Numerics(...)")
+    _require_type(isinstance(config, MoEConfig), "config", "a MoEConfig", config, "use load_preset or MoEConfig")
+    _require_type(isinstance(num, Numerics), "num", "a Numerics", num, "make one with refmoe.Numerics(...)")
     num.check_environment()
-    keeps = ("all", "backward", "y")
-    ok = isinstance(keep, str) and keep in keeps
-    require(ok, ValueError, "keep", "'all', 'backward' or 'y'", repr(keep), "choose one of these")
-    wanted, fix = f"a NumPy array of shape (T, {config.hidden_size})", "give one row a token"
-    require(is_plain(x), TypeError, "x", wanted, type(x).__name__, fix)
-    require(x.ndim == 2, ValueError, "x", wanted, f"shape {x.shape}", fix)
+    if not isinstance(keep, str) or keep not in ("all", "backward", "y"):
+        require(False, ValueError, "keep", "'all', 'backward' or 'y'", repr(keep), "choose one of these")
+    if not is_plain(x) or x.ndim != 2:
+        wanted, fix = f"a NumPy array of shape (T, {config.hidden_size})", "give one row a token"
+        require(is_plain(x), TypeError, "x", wanted, type(x).__name__, fix)
+        require(False, ValueError, "x", wanted, f"shape {x.shape}", fix)
     num.check_stored("x", x, (len(x), config.hidden_size))
-    _check_params(params, config, num)
+    _require_type(isinstance(given, Given), "given", "Given", given, "build it with refmoe.Given(...)")
+    _check_params(params, config, num, () if given.logits is None else _OF_LOGITS)
     _check_given(given, len(x), config, num)
+
+
+def _require_type(condition, argument, expected, value, fix):
+    """Words take longer than what they are about: they are made when they are needed."""
+    if not condition:
+        require(False, TypeError, argument, expected, type(value).__name__, fix)
 
 
 # What a router computes is finite: what makes it must be.
 _FINITE_PARAMS = ("selection_bias", "router_norm", "expert_scale", "global_scale", "soft_scale")
 
 
-def _check_params(params, config, num):
-    got = type(params).__name__
-    require(isinstance(params, MoEParams), TypeError, "params", "MoEParams", got, "use init_params or assemble_params")
-    got = type(params.shared).__name__
-    ok = isinstance(params.shared, SharedParams | None)
-    require(ok, TypeError, "params.shared", "SharedParams or None", got, "use init_params or assemble_params")
+# What makes logits: with given ones nobody reads these values, and a router's may be a million.
+_OF_LOGITS = ("w_router", "router_bias", "w_noise")
+
+
+def _check_params(params, config, num, unread):
+    fix, shared = "use init_params or assemble_params", getattr(params, "shared", None)
+    _require_type(isinstance(params, MoEParams), "params", "MoEParams", params, fix)
+    ok = shared is None or isinstance(shared, SharedParams)
+    _require_type(ok, "params.shared", "SharedParams or None", shared, fix)
     named, shapes = name_params(params), parameter_shapes(config)
     for name, (shape, _) in shapes.items():
         array, fix = named.pop(name, None), "the configuration needs it"
@@ -82,7 +88,7 @@ def _check_params(params, config, num):
             got = getattr(array, "shape", f"a {type(array).__name__} without a shape")
             require(got == shape, ValueError, f"params.{name}", f"shape {shape}", got, "check the source")
         else:
-            num.check_stored(f"params.{name}", array, shape)
+            num.check_stored(f"params.{name}", array, shape, name not in unread)
     for name in named:
         fix = "the configuration does not have it: leave it out"
         require(False, ValueError, f"params.{name}", "None", "an array", fix)
@@ -103,6 +109,8 @@ def _check_table(table, shape, config):
     selection.require_distinct("params.hash_table", table, "each row to name an expert once", "replace the repeat")
 
 
+# --- what is given ---------------------------------------------------------------------------------------------------
+
 _GIVEN_SHAPES = {
     "token_mask": ("T",),
     "sequence_ids": ("T",),
@@ -116,25 +124,28 @@ _BOOLEAN = ("token_mask", "protected")
 
 
 def _check_given(given, num_tokens, config, num):
-    got = type(given).__name__
-    require(isinstance(given, Given), TypeError, "given", "Given", got, "build it with refmoe.Given(...)")
+    """What is there, and what ought to be: of the rest there is nothing to look at."""
+    there = [name for name, array in zip(Given._fields, given, strict=True) if array is not None]
+    for name in dict.fromkeys((*there, *config.needs_given)):
+        _GIVEN_CHECKS[name](name, given, num_tokens, config, num)
+
+
+def _check_counted(name, given, num_tokens, config, num):
+    """Integers, or booleans, of the sizes of this batch."""
     sizes = {"T": num_tokens, "K": _slots(given.topk_indices, config), "E": config.num_choices}
-    for name, axes in _GIVEN_SHAPES.items():
-        array = getattr(given, name)
-        if array is not None:
-            _check_integers(f"given.{name}", array, tuple(sizes[a] for a in axes), "b" if name in _BOOLEAN else "iu")
-    ok, fix = given.topk_indices is None or config.routing.selection != "soft", "a soft mixture chooses nobody"
+    shape = tuple(sizes[axis] for axis in _GIVEN_SHAPES[name])
+    _check_integers(f"given.{name}", getattr(given, name), shape, "b" if name in _BOOLEAN else "iu")
+
+
+def _check_replay(name, given, num_tokens, config, num):
+    _check_counted(name, given, num_tokens, config, num)
+    ok, fix = config.routing.selection != "soft", "a soft mixture chooses nobody"
     require(ok, ValueError, "given.topk_indices", "None with routing.selection 'soft'", "an array", fix)
-    if given.topk_indices is not None:
-        selection.given(given.topk_indices, config.num_choices)
-    if given.logits is not None:
-        num.check_stored("given.logits", given.logits, (num_tokens, config.num_logits))
-    _check_drawn(given, num_tokens, config, num)
-    _check_token_ids(given, config)
-    _check_multipliers(given, num_tokens, config, num)
-    _check_duals(given, config)
-    _check_sequences(given, config)
-    _check_counts(given.counts_so_far, config)
+    selection.check_given(given.topk_indices, config.num_choices)
+
+
+def _check_logits(name, given, num_tokens, config, num):
+    num.check_stored("given.logits", given.logits, (num_tokens, config.num_logits))
 
 
 def _slots(topk_indices, config):
@@ -143,42 +154,39 @@ def _slots(topk_indices, config):
     return config.top_k if fixed or np.ndim(topk_indices) != 2 else topk_indices.shape[1]
 
 
-def _check_drawn(given, num_tokens, config, num):
+def _check_drawn(name, given, num_tokens, config, num):
     """Numbers that were drawn before: those a rule reads, and no others."""
-    shapes = given_shapes(config, num_tokens)
-    for name in DRAWN:
-        array, argument = getattr(given, name), f"given.{name}"
-        if array is None and (name not in shapes or name in SPARED):
-            continue
-        if name not in shapes:
-            fix = "no rule of this configuration reads it: leave it out"
-            require(False, ValueError, argument, "None", "an array", fix)
-        shape, fix = shapes[name][0], "draw it before: the layer has no randomness of its own"
-        require(array is not None, ValueError, argument, f"an array of shape {shape}", "None", fix)
-        num.check_stored(argument, array, shape)
-        ok = bool(((array >= 0) & (array < 1)).all()) if name == "coin" else bool(np.isfinite(array).all())
-        wanted = "numbers from 0 up to, not including, 1" if name == "coin" else "finite numbers"
-        require(ok, ValueError, argument, wanted, "others", "draw it again")
-    ok, fix = given.protected is None or config.dispatch.limited, "nothing is dropped without a capacity"
-    require(ok, ValueError, "given.protected", "None without a capacity", "an array", fix)
+    shapes, array, argument = given_shapes(config, num_tokens), getattr(given, name), f"given.{name}"
+    fix = "no rule of this configuration reads it: leave it out"
+    require(name in shapes, ValueError, argument, "None", "an array", fix)
+    shape, fix = shapes[name][0], "draw it before: the layer has no randomness of its own"
+    require(array is not None, ValueError, argument, f"an array of shape {shape}", "None", fix)
+    num.check_stored(argument, array, shape)
+    ok = bool(((array >= 0) & (array < 1)).all()) if name == "coin" else bool(np.isfinite(array).all())
+    wanted = "numbers from 0 up to, not including, 1" if name == "coin" else "finite numbers"
+    require(ok, ValueError, argument, wanted, "others", "draw it again")
 
 
-def _check_token_ids(given, config):
+def _check_protected(name, given, num_tokens, config, num):
+    _check_counted(name, given, num_tokens, config, num)
+    fix = "nothing is dropped without a capacity"
+    require(config.dispatch.limited, ValueError, "given.protected", "None without a capacity", "an array", fix)
+
+
+def _check_token_ids(name, given, num_tokens, config, num):
     ids, V = given.token_ids, config.routing.hash_vocab_size
-    if not V:
-        fix = "only selection 'hash' reads it: leave it out"
-        require(ids is None, ValueError, "given.token_ids", "None", "an array", fix)
-        return
+    fix = "only selection 'hash' reads it: leave it out"
+    require(V, ValueError, "given.token_ids", "None", "an array", fix)
     fix = "pass the id of each token in the vocabulary, or replay given.topk_indices"
     ok = ids is not None or given.topk_indices is not None
     require(ok, ValueError, "given.token_ids", f"ids from 0 to {V - 1}", "None", fix)
-    outside = [] if ids is None else ids[(ids < 0) | (ids >= V)]
-    require(len(outside) == 0, ValueError, "given.token_ids", f"ids from 0 to {V - 1}", outside[:1], "correct the ids")
+    if ids is not None:
+        _check_counted(name, given, num_tokens, config, num)
+        outside, wanted = ids[(ids < 0) | (ids >= V)], f"ids from 0 to {V - 1}"
+        require(len(outside) == 0, ValueError, "given.token_ids", wanted, outside[:1], "correct the ids")
 
 
-def _check_multipliers(given, num_tokens, config, num):
-    if given.multipliers is None:
-        return
+def _check_multipliers(name, given, num_tokens, config, num):
     ok = config.routing.selection == "sparsemixer" and given.topk_indices is not None
     wanted, fix = "None without a sampled choice of selection 'sparsemixer'", "pass given.topk_indices with them"
     require(ok, ValueError, "given.multipliers", wanted, "an array", fix)
@@ -187,10 +195,8 @@ def _check_multipliers(given, num_tokens, config, num):
     require(ok, ValueError, "given.multipliers", "finite numbers", "others", "they are 1 or 1/3")
 
 
-def _check_duals(given, config):
+def _check_duals(name, given, num_tokens, config, num):
     prices, argument = given.assignment_duals, "given.assignment_duals"
-    if prices is None:
-        return
     ok = config.routing.selection == "assignment" and given.topk_indices is not None
     wanted, fix = "None without given.topk_indices of selection 'assignment'", "pass both, or leave it out"
     require(ok, ValueError, argument, wanted, "an array", fix)
@@ -201,24 +207,15 @@ def _check_duals(given, config):
     require(ok, ValueError, argument, f"{config.num_choices} finite numbers", f"shape {prices.shape}", fix)
 
 
-def _check_integers(argument, array, shape, kinds):
-    wanted = "a NumPy array of " + ("booleans" if kinds == "b" else "integers")
-    got = array.dtype if is_plain(array) else type(array).__name__
-    ok = is_plain(array) and array.dtype.kind in kinds
-    require(ok, TypeError, argument, wanted, got, "convert it with .astype")
-    require(array.shape == shape, ValueError, argument, f"shape {shape}", array.shape, "give one entry for each")
-
-
-def _check_sequences(given, config):
+def _check_sequences(name, given, num_tokens, config, num):
     fix = "pass them, or count by batch"
-    ok = given.sequence_ids is not None or not config.needs_sequences
-    require(ok, ValueError, "given.sequence_ids", "the sequence of each token", "None", fix)
+    require(given.sequence_ids is not None, ValueError, "given.sequence_ids", "the sequence of each token", "None", fix)
+    _check_counted(name, given, num_tokens, config, num)
 
 
-def _check_counts(counts, config):
-    if counts is None:
-        return
-    loss = config.losses.balance
+def _check_counts_so_far(name, given, num_tokens, config, num):
+    _check_counted(name, given, num_tokens, config, num)
+    counts, loss = given.counts_so_far, config.losses.balance
     ok = loss is not None and loss.scope == "global"
     fix = "set losses.balance.scope='global'"
     require(ok, ValueError, "given.counts_so_far", "None without a global balance loss", "an array", fix)
@@ -226,6 +223,33 @@ def _check_counts(counts, config):
     wanted = f"non-negative counts that sum to a multiple of {choices}"
     ok = (counts >= 0).all() and int(counts.sum()) % choices == 0
     require(ok, ValueError, "given.counts_so_far", wanted, counts.tolist(), "pass the running sum of balance_counts")
+
+
+# field of `Given` -> its check: (name, given, num_tokens, config, num); asked where it is there, or must be
+_GIVEN_CHECKS = {
+    "token_mask": _check_counted,
+    "sequence_ids": _check_sequences,
+    "token_ids": _check_token_ids,
+    "topk_indices": _check_replay,
+    "logits": _check_logits,
+    "noise": _check_drawn,
+    "counts_so_far": _check_counts_so_far,
+    "coin": _check_drawn,
+    "priority": _check_drawn,
+    "protected": _check_protected,
+    "jitter": _check_drawn,
+    "assignment_duals": _check_duals,
+    "multipliers": _check_multipliers,
+}
+
+
+def _check_integers(argument, array, shape, kinds):
+    if not is_plain(array) or array.dtype.kind not in kinds:
+        wanted = "a NumPy array of " + ("booleans" if kinds == "b" else "integers")
+        got = array.dtype if is_plain(array) else type(array).__name__
+        require(False, TypeError, argument, wanted, got, "convert it with .astype")
+    if array.shape != shape:
+        require(False, ValueError, argument, f"shape {shape}", array.shape, "give one entry for each")
 
 
 def check_upstream(d_y, x, record, params, config, num, d_losses, d_logits, into):

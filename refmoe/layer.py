@@ -161,17 +161,17 @@ def _read_by_all(x, routing, config, given):
 
 def _weights_and_plan(routing, params, config, num, given, chosen):
     """Weights, then plan; with normalize_after_drop: plan on the raw weights, then weights of the kept slots."""
-    used = routing.topk_indices >= 0
     if not config.dispatch.normalize_after_drop:
-        routing = weigh(routing, used, params, config, num, given)
-        return routing, chosen.plan if chosen else _plan(routing, routing.topk_weights, config, given)
+        routing = weigh(routing, None, params, config, num, given)
+        return routing, chosen.plan if chosen else _plan(routing, routing.topk_weights, config, num, given)
+    used = routing.topk_indices >= 0
     raw = np.where(used, np.take_along_axis(routing.scores, np.maximum(routing.topk_indices, 0), axis=-1), num.dtype(0))
-    plan = chosen.plan if chosen else _plan(routing, raw, config, given)
+    plan = chosen.plan if chosen else _plan(routing, raw, config, num, given)
     return weigh(routing._replace(raw_topk_weights=raw), plan.slot_row >= 0, params, config, num), plan
 
 
-def _plan(routing, weights, config, given):
-    return dispatch.make_plan(routing.topk_indices, weights, config, given, routing.scores)
+def _plan(routing, weights, config, num, given):
+    return dispatch.make_plan(routing.topk_indices, weights, config, given, routing.scores, num)
 
 
 def _losses(routing, config, num, given, chosen):

@@ -240,7 +240,6 @@ def _expert_shapes(experts, D, F, E):
 
 
 DRAWN = ("coin", "priority", "noise", "jitter")  # of `Given`: what a random rule would draw
-SPARED = ("noise", "jitter")  # of those, what evaluation does without
 
 
 def given_shapes(config, num_tokens):
@@ -293,7 +292,9 @@ def assemble_params(arrays):
 
 def name_params(params):
     """MoEParams -> dictionary by name; the inverse of `assemble_params`."""
-    named = {f: getattr(params, f) for f in MoEParams._fields if f != "shared"}
-    if params.shared is not None:
-        named |= {f"shared.{f}": getattr(params.shared, f) for f in SharedParams._fields}
-    return {name: array for name, array in named.items() if array is not None}
+    named = {f: array for f, array in zip(MoEParams._fields, params, strict=True) if array is not None}
+    inner = named.pop("shared", None)
+    if inner is not None:
+        arrays = zip(SharedParams._fields, inner, strict=True)
+        named |= {f"shared.{f}": array for f, array in arrays if array is not None}
+    return named

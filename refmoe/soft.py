@@ -259,7 +259,7 @@ def soft_experts(x, seen, params, config, num, given):
     before, logits, scopes = (None, None, None), given.logits, soft_scopes(len(x), config, given)
     if logits is None:
         *before, logits = soft_logits(seen, params, config, num)
-    refuse_nonfinite(logits)
+    refuse_nonfinite(logits, num)
     to_slots, to_tokens = dispatch_weights(logits, scopes, num), combine_weights(logits, num)
     rows = mix_tokens(x, to_slots, scopes, config, num)
     made = expert_ffn(rows, params, slot_offsets(scopes, config), config.experts, num)

@@ -234,7 +234,7 @@ MUTANTS = {
             "np.concatenate([y_rows, y_rows], axis=1)",
             "complement",
         ),
-        ("_rows_of(d_routed, token, num)", "_rows_of(d_routed, token[::-1], num)", "silu"),
+        ("permute(d_routed, plan, num)", "permute(d_routed[::-1], plan, num)", "silu"),
         ("Gathered(d_routed, token)", "Gathered(d_routed, token[::-1])", "silu"),
         ("(row_weights(topk_weights, plan)[", "(row_weights(topk_weights * 2, plan)[", "silu"),
         ('("d_topk_weights", d_rows, y_rows)', '("d_topk_weights", d_rows, d_rows)', "silu"),

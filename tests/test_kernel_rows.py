@@ -80,7 +80,7 @@ def test_rows_equal_numpy(kernel, length, spread):
     for (what, got), (_, value) in zip(every_result(d, z, kept, num), want, strict=True):
         assert_equal(got, value, what)
     asked = {what for what, _ in num.engine.calls}
-    assert asked == {"softmax", "softmax_backward", "log_sum_exp", "gated", "gated_backward"}
+    assert asked == {"softmax", "softmax_backward", "log_sum_exp", "gated", "gated_backward", "at_slots"}
 
 
 @each_kernel

@@ -456,3 +456,21 @@ def test_noise_and_jitter_that_cannot_be(name, config):
         refmoe.moe_forward(x, params, config, num, Given(**{name: np.ones((6, 8), np.float32)}))
     with pytest.raises(ValueError, match=rf"^given\.{name}: expected finite numbers, got others"):
         refmoe.moe_forward(x, params, config, num, Given(**{name: np.full((8, 6), np.nan, np.float32)}))
+
+
+@pytest.mark.parametrize("field", ["w_router", "router_bias"])
+def test_values_of_what_makes_logits_are_looked_at_where_it_is_read(field):
+    config = refmoe.MoEConfig(
+        hidden_size=6, intermediate_size=5, num_experts=6, top_k=3, routing=refmoe.RoutingConfig(router_bias=True)
+    )
+    num, x = Numerics(store="bf16", backend="numpy"), generate("x", (8, 6), 0, "bf16")
+    params = refmoe.init_params(config, recipe="bf16")
+    logits = refmoe.moe_forward(x, params, config, num).routing.logits
+    finer = params._replace(**{field: getattr(params, field) + np.float32(2.0**-20)})
+    with pytest.raises(ValueError, match=f"params.{field}: expected values that bf16 can represent"):
+        refmoe.moe_forward(x, finer, config, num)
+    given = Given(logits=logits)
+    want, got = (refmoe.moe_forward(x, p, config, num, given).y for p in (params, finer))
+    assert got.tobytes() == want.tobytes()
+    with pytest.raises(ValueError, match=f"params.{field}: expected shape"):  # its shape belongs to the configuration
+        refmoe.moe_forward(x, params._replace(**{field: getattr(params, field)[:5]}), config, num, given)

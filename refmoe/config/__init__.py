@@ -6,6 +6,7 @@ The four sections bear the names of the chapters that define them: routing, disp
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from .checks import check_together, warn_of_constant_weight
 from .field_rules import COUNT, FLOAT, POSITIVE, WEIGHT, Section, one_of
@@ -97,7 +98,7 @@ class DispatchConfig(Section):
     keep_at_most: int | None = field(default=None, metadata=POSITIVE)  # rows of a token; later choices stand in
     normalize_after_drop: bool = False  # renormalise over the slots that were kept
 
-    @property
+    @cached_property
     def limited(self):
         """Is there a capacity?"""
         return self.capacity is not None or self.capacity_factor is not None
@@ -146,7 +147,7 @@ class ExpertsConfig(Section):
     shared_limit: float | None = field(default=None, metadata=WEIGHT)  # of the shared expert; None: as the routed ones
     shared_clamped: bool = True  # False: no limit on the shared expert
 
-    @property
+    @cached_property
     def num_weightless(self):
         """Experts without matrices."""
         return self.constant_experts + self.identity_experts + self.zero_experts
@@ -181,25 +182,43 @@ class MoEConfig(Section):
         check_together(self)
         warn_of_constant_weight(self)
 
-    @property
+    # A configuration never changes, and every call of a layer asks: what follows from it is told once.
+
+    @cached_property
+    def needs_given(self):
+        """Names of `refmoe.Given` without which there is no layer; `token_ids` unless the selection is replayed."""
+        asked = {
+            "coin": self.routing.second_expert == "random",
+            "priority": self.dispatch.drop_policy == "random",
+            "token_ids": self.routing.hash_vocab_size > 0,
+            "sequence_ids": self.needs_sequences,
+        }
+        return tuple(name for name, needed in asked.items() if needed)
+
+    @cached_property
     def needs_sequences(self):
         """Does a rule count, or mix, within sequences?"""
         drops = self.dispatch.limited and self.dispatch.capacity_scope == "sequence"
         mixes = self.routing.selection == "soft" and self.routing.soft_scope == "sequence"
         return drops or mixes or self.losses.by_sequence
 
-    @property
+    @cached_property
+    def drops(self):
+        """May a slot that is used not be dispatched?"""
+        return self.dispatch.limited or self.routing.second_expert == "random"
+
+    @cached_property
     def num_logits(self):
         """Logits of a token: one for each id it may choose, or for each slot of a soft mixture."""
         soft = self.routing.selection == "soft"
         return self.num_experts * self.routing.slots_per_expert if soft else self.num_choices
 
-    @property
+    @cached_property
     def num_choices(self):
         """Ids a token may choose: the experts with weights come first."""
         return self.num_experts + self.experts.num_weightless
 
-    @property
+    @cached_property
     def expert_width(self):
         """Width of an expert's input and output."""
         return self.experts.latent_size or self.hidden_size

@@ -1,6 +1,7 @@
 """The sections of the losses a router adds to the task's.   Spec 4"""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 
 from .field_rules import FLOAT, POSITIVE, WEIGHT, Section, one_of
 
@@ -98,7 +99,12 @@ class LossesConfig(Section):
     orthogonality: OrthogonalityLoss | None = field(default=None, metadata={"section": OrthogonalityLoss})
     bias_update_rate: float = field(default=0.0, metadata=WEIGHT)  # step of the selection-bias controller
 
+    @cached_property
+    def present(self):
+        """Names of the losses there are."""
+        return tuple(spec.name for spec in fields(self) if "section" in spec.metadata and getattr(self, spec.name))
+
     @property
     def by_sequence(self):
         """Does a loss take its fractions by sequence?"""
-        return any(getattr(section, "scope", None) == "sequence" for section in vars(self).values())
+        return any(getattr(getattr(self, name), "scope", None) == "sequence" for name in self.present)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..numerics import by_engine
 from .drops import kept_slots
 
 
@@ -17,14 +18,19 @@ class Plan(NamedTuple):
     slot_row: object  # (T, K) the row of each slot, -1 where dropped or unused
 
 
-def make_plan(topk_indices, topk_weights, config, given, scores=None):
+def make_plan(topk_indices, topk_weights, config, given, scores=None, num=None):
     """Slots to rows: count, drop beyond capacity, sort by expert and token.   Spec 2.1, 2.2
 
-    topk_indices (T, K), topk_weights (T, K) and scores (T, E), read by rules that drop by them -> Plan
+    topk_indices (T, K), topk_weights (T, K) and scores (T, E), read by rules that drop by them; num whose engine sorts,
+    or None -> Plan
     """
     T, K = topk_indices.shape
     E = config.num_choices
-    kept = kept_slots(topk_indices, topk_weights, config, given, scores)
+    kept = kept_slots(topk_indices, topk_weights, config, given, scores) if config.drops else None
+    made = by_engine(num, "make_plan", topk_indices, kept, given.token_mask, E)
+    if made:
+        return Plan(*made)
+    kept = topk_indices >= 0 if kept is None else kept
     slots = np.flatnonzero(kept)
     experts = topk_indices.reshape(-1)[slots]
     narrow = experts.astype(np.min_scalar_type(E))  # NumPy sorts ids of 16 bits and less by counting

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..numerics import Gathered, Named
+from ..numerics import Gathered, Named, by_engine
 from .plan import row_tokens, row_weights
 
 
@@ -11,7 +11,8 @@ def permute(x, plan, num=None):
 
     x (T, D), num whose engine makes the copy, or None -> x_rows (N, D)
     """
-    return _rows_of(x, row_tokens(plan), num)
+    made = by_engine(num, "permute", x, plan.row_slot, plan.slot_row.shape[1])
+    return x[row_tokens(plan)] if made is None else made
 
 
 def permute_backward(d_x_rows, plan, num, name="d_x_experts"):
@@ -47,7 +48,7 @@ def combine_backward(d_routed, y_rows, topk_weights, plan, num, name="d_y_rows",
     # routed[t] = sum_k topk_weights[t, k] (y_rows[row of (t, k)] - x[t])
     token = row_tokens(plan)
     d_y_rows = num.sum(name, [(row_weights(topk_weights, plan)[:, None], Gathered(d_routed, token))])
-    d_rows = _rows_of(d_routed, token, num)
+    d_rows = permute(d_routed, plan, num)
     if residual is not None:
         d_rows = np.concatenate([d_rows, -d_rows], axis=1)
         y_rows = np.concatenate([y_rows, permute(residual, plan, num)], axis=1)
@@ -75,11 +76,6 @@ def slot_values(values, plan):
     out = np.zeros_like(values, shape=plan.slot_row.size)
     out[plan.row_slot] = values
     return out.reshape(plan.slot_row.shape)
-
-
-def _rows_of(x, index, num):
-    take = getattr(num, "take_rows", None)
-    return x[index] if take is None else take(x, index)
 
 
 def _by_slot(rows, plan):

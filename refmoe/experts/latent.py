@@ -4,20 +4,21 @@ The stages are the identity, and not stored, where the configuration does not as
 """
 
 from ..norms import rms_norm, rms_norm_backward
-from .records import ExpertsRecord, LatentGrads
+from .records import LatentGrads
 
 
 def latent_in(x, params, experts, num):
     """latent_x = W_in x;  normed_latent_x = norm(latent_x).   Spec 3.7   (Nemotron 3 Super, Muse Spark)
 
-    x (T, D) -> ExpertsRecord of these stages, what the experts read (T, l)
+    x (T, D) -> these stages by name, what the experts read (T, l)
     """
     if not experts.latent_size:
-        return ExpertsRecord(), x
+        return {}, x
     latent = num.contract("latent_x", x, params.w_latent_in)
     names, weight = ("latent_rms", "normed_latent_x"), params.w_latent_pre_norm
     rms, normed = rms_norm(names, latent, weight, experts.latent_pre_norm, experts.norm_eps, num)
-    return ExpertsRecord(latent_x=latent, latent_rms=rms, normed_latent_x=normed), latent if normed is None else normed
+    stages = {"latent_x": latent, "latent_rms": rms, "normed_latent_x": normed}
+    return stages, latent if normed is None else normed
 
 
 def latent_in_backward(d_read, x, record, params, experts, num, into):

@@ -10,8 +10,6 @@ from .records import ExpertsRecord, FeedForward, RoutedGrads
 from .residual import complement, complement_backward
 from .weightless import weightless_experts, weightless_experts_backward
 
-LATENT_IN = ("latent_x", "latent_rms", "normed_latent_x")
-
 
 def routed_experts(x, topk_weights, plan, params, experts, num):
     """permute -> (weight) -> experts, (weight) inside -> (norm) -> (weight) combine.   Spec 3.3, 3.7, 3.8
@@ -20,13 +18,14 @@ def routed_experts(x, topk_weights, plan, params, experts, num):
     """
     entered, read_x = latent_in(x, params, experts, num)
     x_rows, weighted = dispatch.permute(read_x, plan, num), None
-    weights = dispatch.row_weights(topk_weights, plan)
+    # one that acts on the output is the combine's
+    weights = None if experts.weight_position == "output" else dispatch.row_weights(topk_weights, plan)
     if experts.weight_position == "input":
         weighted = dispatch.weighted_rows("weighted_x_rows", x_rows, weights, num)
     read = x_rows if weighted is None else weighted
     made = _experts_on_rows(read, weights, plan, params, experts, num)
-    stages = {"x_rows": x_rows, "weighted_x_rows": weighted} | post_norm(made.y_rows, params, experts, num)
-    record = made._replace(**{name: getattr(entered, name) for name in LATENT_IN}, **stages)
+    made |= post_norm(made["y_rows"], params, experts, num)
+    record = ExpertsRecord(x_rows=x_rows, weighted_x_rows=weighted, **entered, **made)
     return _combined(record, x, topk_weights, plan, params, experts, num)
 
 
@@ -46,15 +45,15 @@ def _combined(record, x, topk_weights, plan, params, experts, num):
 
 
 def _experts_on_rows(read, weights, plan, params, experts, num):
-    """The experts with weights on the first rows, those without on the rest."""
+    """The experts with weights on the first rows, those without on the rest: stages by name."""
+    weights = _hidden_weights(weights, experts)
+    if not experts.num_weightless:
+        return expert_ffn(read, params, plan.expert_offsets, experts, num, weights)._asdict()
     own, rest, n = _segments(plan, experts)
-    made = expert_ffn(read[:n], params, own, experts, num, _hidden_weights(weights, experts))
-    logits = small = None
-    y_rows = made.y_rows
-    if experts.num_weightless:
-        logits, small, others = weightless_experts(read[n:], rest, params, experts, num)
-        y_rows = np.concatenate([y_rows, others])
-    return ExpertsRecord(**made._replace(y_rows=y_rows)._asdict(), constant_logits=logits, constant_weights=small)
+    made = expert_ffn(read[:n], params, own, experts, num, weights)
+    logits, small, others = weightless_experts(read[n:], rest, params, experts, num)
+    y_rows = np.concatenate([made.y_rows, others])
+    return made._asdict() | {"constant_logits": logits, "constant_weights": small, "y_rows": y_rows}
 
 
 def routed_experts_backward(d_routed, x, topk_weights, plan, record, params, experts, num, into):

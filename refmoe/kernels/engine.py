@@ -10,6 +10,7 @@ from .arguments import array_of, dtype_of, offsets_of, operand_of, refuse_offset
 from .attention import Attention
 from .compiled import load_module, text
 from .desk import Desk, Room, take
+from .dispatch import Dispatch
 from .experts import Experts
 from .formulas import Formulas
 from .sums import Sums
@@ -25,9 +26,9 @@ _KINDS = {np.uint16: "uint16_t[]", np.float32: "float[]", np.float64: "double[]"
 _FORCES = {None: "REFMOE_FORCE_NOTHING", "compensated": "REFMOE_FORCE_COMPENSATED", "exact": "REFMOE_FORCE_EXACT"}
 
 
-class CEngine(Experts, Formulas, Sums, Written, Attention):
-    """The three grouped products in C, experts with few rows, causal attention, named formulas, exact sums and written
-    operations.
+class CEngine(Dispatch, Experts, Formulas, Sums, Written, Attention):
+    """The three grouped products in C, experts with few rows, causal attention, named formulas, exact sums, written
+    operations, and the way from slots to rows.
 
     `calls` counts (function, kernel), `tiers` the outputs that each tier of `exact` decided; `workspace_bytes` is the
     most scratch memory that one call used, `paired` counts outputs of bf16 chains that took two k a step. Safe to
@@ -51,14 +52,6 @@ class CEngine(Experts, Formulas, Sums, Written, Attention):
         self._kinds = {np.dtype(kind): self._ffi.typeof(name) for kind, name in _KINDS.items()}
         names = [text(self._ffi, self._lib.refmoe_kernel_name(i)) for i in range(self._lib.refmoe_kernel_count())]
         self._index = names.index(kernel)
-
-    def take_rows(self, x, index):
-        """x[index] of an array (T, D) in memory of `memory`; None for what is not one, or small, or an index beyond."""
-        if type(x) is not np.ndarray or x.ndim != 2 or len(index) * x.shape[1] * x.itemsize < memory.LEAST:
-            return None
-        if index.min() < 0 or index.max() >= len(x):
-            return None
-        return np.take(x, index, axis=0, out=memory.empty((len(index), x.shape[1]), x.dtype), mode="clip")
 
     def grouped_matmul(self, rule, x_rows, w, offsets, bias=None, acc=None):
         """out[n, m] = sum_k x[n, k] w[e(n), m, k] (+ acc[n, m]) (+ bias[e(n), m]).

@@ -64,7 +64,7 @@ class Formulas:
     def _ask(self, name, rule, size, before, arrays, lists):
         """One call of C; False where it does not offer these parameters."""
         threads = self._threads_for(size * WORK_OF_AN_ELEMENT)
-        how = self._read_how(rule._replace(force_tier=None), threads)
+        how = self._read_how(rule if rule.force_tier is None else rule._replace(force_tier=None), threads)
         status = getattr(self._lib, f"refmoe_{name}")(how, *before, *map(self._pointer, arrays), *lists)
         if status == self._lib.REFMOE_BAD_PROFILE:
             return False

@@ -96,19 +96,15 @@ def loss_arguments(routing, config, given, counts=None):
 
     routing: a record with logits, scores and topk_indices. counts: the balance loss's, taken over from another run.
     """
-    return {name: _arguments(name, routing, config, given, counts) for name in LOSSES if _section(name, config)}
+    return {name: _arguments(name, routing, config, given, counts) for name in config.losses.present}
 
 
 def _arguments(name, routing, config, given, counts):
-    scopes = loss_scopes(len(routing.logits), _section(name, config), config, given)
+    scopes = loss_scopes(len(routing.logits), getattr(config.losses, name), config, given)
     if name in COUNTS and (counts is None or name != "balance"):
         counts = COUNTS[name](routing.scores, routing.topk_indices, scopes, config, given)
     beside = {"scopes": scopes, "counts": counts}
     return tuple(beside[read] if read in beside else getattr(routing, read) for read in READS[name])
-
-
-def _section(name, config):
-    return getattr(config.losses, name)
 
 
 def all_losses(routing, config, num, given, counts=None):

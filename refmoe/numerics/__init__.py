@@ -27,6 +27,8 @@ from .stages import FORMAT_OF
 from .terms import Gathered as Gathered
 from .terms import factors_of, value_of
 
+_DTYPES = np.dtype(np.float32), np.dtype(np.float64)
+_CARRIERS = ("float32", "float64")  # formats that hold every value of the arrays they come in
 STORES = {"exact": ("float32", "bf16", "fp16"), "chain": ("float32", "bf16", "fp16"), "float64": ("float64",)}
 
 
@@ -148,11 +150,6 @@ class Numerics:
     def _rule(self, name):
         return Rule(self.profile, self.format_of(name), self.force_tier)
 
-    def take_rows(self, x, index):
-        """x[index], a copy of bits: x (T, ...), index (N,) -> (N, ...)"""
-        made = self.engine.take_rows(x, index)
-        return x[index] if made is None else made
-
     # --- sums: Spec 6.4 -----------------------------------------------------------------------------------------------
 
     def sum(self, name, terms):
@@ -237,30 +234,42 @@ class Numerics:
 
     # --- the door -----------------------------------------------------------------------------------------------------
 
-    def check_stored(self, name, array, shape):
+    def check_stored(self, name, array, shape, is_read=True):
         """The array itself if it can be the stored tensor `name`, else an error that says what is wrong with it.
 
-        Raises TypeError for a wrong type, dtype or byte order, ValueError for a wrong shape or a value out of format.
+        Raises TypeError for a wrong type, dtype or byte order, ValueError for a wrong shape or, where anybody reads
+        them, a value out of format.
         """
         shape = tuple(shape)
         if not is_plain(array):  # words take longer than the comparison: here and below
             wanted, got = f"a NumPy array of shape {shape}", type(array).__name__
             require(False, TypeError, name, wanted, got, "convert it with numpy.asarray")
-        if array.dtype != self.dtype or not array.dtype.isnative:
+        if array.dtype != _DTYPES[self.profile == "float64"]:  # in the other byte order it differs
             kind = np.dtype(self.dtype).name
             wanted, fix = f"native {kind} in profile {self.profile!r}", f"use .astype(numpy.{kind})"
             require(False, TypeError, name, wanted, array.dtype.str, fix)
         if array.shape != shape:
             require(False, ValueError, name, f"shape {shape}", array.shape, "check its axes")
+        if is_read and self.store not in _CARRIERS:
+            self._check_values(name, array)
+        return array
+
+    def _check_values(self, name, array):
         store = self.format_of(name.rpartition(".")[2])
-        fits = store in ("float32", "float64") or is_representable(array, store)
+        fits = store in _CARRIERS or is_representable(array, store)
         fix = f"round it with refmoe.formats.round_to(array, {store!r})"
         require(fits, ValueError, name, f"values that {store} can represent", "others", fix)
-        return array
 
     def check_environment(self):
         """Raises RuntimeError unless this thread rounds to nearest even and keeps subnormals.   Spec 6.1"""
         check_environment()
+
+
+def by_engine(num, name, *arguments):
+    """What the engine of a policy makes in one call of integers or copies of bits; None where it has no such method, or
+    not for these arrays, and where `num` has no engine: then the caller makes it."""
+    asked = getattr(getattr(num, "engine", None), name, None)
+    return asked and asked(*arguments)
 
 
 def is_plain(array):

@@ -37,9 +37,6 @@ class NumpyEngine:
     def formula(self, rule, name, parameters, stored):
         """None: no formula is compiled; each is read by `Numerics`."""
 
-    def take_rows(self, x, index):
-        """None: `Numerics` copies them."""
-
     def grouped_matmul(self, rule, x_rows, w, offsets, bias=None, acc=None):
         """out[n, m] = sum_k x[n, k] w[e(n), m, k] (+ bias[e(n), m]) (+ acc[n, m])."""
         self.calls["grouped_matmul", self.kernel] += 1

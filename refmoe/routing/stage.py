@@ -3,7 +3,7 @@
 import numpy as np
 
 from .. import selection
-from ..numerics import Named
+from ..numerics import Named, by_engine
 from ..refusals import require
 from .choice import choice_scores
 from .joint import joint_weights, joint_weights_backward
@@ -28,7 +28,7 @@ def route(x, params, config, num, given, reports=True, needs_scores=True):
     record = make_logits(x, params, config, num, given)
     logits = record.logits
     for made in (record.raw_logits, record.shared_logits, logits):
-        refuse_nonfinite(made)
+        refuse_nonfinite(made, num)
     needs_scores = needs_scores or given.topk_indices is None
     scores = make_scores(logits, config, num, given) if needs_scores else None
     lse = num.evaluate("lse", LOG_SUM_EXP, logits, core=1) if reports else None
@@ -65,22 +65,23 @@ def _choose(record, params, config, num, given):
 def weigh(record, kept, params, config, num, given=None):
     """The weights of the slots that count and of weighted shared experts, and their learned scales.   Spec 1.5
 
-    kept (T, K) bool -> the record with topk_weights; unscaled_topk_weights beside them where they are scaled
+    kept (T, K) bool, or None for all used ones -> the record with topk_weights, and unscaled ones where they are scaled
     """
     if config.routing.norm_over_shared:
+        kept = record.topk_indices >= 0 if kept is None else kept
         saved = record.scores, record.shared_scores, record.topk_indices, kept
         weights, shared = joint_weights(*saved, config, num)
     else:
         weights = topk_weights(record.logits, record.scores, record.topk_indices, kept, config, num, given)
         shared = None
-    record = record._replace(topk_weights=weights, shared_weights=shared)
+    made = {"topk_weights": weights, "shared_weights": shared}
     if params.expert_scale is not None or params.global_scale is not None:
         scaled = scale_weights(weights, params.expert_scale, params.global_scale, record.topk_indices, num)
-        record = record._replace(unscaled_topk_weights=weights, topk_weights=scaled)
+        made |= {"unscaled_topk_weights": weights, "topk_weights": scaled}
     if shared is not None and params.global_scale is not None:
         scaled = scale_shared_weights(shared, params.global_scale, num)
-        record = record._replace(unscaled_shared_weights=shared, shared_weights=scaled)
-    return record
+        made |= {"unscaled_shared_weights": shared, "shared_weights": scaled}
+    return record._replace(**made)
 
 
 def weigh_backward(d_topk_weights, d_shared_weights, record, kept, params, config, num, into, given=None):
@@ -109,10 +110,15 @@ def weigh_backward(d_topk_weights, d_shared_weights, record, kept, params, confi
     return task, None, made._replace(d_shared_logits=d_shared_logits), grads
 
 
-def refuse_nonfinite(logits):
+def refuse_nonfinite(logits, num):
     """Raises ValueError for a logit that is not finite.   Spec 1.1"""
-    bad = np.False_ if logits is None else ~np.isfinite(logits)
-    if bad.any():
-        token, expert = np.argwhere(bad)[0].tolist()
-        got, fix = f"{logits[token, expert]} for token {token}, expert {expert}", "check x and w_router"
-        require(False, ValueError, "logits", "finite values", got, fix)
+    if logits is None or _is_finite(logits, num):
+        return
+    token, expert = np.argwhere(~np.isfinite(logits))[0].tolist()
+    got, fix = f"{logits[token, expert]} for token {token}, expert {expert}", "check x and w_router"
+    require(False, ValueError, "logits", "finite values", got, fix)
+
+
+def _is_finite(logits, num):
+    made = by_engine(num, "is_finite", logits)
+    return np.isfinite(logits).all() if made is None else made

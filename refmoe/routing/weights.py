@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..numerics import Named
+from ..numerics import Named, by_engine
 from ..refusals import require
 from ..scores import ELEMENTWISE_SLOPES
 from .scope import make_scores_backward
@@ -12,7 +12,8 @@ from .sparsemixer import sparsemixer_weights, sparsemixer_weights_backward
 def topk_weights(logits, scores, topk_indices, kept, config, num, given=None):
     """The combine weights of the slots, by the one of four rules that the configuration selects.   Spec 1.5
 
-    logits (T, E), scores (T, E), topk_indices (T, K), kept (T, K) bool: the slots that count -> topk_weights (T, K)
+    logits (T, E), scores (T, E), topk_indices (T, K), kept (T, K) bool: the slots that count, None for all used ones
+    -> topk_weights (T, K)
     c is the scaling factor; a slot that does not count has weight +0.
     (a) softmax, normalised, eps 0:  c softmax(kept logits): one stage over the logits
     (b) not normalised:              c scores, or c scores / n with divide_by_count, n the slots that count
@@ -23,15 +24,14 @@ def topk_weights(logits, scores, topk_indices, kept, config, num, given=None):
     routing = config.routing
     if routing.selection == "sparsemixer":
         multipliers = None if given is None else given.multipliers
+        kept = topk_indices >= 0 if kept is None else kept
         return sparsemixer_weights(logits, topk_indices, kept, multipliers, config, num)
-    kept = kept & counted(topk_indices, config)
     c = routing.scaling_factor
-    index = _safe(topk_indices, kept)
     if softmax_of_kept(config):
-        z = _at(logits, index)
+        z, kept = _at_slots(logits, topk_indices, kept, config, num)
         formula = Named("softmax", lambda m, z, u: m.masked_softmax(z, m.real(u) == 1) * c, c)
         return num.evaluate("topk_weights", formula, z, kept, core=1)
-    s = _at(scores, index)
+    s, kept = _at_slots(scores, topk_indices, kept, config, num)
     if routing.divide_by_count:
         return num.evaluate("topk_weights", _shared_out, s, kept, core=1, c=c)
     if not routing.normalize:
@@ -85,7 +85,8 @@ def softmax_of_kept(config):
 def reads_scores(config):
     """False if only the selection may read the scores: no weight, drop or loss does.   Spec 1.5"""
     joint = config.routing.norm_over_shared or config.routing.selection == "sparsemixer"
-    return joint or not softmax_of_kept(config) or config.dispatch.limited or any(vars(config.losses).values())
+    more = config.losses.present or config.losses.bias_update_rate
+    return bool(joint or more or config.dispatch.limited or not softmax_of_kept(config))
 
 
 def counted(topk_indices, config):
@@ -180,6 +181,15 @@ def _refuse_zero_sums(s, kept, routing):
     got, fix = f"0 for token {zero.argmax() if len(zero) else None}", "set routing.norm_eps or raise its logits"
     ok = routing.norm_eps > 0.0 or not zero.any()
     require(ok, ValueError, "routing.normalize", "a positive sum of kept scores", got, fix)
+
+
+def _at_slots(array, topk_indices, kept, config, num):
+    """array[t, topk_indices[t, k]], (T, K), and which slots weigh; where one does not, another of its token stands."""
+    made = by_engine(num, "at_slots", array, topk_indices, kept, config.num_choices - config.experts.zero_experts)
+    if made is not None:
+        return made
+    weighs = counted(topk_indices, config) if kept is None else kept & counted(topk_indices, config)
+    return _at(array, _safe(topk_indices, weighs)), weighs
 
 
 def _at(array, index):

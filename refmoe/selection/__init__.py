@@ -9,7 +9,7 @@ from .assignment import check_assignment, is_unique_assignment, solve_assignment
 from .expert_choice import expert_choice
 from .hashed import hashed
 from .ranked import grouped, listed, per_group, ranked, topk, topk_margin
-from .replay import given, require_distinct
+from .replay import check_given, given, require_distinct
 from .second import sampled_second
 from .sinkhorn import sinkhorn
 from .sparsemixer import sparsemixer
@@ -17,7 +17,7 @@ from .threshold import threshold
 from .top_p import top_p
 
 __all__ = ["SELECTIONS", "Offer", "Rule", "given", "grouped", "is_causal", "per_group", "ranked", "require_distinct"]
-__all__ += ["check_assignment", "is_unique_assignment", "solve_assignment", "sampled_second", "sinkhorn"]
+__all__ += ["check_assignment", "check_given", "is_unique_assignment", "solve_assignment", "sampled_second", "sinkhorn"]
 __all__ += ["expert_choice", "hashed", "listed", "sparsemixer", "threshold", "top_p", "topk", "topk_margin"]
 
 

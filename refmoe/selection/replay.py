@@ -12,15 +12,20 @@ def given(topk_indices, num_experts):
 
     topk_indices (T, K) -> the same, int64. Raises ValueError for an id outside -1 .. E-1, or one a token names twice.
     """
+    check_given(topk_indices, num_experts)
+    return topk_indices.astype(np.int64)
+
+
+def check_given(topk_indices, num_experts):
+    """Raises ValueError for an id outside -1 .. E-1, or one a token names twice.   Spec 1.6"""
     if _is_plain(topk_indices, num_experts):
-        return topk_indices.astype(np.int64)
+        return
     if topk_indices.size and (topk_indices.min() < -1 or topk_indices.max() >= num_experts):
         outside = topk_indices[(topk_indices < -1) | (topk_indices >= num_experts)]
         wanted, fix = f"ids from -1 to {num_experts - 1}", "use -1 for an unused slot"
         require(False, ValueError, "given.topk_indices", wanted, outside[:1], fix)
     wanted, fix = "each token to name an expert once", "replace the repeat by -1"
     require_distinct("given.topk_indices", topk_indices, wanted, fix)
-    return topk_indices.astype(np.int64)
 
 
 def _is_plain(topk_indices, num_experts):
