@@ -87,7 +87,7 @@ ACCUMULATORS = {
 
 def find_accumulator(name):
     """The row `name`. Raises ValueError with the names there are."""
-    if name not in ACCUMULATORS:
+    if not isinstance(name, str) or name not in ACCUMULATORS:
         known = ", ".join(ACCUMULATORS)
         raise ValueError(f"--accumulator: expected one of {known}, got {name!r}; choose one")
     return ACCUMULATORS[name]

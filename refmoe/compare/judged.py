@@ -4,9 +4,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..config import MoEConfig
 from ..golden.digests import combined_digest, sha256, tensor_digest, to_codes
 from ..golden.errors import BundleError
 from ..golden.inputs import is_expert_tensor
+from ..numerics import Numerics
+from ..refusals import require, require_instance
 from ..safetensors import element_bytes
 from .groups import grouping
 from .selected import Selected, judge_selection
@@ -55,6 +58,10 @@ def compare_tensors(config, inputs, num, mine, accumulator, rows=None, say=str):
 
     Raises ValueError for a tensor that cannot be judged as it is, BundleError where the case is not the bundle's.
     """
+    require_instance("config", config, MoEConfig, "use load_preset or MoEConfig.from_dict")
+    require_instance("num", num, Numerics, "use Numerics()")
+    ok = isinstance(mine, dict) and all(isinstance(one, Mine) for one in mine.values())
+    require(ok, TypeError, "mine", "a dictionary from names to Mine", type(mine).__name__, "wrap each array in a Mine")
     say("the law's values")
     if not any(name.startswith("grads.") for name in mine):
         inputs = inputs._replace(d_y=None)  # nothing of the way back is asked for

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..dispatch import row_tokens, row_weights
-from ..refusals import require
+from ..dispatch import Plan, row_tokens, row_weights
+from ..refusals import require, require_fields
 from .by_token import check_capacity, check_places, check_token_order
 from .decoded import (
     check_array,
@@ -37,6 +37,7 @@ def to_masked_batched(plan, max_m=None):
 
     plan, max_m or None for the largest count -> MaskedBatched. Raises ValueError for a max_m that is too small.
     """
+    require_fields("plan", plan, Plan)
     shape = len(plan.tokens_per_expert), check_capacity("max_m", max_m, plan)
     row_slot = np.full(shape, -1, np.int64)
     row_slot[row_experts(plan), row_positions(plan)] = plan.row_slot
@@ -48,6 +49,7 @@ def from_masked_batched(encoded, topk_weights, any_order=False):
 
     Raises ValueError for a count beyond the buffer and, unless any_order, for an expert's rows out of token order.
     """
+    require_fields("encoded", encoded, MaskedBatched)
     check_array("topk_weights", topk_weights, "f", "T", "K")
     row_slot = integers("row_slot", encoded.row_slot, "E", "max_m")
     E, max_m = row_slot.shape
@@ -76,6 +78,7 @@ def to_capacity_one_hot(topk_weights, plan, capacity=None):
     topk_weights (T, K), plan, capacity C or None for the largest count -> CapacityOneHot. Raises ValueError for a
     capacity that is too small.
     """
+    require_fields("plan", plan, Plan)
     check_weights(topk_weights, plan)
     shape = len(plan.slot_row), len(plan.tokens_per_expert), check_capacity("capacity", capacity, plan)
     at = row_tokens(plan), row_experts(plan), row_positions(plan)
@@ -90,6 +93,7 @@ def from_capacity_one_hot(encoded, top_k=None, any_order=False):
     Raises ValueError for a pair with two places, a place with two tokens, a weight that is not dispatched and, unless
     any_order, for places out of token order.
     """
+    require_fields("encoded", encoded, CapacityOneHot)
     check_array("dispatch", encoded.dispatch, "b", "T", "E", "C")
     check_array("combine", encoded.combine, "f", *encoded.dispatch.shape)
     stray = np.argwhere((encoded.combine != 0) & ~encoded.dispatch)

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..dispatch import row_tokens
-from ..refusals import require
+from ..dispatch import Plan, row_tokens
+from ..refusals import require, require_fields
 from .decoded import (
     check_array,
     check_row_experts,
@@ -36,6 +36,7 @@ def to_sorted_slots(plan):
 
     plan -> SortedSlots
     """
+    require_fields("plan", plan, Plan)
     return SortedSlots(plan.row_slot.copy(), row_tokens(plan), row_experts(plan))
 
 
@@ -44,6 +45,7 @@ def from_sorted_slots(encoded, topk_weights, num_experts, any_order=False):
 
     Raises ValueError for rows that contradict themselves and, unless any_order, for rows out of token order.
     """
+    require_fields("encoded", encoded, SortedSlots)
     check_array("topk_weights", topk_weights, "f", "T", "K")
     row_slot = integers("row_slot", encoded.row_slot, "N")
     row_token = integers("row_token", encoded.row_token, *row_slot.shape)
@@ -74,6 +76,7 @@ def to_offsets(plan):
 
     plan -> Offsets
     """
+    require_fields("plan", plan, Plan)
     return complete_offsets(tokens_per_expert=plan.tokens_per_expert)
 
 
@@ -142,6 +145,7 @@ def to_block_aligned(plan, block_size):
 
     plan, block_size B -> BlockAligned
     """
+    require_fields("plan", plan, Plan)
     B, E, sentinel = whole("block_size", block_size), len(plan.tokens_per_expert), plan.slot_row.size
     blocks, places, ends = padded_layout(plan, B)
     token_ids = np.full(sentinel + E * (B - 1), sentinel, np.int64)
@@ -157,6 +161,7 @@ def from_block_aligned(encoded, topk_weights, num_experts, block_size, any_order
     Any allocated length that holds the used blocks will do. Raises ValueError for blocks, padding or a count that the
     rows contradict and, unless any_order, for an expert's rows out of token order.
     """
+    require_fields("encoded", encoded, BlockAligned)
     check_array("topk_weights", topk_weights, "f", "T", "K")
     B, E = whole("block_size", block_size), whole("num_experts", num_experts)
     token_ids = integers("sorted_token_ids", encoded.sorted_token_ids, "L")
@@ -197,6 +202,7 @@ def to_aligned_rows(plan, alignment):
 
     plan, alignment -> AlignedRows
     """
+    require_fields("plan", plan, Plan)
     _, places, ends = padded_layout(plan, whole("alignment", alignment))
     row_slot, m_indices = np.full((2, ends[-1]), -1, np.int64)
     row_slot[places], m_indices[places] = plan.row_slot, row_experts(plan)
@@ -209,6 +215,7 @@ def from_aligned_rows(encoded, topk_weights, alignment, any_order=False):
     Raises ValueError for padding or ends that the rows contradict and, unless any_order, for an expert's rows out of
     token order.
     """
+    require_fields("encoded", encoded, AlignedRows)
     check_array("topk_weights", topk_weights, "f", "T", "K")
     row_slot = integers("row_slot", encoded.row_slot, "M")
     m_indices = integers("m_indices", encoded.m_indices, *row_slot.shape)

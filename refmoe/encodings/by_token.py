@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..dispatch import row_tokens, row_weights
-from ..refusals import require
+from ..dispatch import Plan, row_tokens, row_weights
+from ..refusals import require, require_fields
 from .decoded import (
     check_array,
     check_range,
@@ -38,6 +38,7 @@ def to_slots(topk_weights, plan):
 
     topk_weights (T, K), plan -> Slots
     """
+    require_fields("plan", plan, Plan)
     check_weights(topk_weights, plan)
     indices = np.full(plan.slot_row.size, -1, np.int64)
     indices[plan.row_slot] = row_experts(plan)
@@ -47,6 +48,7 @@ def to_slots(topk_weights, plan):
 
 def from_slots(slots, num_experts):
     """Slots and the number of experts, which they do not say -> Decoded. A weight at -1 is read as +0.   Spec 2.7"""
+    require_fields("slots", slots, Slots)
     indices = integers("topk_indices", slots.topk_indices, "T", "K")
     check_array("topk_weights", slots.topk_weights, "f", *indices.shape)
     return decode_slots("topk_indices", indices, slots.topk_weights, whole("num_experts", num_experts))
@@ -68,6 +70,7 @@ def to_dense_map(topk_weights, plan):
 
     topk_weights (T, K), plan -> DenseMap
     """
+    require_fields("plan", plan, Plan)
     check_weights(topk_weights, plan)
     at = row_tokens(plan), row_experts(plan)
     routing_map = np.zeros((len(plan.slot_row), len(plan.tokens_per_expert)), bool)
@@ -82,6 +85,7 @@ def from_dense_map(dense, top_k=None):
 
     Raises ValueError for a weight outside the map, or a top_k that is too small.
     """
+    require_fields("dense", dense, DenseMap)
     check_array("routing_map", dense.routing_map, "b", "T", "E")
     check_array("probs", dense.probs, "f", *dense.routing_map.shape)
     _check_covered("probs", dense.probs, dense.routing_map)
@@ -111,6 +115,7 @@ def to_row_id_map(topk_weights, plan):
 
     topk_weights (T, K), plan -> RowIdMap
     """
+    require_fields("plan", plan, Plan)
     probs, grid = to_dense_map(topk_weights, plan).probs, row_grid(plan)
     experts = np.argsort(-grid, axis=1, kind="stable")
     rows = np.take_along_axis(grid, experts, axis=1)
@@ -123,6 +128,7 @@ def from_row_id_map(encoded, top_k=None):
 
     A token's experts come back by ascending id. Raises ValueError for a count, an expert or a row that cannot be.
     """
+    require_fields("encoded", encoded, RowIdMap)
     check_array("probs", encoded.probs, "f", "T", "E")
     T, E = encoded.probs.shape
     table = integers("row_id_map", encoded.row_id_map, T, 2 * E + 1)
@@ -159,6 +165,7 @@ def to_capacity_pairs(plan, capacity=None):
 
     plan, capacity or None for the largest count -> CapacityPairs. Raises ValueError for a capacity that is too small.
     """
+    require_fields("plan", plan, Plan)
     pairs = np.full((2, plan.slot_row.size), -1, np.int64)
     pairs[:, plan.row_slot] = row_experts(plan), row_positions(plan)
     expert, position = int32("plan", pairs).reshape(2, *plan.slot_row.shape)
@@ -177,6 +184,7 @@ def from_capacity_pairs(pairs, topk_weights, num_experts, any_order=False):
     Raises ValueError for a place without an expert, beyond the capacity or taken twice and, unless any_order, for
     places out of token order.
     """
+    require_fields("pairs", pairs, CapacityPairs)
     check_array("topk_weights", topk_weights, "f", "T", "K")
     expert = integers("expert", pairs.expert, *topk_weights.shape)
     position = integers("position", pairs.position, *topk_weights.shape)

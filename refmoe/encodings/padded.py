@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..dispatch import row_tokens, row_weights
-from ..refusals import require
+from ..dispatch import Plan, row_tokens, row_weights
+from ..refusals import require, require_fields
 from .by_token import check_capacity
 from .decoded import check_array, check_same, check_weights, decode_rows, integers, row_experts, row_positions
 
@@ -27,6 +27,7 @@ def to_padded_rows(topk_weights, plan, capacity=None, filler="zeros"):
     topk_weights (T, K), plan, capacity C or None for the largest count; filler "zeros", or "tokens": the lowest tokens
     that are not at the expert, zeros when none are left -> PaddedRows. Raises ValueError for too small a capacity.
     """
+    require_fields("plan", plan, Plan)
     check_weights(topk_weights, plan)
     require(filler in FILLERS, ValueError, "filler", "'zeros' or 'tokens'", repr(filler), "choose one of these")
     shape = len(plan.tokens_per_expert), check_capacity("capacity", capacity, plan)
@@ -46,6 +47,7 @@ def from_padded_rows(encoded, topk_weights, any_order=False):
     Raises ValueError for padding before a row that counts or with a weight, a row of another token than its slot's, a
     weight that is not its slot's and, unless any_order, for an expert's rows out of token order.
     """
+    require_fields("encoded", encoded, PaddedRows)
     check_array("topk_weights", topk_weights, "f", "T", "K")
     slot = integers("row_slot", encoded.row_slot, "E", "C")
     token = integers("row_token", encoded.row_token, *slot.shape)

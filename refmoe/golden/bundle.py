@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from ..config import MoEConfig
+from ..numerics import Numerics
+from ..refusals import require_instance, require_path
 from . import storage
 from .containers import CONTAINERS, FILES
 from .digests import SAMPLE_COUNT, sample_stride, tensor_digest
@@ -38,6 +41,9 @@ def write_bundle(directory, config, num, spec_version, title, tokens, rows, stor
     say: called with the name of each step. Raises ValueError if the directory exists (and not force); whatever fails,
     nothing half done is left.
     """
+    require_path("directory", directory)
+    require_instance("config", config, MoEConfig, "use load_preset or MoEConfig.from_dict")
+    require_instance("num", num, Numerics, "use Numerics()")
     directory, options = Path(directory), options or Options()
     _require_place(directory, force)
     if options.ranks is not None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..config import MoEConfig
 from ..numerics import STORES, Numerics
+from ..refusals import require_path
 from .bundle import MANIFEST, make_manifest, tensor_row
 from .containers import find_container
 from .digests import from_codes, sha256
@@ -75,6 +76,7 @@ def open_bundle(directory, spec_version):
     `reader.entries` has the tensors by their names in the file, `reader.codes(name)` their elements.
     Raises BundleError.
     """
+    require_path("directory", directory)
     directory = Path(directory)
     if not directory.is_dir():
         raise BundleError(directory, "", "is not a directory that can be read", code=2)

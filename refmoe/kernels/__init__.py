@@ -11,6 +11,7 @@ from .engine import TIERS as TIERS
 from .engine import CEngine
 
 REMEDY = "install a C compiler and Python's headers, and install refmoe again; REFMOE_REQUIRE_C=1 shows what fails"
+MOST_THREADS = 1024
 KNOWN = ("portable", "neon", "avx2", "avx512")  # slowest first on each processor, as in csrc/kernel_table.c
 
 
@@ -85,6 +86,7 @@ def _choose_threads(threads):
         count = asked.__index__() if hasattr(asked, "__index__") else int(asked) if threads is None else 0
     except (ValueError, AttributeError):
         count = 0
-    if not 1 <= count < 2**31:
-        raise ValueError(f"{source}: expected a positive count, got {asked!r}; give 1 or more")
+    if not 1 <= count <= MOST_THREADS:
+        fix = "give 1 or more" if count < 1 else f"give at most {MOST_THREADS}"
+        raise ValueError(f"{source}: expected a positive count, got {asked!r}; {fix}")
     return count

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import selection
-from ..refusals import is_finite_number, require
+from ..numerics import Numerics
+from ..refusals import is_finite_number, require, require_instance
 
 
 def update_selection_bias(selection_bias, assigned_per_expert, rate, num):
@@ -71,6 +72,7 @@ def update_by_share(selection_bias, assigned_per_expert, rate, expected, config,
 
 def _check_step(selection_bias, assigned_per_expert, num, **numbers):
     """A bias for each expert, a count for each, and the numbers that say how far to go."""
+    require_instance("num", num, Numerics, "use Numerics()")
     num.check_stored("selection_bias", selection_bias, (np.size(selection_bias),))
     n, name, fix = np.asarray(assigned_per_expert), "assigned_per_expert", "pass record.plan.assigned_per_expert"
     require(n.dtype.kind in "iu", TypeError, name, "integers", n.dtype, fix)

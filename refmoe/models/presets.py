@@ -49,7 +49,8 @@ def preset_info(name):
     """
     known = names()
     wanted = f"one of the {len(known)} that `refmoe presets` lists"
-    require(name in known, ValueError, "preset", wanted, f"{name!r:.80}", _suggestion(name, known))
+    ok = isinstance(name, str) and name in known
+    require(ok, ValueError, "preset", wanted, f"{name!r:.80}", _suggestion(name, known))
     path = presets_folder() / f"{name}.json"
     info = load_json(path)
     ok = isinstance(info, dict) and set(info) == _KEYS and info["name"] == name

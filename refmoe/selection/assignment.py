@@ -12,6 +12,8 @@ def check_assignment(logits, topk_indices, prices, num):
 
     logits (T, E), topk_indices (T, 1), prices (E,) float64. Raises ValueError for another assignment.
     """
+    _require_table("logits", logits)
+    _require_table("topk_indices", topk_indices)
     (T, E), chosen = logits.shape, topk_indices[:, 0]
     counts = np.bincount(chosen[chosen >= 0], minlength=E)
     wanted, fix = f"{T} tokens shared out evenly among {E} experts", "balance them, or leave out given.assignment_duals"
@@ -27,6 +29,8 @@ def is_unique_assignment(logits, topk_indices, prices):
 
     logits (T, E), topk_indices (T, 1), prices (E,) of an accepted assignment -> bool. Spec 1.10
     """
+    _require_table("logits", logits)
+    _require_table("topk_indices", topk_indices)
     v, arrows = [Fraction(price) for price in prices.tolist()], set()
     for row, (own,) in zip(logits.tolist(), topk_indices.tolist(), strict=True):
         best = Fraction(row[own]) - v[own]
@@ -35,6 +39,15 @@ def is_unique_assignment(logits, topk_indices, prices):
     for _ in v:
         left = {a for a in left if any((a, b) in arrows for b in left)}
     return not left
+
+
+def _require_table(name, table):
+    """A NumPy array of two axes with at least one column."""
+    ok = isinstance(table, np.ndarray) and table.dtype.kind in "fi"
+    got = table.dtype if isinstance(table, np.ndarray) else type(table).__name__
+    require(ok, TypeError, name, "a NumPy array of numbers", got, "convert it with numpy.asarray")
+    ok = table.ndim == 2 and table.shape[1] > 0
+    require(ok, ValueError, name, "two axes and a column", f"shape {table.shape}", "check its axes")
 
 
 def _advantage(logits, chosen, prices, num):
@@ -51,9 +64,12 @@ def solve_assignment(logits):
 
     logits (T, E), E a divisor of T -> topk_indices (T, 1) int64, prices (E,) float64. Needs SciPy.
     """
+    _require_table("logits", logits)
     from scipy.optimize import linear_sum_assignment
 
     T, E = logits.shape
+    finite = bool(np.isfinite(logits).all())
+    require(finite, ValueError, "logits", "finite numbers", "others", "look for NaN and overflow")
     require(T % E == 0, ValueError, "logits", f"a multiple of {E} tokens", T, "pad the batch")
     columns = np.repeat(logits.astype(np.float64), T // E, axis=1)
     chosen = linear_sum_assignment(columns, maximize=True)[1] // max(T // E, 1)

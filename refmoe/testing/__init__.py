@@ -20,6 +20,7 @@ from ..compare.report import place, text_report
 from ..compare.verdicts import PASSED, SUSPICIOUS
 from ..golden.bundle import MANIFEST
 from ..golden.verify import open_case
+from ..refusals import require_path
 from .arrays import read_array
 from .vectors import Case, bugs, cases, find_case, judge_vector, results
 
@@ -35,6 +36,8 @@ def assert_conforms(case, got, accumulator=None, rigorous=False):
     rigorous: accept what is only suspicious.
     Raises ValueError or TypeError for names, shapes or types that do not fit.
     """
+    if not isinstance(case, Case):
+        require_path("case", case)
     if not isinstance(case, Case) and (Path(case) / MANIFEST).is_file():
         _assert_bundle(Path(case), got, accumulator or "f32", rigorous)
         return

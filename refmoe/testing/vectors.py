@@ -69,7 +69,9 @@ def find_case(case_id):
     chapter = str(case_id).partition("/")[0]
     found = [c for c in (_of_chapter(chapter) if chapter in CHAPTERS else []) if c.id == str(case_id)]
     if not found:
-        raise ValueError(f"case: expected CHAPTER/NUMBER of a vector or the directory of a bundle, got {case_id!r}")
+        wanted = "CHAPTER/NUMBER of a vector or the directory of a bundle"
+        fix = "refmoe.testing.cases lists the vectors"
+        raise ValueError(f"case: expected {wanted}, got {case_id!r:.80}; {fix}")
     return found[0]
 
 

@@ -5,6 +5,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+from ...refusals import require, require_path
 from .. import raw
 from ..errors import BundleError
 from ..verify import open_bundle, open_case
@@ -45,9 +46,13 @@ def export_bundle(bundle, form, out, spec_version):
     Raises BundleError for a bundle that is not one, ValueError for a place that is taken, or a case that the form
     cannot say.
     """
+    require_path("bundle", bundle)
+    require_path("OUT", out)
     out = Path(out)
     if out.exists():
         raise ValueError(f"OUT: expected a directory that does not exist, {out} does; choose another")
+    ok = isinstance(form, str) and form in EXPORTS
+    require(ok, ValueError, "form", f"one of {', '.join(EXPORTS)}", f"{form!r:.80}", "choose one of these")
     with open_bundle(bundle, spec_version) as (manifest, reader), open_case(bundle, spec_version) as (_, config, *case):
         tensors = whole_tensors(manifest, reader, *case)
         with _aside(out) as partial:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ...config import MoEConfig
 from ...recipes import INTEGER_PARAMS, MoEParams, assemble_params, name_params, parameter_shapes
+from ...refusals import require_path
 from .places import carrier, expert_bias, expert_weights, identifiers, tensor_names
 from .settings import find_family, layer_config
 from .shards import open_shards
@@ -36,6 +37,7 @@ def read_layer(directory, layer):
     float32 carriers. Only the files that hold the layer are opened. Layers are numbered from 0, as in the tensors'
     names; an encoder-decoder's decoder counts on after its encoder. Raises ValueError, which lists what was looked for.
     """
+    require_path("directory", directory)
     directory = Path(directory)
     if type(layer) is not int or layer < 0:
         raise ValueError(f"layer: expected a whole number from 0 on, got {layer!r}; see the tensors' names")
