@@ -151,11 +151,12 @@ static int is_turned_ahead(const struct plan *n, const struct run *r)
 }
 
 /* The share of tile number `tile` of turning the panel of run `next` during `words` words. */
-static struct turned share_of(const struct plan *n, const struct run *next, int tile, int64_t words)
+static struct turned share_of(const struct plan *n, const struct run *next, const struct run *soon, int tile,
+                              int64_t words)
 {
     int64_t lines = next->length * item_of(next->o->b_format) / CACHE_LINE, parts = lines * PARTS_OF_LINE;
     int64_t first = parts * tile / n->tiles, last = parts * (tile + 1) / n->tiles;
-    return (struct turned){factor_at(next, next->col), panel_of(n, next, 0), n->s->pair_staged,
+    return (struct turned){factor_at(next, next->col), factor_at(soon, soon->col), panel_of(n, next, 0), n->s->pair_staged,
                            next->o->b_col * item_of(next->o->b_format), lines, first, last,
                            higher(words / higher(last - first, 1), 1)};
 }
@@ -221,7 +222,7 @@ static void multiply_run(const struct plan *n, const struct run *r, struct run *
     next->made = is_turned_ahead(n, next), next->safe = 1;
     for (int c = 0; c < panels_of(n, r); c++)
         for (int i = 0; i < n->tiles; i++) {
-            struct turned turned = share_of(n, next, i, run.words);
+            struct turned turned = share_of(n, next, &soon, i, run.words);
             run.turned = next->made ? &turned : NULL;
             look_ahead(n, next->made ? &soon : next, c * n->tiles + i, &run);
             next->safe &= multiply(n, r, i, c, &run);

@@ -17,11 +17,12 @@ enum { UNSAFE_BELOW = (127 - 55) << 7, PAIR_ROWS = 12, PAIR_COLS = 32, PARTS_OF_
      to      (rows, PAIR_COLS), rows to_row elements apart
      ends    REFMOE_FLOAT32 or REFMOE_BF16: bias[j] is added (unless NULL), the sum rounded to the format, and NaN
              canonical; negative: nothing of that. past: stores pass by the caches where they can
-   Meanwhile it fetches what comes next: a line a step, `lines` of each row from `fetch` on, `step` bytes apart; and turns
+   Meanwhile it fetches what comes next, a line a step, `lines` of each row from `fetch` on, `step` bytes apart; or it turns
    some parts of the next panel between its sums, which leave it room: a part is four of the words of a line of 16 rows,
    and a line of four rows that is staged for those that follow. */
 struct turned {
     const char *codes; /* PAIR_COLS rows, whole lines of them, `step` bytes apart */
+    const char *soon;  /* as many lines, one after the other, which are fetched meanwhile: four with each part */
     uint32_t *to, *staged; /* STAGED_WORDS */
     int64_t step, lines, first, last, steps; /* the parts, one each so many steps */
 };

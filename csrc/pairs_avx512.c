@@ -230,6 +230,8 @@ INLINE void turn_part(const struct turned *turned, int64_t part, struct seen *se
     int64_t line = part / PARTS_OF_LINE, row = part % PARTS_OF_LINE * 4, fours = part % 4 * 4, half = part / 4 % 2 * LANES;
     uint32_t *here = turned->staged + line % 2 * STAGED, *there = turned->staged + (line + 1) % 2 * STAGED;
     const char *next = turned->codes + (line + 1) * CACHE_LINE;
+    EACH_INDEX for (int i = 0; i < 4; i++)
+        __builtin_prefetch(turned->soon + (part * 4 + i) * CACHE_LINE, 0, 3);
     if (part == 0)
         for (int i = 0; i < PAIR_COLS; i += 4)
             stage_four(turned->codes + i * turned->step, turned->step, here + i * WORDS, seen);
@@ -238,11 +240,11 @@ INLINE void turn_part(const struct turned *turned, int64_t part, struct seen *se
     turn_fours(here + half * WORDS + fours, PAIR_COLS, turned->to + (line * WORDS + fours) * PAIR_COLS + half);
 }
 
-INLINE int multiply_rows(const int rows, const struct pair_run *run)
+INLINE int multiply_rows(const int rows, const int turning, const struct pair_run *run)
 {
     struct seen seen = nothing_yet();
     const struct turned *turned = run->turned;
-    int64_t part = turned ? turned->first : 0, steps = turned ? turned->steps : INT64_MAX, wait = steps;
+    int64_t part = turning ? turned->first : 0, steps = turning ? turned->steps : 0, wait = steps;
     const uint32_t *left = run->left, *right = run->right;
     __m512 sum[PAIR_ROWS][2];
     EACH_INDEX for (int i = 0; i < rows; i++)
@@ -253,8 +255,9 @@ INLINE int multiply_rows(const int rows, const struct pair_run *run)
         const int64_t end = t + run->lines < run->words ? t + run->lines : run->words;
         for (; t < end; t++, line += CACHE_LINE, left += PAIR_ROWS, right += PAIR_COLS) {
             __m512bh x[2];
-            __builtin_prefetch(line, 0, 3);
-            if (--wait == 0) {
+            if (!turning)
+                __builtin_prefetch(line, 0, 3);
+            if (turning && --wait == 0) {
                 wait = steps;
                 if (part < turned->last)
                     turn_part(turned, part++, &seen);
@@ -276,14 +279,14 @@ INLINE int multiply_rows(const int rows, const struct pair_run *run)
         EACH_INDEX for (int i = 0; i < rows; i++)
             EACH_INDEX for (int v = 0; v < 2; v++)
                 _mm512_storeu_ps(run->to + i * run->to_row + v * LANES, sum[i][v]);
-    for (; turned && part < turned->last; part++)
+    for (; turning && part < turned->last; part++)
         turn_part(turned, part, &seen);
     return is_safe(&seen);
 }
 
 #define CASE(count)                                                                                                   \
     case count:                                                                                                       \
-        return multiply_rows(count, run);
+        return run->turned ? multiply_rows(count, 1, run) : multiply_rows(count, 0, run);
 
 static TARGET int multiply(int rows, const struct pair_run *run)
 {
