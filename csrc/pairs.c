@@ -94,7 +94,7 @@ static int hold_rows(const struct plan *n)
 
 static int panels_of(const struct plan *n, const struct run *r)
 {
-    return (int)lower(panels_at_once(n->p), (n->u->cols - r->col + PAIR_COLS - 1) / PAIR_COLS);
+    return (int)higher(lower(panels_at_once(n->p), (n->u->cols - r->col + PAIR_COLS - 1) / PAIR_COLS), 1);
 }
 
 static int is_last(const struct plan *n, const struct run *r) { return r->before + words_of(r->length) == n->words; }
@@ -144,10 +144,27 @@ static int make_panels(const struct plan *n, const struct run *r)
     return safe;
 }
 
+/* Columns of weights that follow one another from the unit's first on: its own, or those of all later units, too. */
+static int64_t columns_ahead(const struct plan *n)
+{
+    const struct operand *o = n->u->pair;
+    return n->p->cols % PAIR_COLS ? n->u->cols : (n->p->experts - o->expert) * n->p->cols - o->first;
+}
+
 /* Whether a panel is turned while the run before it is summed: one of whole lines of whole vectors. */
 static int is_turned_ahead(const struct plan *n, const struct run *r)
 {
-    return is_along(n->p) && r->col + PAIR_COLS <= n->u->cols && r->length % (CACHE_LINE / 2) == 0;
+    return is_along(n->p) && r->col + PAIR_COLS <= columns_ahead(n) && r->length % (CACHE_LINE / 2) == 0;
+}
+
+/* The unit's first run; its panel is made already if the unit before it ended where this one begins. */
+static struct run first_run(const struct plan *n)
+{
+    struct run r = begin_at(n, n->u->pair, 0, 0, 0);
+    if (n->s->pair_next == factor_at(&r, 0))
+        r.made = 1, r.half = n->s->pair_next_half, r.safe = n->s->pair_next_safe;
+    n->s->pair_next = NULL;
+    return r;
 }
 
 /* The share of tile number `tile` of turning the panel of run `next` during `words` words. */
@@ -240,7 +257,8 @@ int64_t refmoe_compute_pairs(const struct product *p, const struct unit *u, stru
     n.size = (int)((u->rows + n.tiles - 1) / n.tiles);
     if (!hold_rows(&n))
         return 0;
-    for (struct run r = begin_at(&n, u->pair, 0, 0, 0), next; r.col < u->cols; r = next) {
+    struct run r = first_run(&n);
+    for (struct run next; r.col < u->cols; r = next) {
         if (!(r.made ? r.safe : make_panels(&n, &r))) {
             s->pair_safe = 0;
             return r.col;
@@ -248,6 +266,8 @@ int64_t refmoe_compute_pairs(const struct product *p, const struct unit *u, stru
         next = after(&n, &r);
         multiply_run(&n, &r, &next);
     }
+    if (r.made)
+        s->pair_next = factor_at(&r, r.col), s->pair_next_half = r.half, s->pair_next_safe = r.safe;
     if (p->sum_rows && p->kernel->pass_by)
         p->kernel->pass_by();
     return u->cols;

@@ -95,6 +95,8 @@ struct scratch {
     const char *pair_held;      /* the rows that pair_rows holds, how many, and whether they, and what they met, are safe */
     int64_t pair_count;
     int pair_safe;
+    const char *pair_next;      /* weights of which the next panel is made, where it is, and whether they are safe; or NULL */
+    int pair_next_half, pair_next_safe;
     refmoe_report report;
 };
 

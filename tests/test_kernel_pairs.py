@@ -61,6 +61,20 @@ def test_pairs_end_with_the_panel_before_an_unsafe_weight(kernel, length):
     assert paired(kernel, x, w, offsets) == 0
 
 
+@each_kernel
+def test_the_first_panel_of_a_unit_is_turned_with_the_one_before_it(kernel):
+    """Across experts, of which one has no rows and another so few that they are computed otherwise."""
+    rng, offsets = np.random.default_rng(4), np.array([0, 12, 12, 21, 24, 44])
+    x, w = middle_codes(rng, (44, 96), "bf16"), middle_codes(rng, (5, 64, 96), "bf16")
+    every = kernel == "avx512" and HAS_DOT
+    for expert, lost in ((0, 12), (1, 0), (2, 9), (3, 0), (4, 20)):
+        for output, k in ((0, 0), (17, 95), (31, 64)):
+            unsafe = w.copy()
+            unsafe[expert, output, k] = 0x0001
+            assert paired(kernel, x, unsafe, offsets) == (41 - lost) * 64 * every
+    assert paired(kernel, x, np.where(w == w[2, 5, 5], 0, w).astype(np.uint16), offsets) == 41 * 64 * every
+
+
 # ---- the way back: portable C, which has no such instruction, is what it is held against ----
 
 FORMS = ("bf16", "float32")
