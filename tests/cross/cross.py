@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +39,7 @@ class Target(NamedTuple):
 
 TARGETS = {
     "native": Target("gcc", ("-fopenmp", "-pthread"), refused=(BIG_ENDIAN, ("-ffast-math",))),
-    "sanitized": Target("gcc", ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"), refused=()),
+    "sanitized": Target("gcc", ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"), refused=()),
     "aarch64": Target(
         "aarch64-linux-gnu-gcc", ("-fopenmp", "-pthread", "-static"), ("qemu-aarch64-static",),
         packages=("gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross", "qemu-user-static")),
@@ -46,7 +47,9 @@ TARGETS = {
         "arm-linux-gnueabihf-gcc", ("-fopenmp", "-pthread", "-static"), ("qemu-arm-static",),
         packages=("gcc-arm-linux-gnueabihf", "libc6-dev-armhf-cross", "qemu-user-static")),
 }  # fmt: skip
-DRIVERS = ("replay", "refuse", "sums", "written")  # of the C files beside this one
+DRIVERS = ("replay", "refuse", "sums", "written", "formulas")  # of the C files beside this one
+OPERANDS = ("sums", "written", "formulas")  # drivers with a file of their own, by the Python files beside them
+CORES = threading.Semaphore(os.cpu_count() or 1)  # one process of any target on each
 
 
 def missing(target):
@@ -61,7 +64,8 @@ def compiler(target, *more):
 
 def build(target, folder):
     """The drivers of a target, each linked with the kernels."""
-    must([compiler(target, "-c", ROOT / "csrc" / name) for name in SOURCES], folder)
+    longest_first = sorted(SOURCES, key=lambda name: "avx" not in name)
+    must([compiler(target, "-c", ROOT / "csrc" / name) for name in longest_first], folder)
     objects = [Path(name).with_suffix(".o") for name in SOURCES]
     linked = "-Wl,--wrap=aligned_alloc", "-o"
     must([[*compiler(target, HERE / f"{driver}.c", *objects), *linked, driver] for driver in DRIVERS], folder)
@@ -72,7 +76,8 @@ def must(commands, folder):
     """All of them at once, a core each."""
 
     def one(command):
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        with CORES:
+            return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for command, done in zip(commands, pool.map(one, commands), strict=True):
@@ -81,14 +86,14 @@ def must(commands, folder):
 
 
 def assert_refused(target, folder):
-    """Under the target's refused flags the compiler must stop at an #error of csrc/."""
+    """Under the target's refused flags the compiler must stop at an #error of csrc/. Yields what it said."""
     for flags in target.refused:
         command = compiler(target, "-fsyntax-only", *flags, ROOT / "csrc" / "tile_portable.c")
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode == 0 or "#error" not in done.stderr:
             raise SystemExit(f"cross: {' '.join(command)} was to be refused by an #error\n{done.stderr}")
         reason = next(line for line in done.stderr.splitlines() if "#error" in line).partition("#error ")[2]
-        print(f"ok   {' '.join(flags)} is refused: {reason}", flush=True)
+        yield f"ok   {' '.join(flags)} is refused: {reason}"
 
 
 def assert_tiles_are_listed(command):
@@ -101,17 +106,28 @@ def assert_tiles_are_listed(command):
 
 
 def run(name, target, replay, folder):
-    """Build and run a target's drivers; the first failure ends everything with its status."""
-    print(f"--- {name}", flush=True)
+    """Build and run a target's drivers; a failure ends the target with its status. -> what they said"""
     folder.mkdir(parents=True, exist_ok=True)
-    assert_refused(target, folder)
+    said = [f"--- {name}", *assert_refused(target, folder)]
     drivers = build(target, folder)
     assert_tiles_are_listed([*target.emulator, drivers[0]])
-    files = [replay], [], [replay.with_suffix(".sums")], [replay.with_suffix(".written")]
-    for driver, arguments in zip(drivers, files, strict=True):
-        done = subprocess.run([*target.emulator, driver, *arguments], check=False)
+    files = {"replay": [replay], **{suffix: [replay.with_suffix(f".{suffix}")] for suffix in OPERANDS}}
+    for driver in drivers:
+        command = [*target.emulator, driver, *files.get(driver.name, [])]
+        with CORES:
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        said.append(done.stdout.rstrip())
         if done.returncode:
-            raise SystemExit(f"cross: {driver.name} on {name} ended with status {done.returncode}")
+            what = "\n".join(said)
+            raise SystemExit(f"{what}\ncross: {driver.name} on {name} ended with status {done.returncode}")
+    return "\n".join(said)
+
+
+def run_all(names, replay, folder):
+    """All targets side by side, so that no core waits for the emulator or the longest file of another."""
+    with ThreadPoolExecutor(len(names)) as pool:
+        for made in [pool.submit(run, name, TARGETS[name], replay, folder / name) for name in names]:
+            print(made.result(), flush=True)
 
 
 def choose(names, able):
@@ -142,10 +158,9 @@ def main():
     replay = given.folder / "kernels.replay"
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     subprocess.run([sys.executable, HERE / "replay.py", replay, *["--slice"] * given.slice], check=True)
-    for name in ("sums", "written"):
+    for name in OPERANDS:
         subprocess.run([sys.executable, HERE / f"{name}.py", replay.with_suffix(f".{name}")], check=True)
-    for name in names:
-        run(name, TARGETS[name], replay, given.folder / name)
+    run_all(names, replay, given.folder)
     print(f"cross: every bit alike on {', '.join(names)}" + f"; NOT run: {'; '.join(left)}" * bool(left))
 
 
