@@ -8,6 +8,7 @@
 
 #include <immintrin.h>
 
+#include "environment.h"
 #include "tile.h"
 
 #define TARGET __attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw,avx512bf16")))
@@ -336,7 +337,16 @@ static TARGET int is_chained(void)
     return alike;
 }
 
-static int runs_here(void) { return __builtin_cpu_supports("avx512bf16") && is_chained(); }
+/* Asked before the threads begin: in the caller's floating-point mode, which must not decide. */
+static int runs_here(void)
+{
+    if (!__builtin_cpu_supports("avx512bf16"))
+        return 0;
+    environment found = enter_environment();
+    int alike = is_chained();
+    leave_environment(found);
+    return alike;
+}
 
 const struct pairs refmoe_pairs_avx512 = {runs_here, multiply, along, across};
 
