@@ -73,7 +73,7 @@ static inline void multiply(const struct kernel *kernel, int rows, int64_t lengt
     float sum[MAX_TILE_ROWS * MAX_TILE_COLS] __attribute__((aligned(64)));
     if (tile->whole) {
         struct whole whole = {.a = left, .b = panel, .length = length, .ldb = tile->cols, .out_row = tile->cols,
-                              .out = made, .format = REFMOE_FLOAT32};
+                              .out = made, .panels = 1, .format = REFMOE_FLOAT32};
         tile->whole(rows, &whole, NULL);
         return;
     }

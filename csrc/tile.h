@@ -41,14 +41,15 @@ typedef void tile_function(int rows, int64_t length, const void *a, const void *
 
 /* A whole tile from start to end, without what lies between in memory: the product from +0, rounded to the format and
    canonical, stored to out[i * out_row + j]; with `past` stores pass by the caches where they can. In the exact profile
-   the rounding test decides as test_function says, and `value` receives the sums if any output is undecided. */
+   the rounding test decides as test_function says, and `value` receives the sums if any output is undecided.
+   Of a chain as many tiles side by side as there are `panels`, `apart` bytes from one b to the next; of others one. */
 struct whole {
     const void *a, *b;
-    int64_t length, ldb, out_row;
+    int64_t length, ldb, apart, out_row;
     const double *row_bound, *col_norm;
     float *out;
     double *value;
-    int past, format;
+    int panels, past, format;
 };
 typedef void whole_function(int rows, const struct whole *whole, uint32_t *undecided);
 

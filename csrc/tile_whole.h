@@ -48,38 +48,38 @@ INLINE void put_lanes(float *out, vf x, int past)
 }
 
 /* Sums that are their own ends; the compiler keeps them in registers as long as it sees every index. */
-INLINE void put_rows(const int rows, const struct whole *w, vf sum[ROWS][2])
+INLINE void put_rows(const int rows, const struct whole *w, float *out, vf sum[ROWS][2])
 {
 #if defined(PASS)
-    if (w->past && ((uintptr_t)w->out | (uintptr_t)(w->out_row * (int64_t)sizeof(float))) % sizeof(vf) == 0) {
+    if (w->past && ((uintptr_t)out | (uintptr_t)(w->out_row * (int64_t)sizeof(float))) % sizeof(vf) == 0) {
         EACH_INDEX for (int i = 0; i < rows; i++)
         {
-            PASS(w->out + i * w->out_row, sum[i][0]);
-            PASS(w->out + i * w->out_row + 2 * LANES, sum[i][1]);
+            PASS(out + i * w->out_row, sum[i][0]);
+            PASS(out + i * w->out_row + 2 * LANES, sum[i][1]);
         }
         return;
     }
 #endif
     EACH_INDEX for (int i = 0; i < rows; i++)
     {
-        put_lanes(w->out + i * w->out_row, sum[i][0], w->past);
-        put_lanes(w->out + i * w->out_row + 2 * LANES, sum[i][1], w->past);
+        put_lanes(out + i * w->out_row, sum[i][0], w->past);
+        put_lanes(out + i * w->out_row + 2 * LANES, sum[i][1], w->past);
     }
 }
 
-INLINE void end_rows(const int rows, const struct whole *w, vf sum[ROWS][2])
+INLINE void end_rows(const int rows, const struct whole *w, float *out, vf sum[ROWS][2])
 {
     vf room[ROWS][2];
     EACH_INDEX for (int i = 0; i < rows; i++)
         room[i][0] = sum[i][0], room[i][1] = sum[i][1];
     for (int i = 0; i < rows; i++)
         for (int v = 0; v < 2; v++)
-            put_lanes(w->out + i * w->out_row + 2 * LANES * v, ended_lanes(room[i][v], w->format), w->past);
+            put_lanes(out + i * w->out_row + 2 * LANES * v, ended_lanes(room[i][v], w->format), w->past);
 }
 
-INLINE void whole_rows_chain(const int rows, const struct whole *w)
+INLINE void whole_rows_chain(const int rows, const struct whole *w, const float *b, float *out)
 {
-    const float *a = w->a, *b = w->b;
+    const float *a = w->a;
     vf sum[ROWS][2];
     EACH_INDEX for (int i = 0; i < rows; i++)
         sum[i][0] = sum[i][1] = (vf){0};
@@ -93,9 +93,15 @@ INLINE void whole_rows_chain(const int rows, const struct whole *w)
         }
     }
     if (w->format == REFMOE_FLOAT32 && !has_nan(rows, sum))
-        put_rows(rows, w, sum);
+        put_rows(rows, w, out, sum);
     else
-        end_rows(rows, w, sum);
+        end_rows(rows, w, out, sum);
+}
+
+INLINE void whole_panels_chain(const int rows, const struct whole *w)
+{
+    for (int c = 0; c < w->panels; c++)
+        whole_rows_chain(rows, w, (const float *)((const char *)w->b + c * w->apart), w->out + c * 4 * LANES);
 }
 
 INLINE void whole_rows_exact(const int rows, const struct whole *w, uint32_t *undecided)
@@ -146,7 +152,7 @@ INLINE void whole_rows_exact(const int rows, const struct whole *w, uint32_t *un
 static TARGET void whole_chain(int rows, const struct whole *w, uint32_t *undecided)
 {
     (void)undecided;
-    WHOLE_ROWS(whole_rows_chain(r, w))
+    WHOLE_ROWS(whole_panels_chain(r, w))
 }
 
 static TARGET void whole_exact(int rows, const struct whole *w, uint32_t *undecided)

@@ -197,17 +197,20 @@ static int is_past_caches(const struct product *p)
     return p->experts * p->rows * p->cols > PAST_BYTES / (int64_t)sizeof(float);
 }
 
-static void compute_whole(const struct product *p, const struct unit *u, struct scratch *s, const struct panel *panel,
-                          const void *a, int slot, struct block *t)
+/* Of a chain all `count` panels that are whole, of others the first; returns how many. */
+static int compute_whole(const struct product *p, const struct unit *u, struct scratch *s, const struct panel *panel,
+                         int count, const void *a, int slot, struct block *t)
 {
     uint32_t open[MAX_TILE_ROWS] = {0};
+    int panels = p->profile == REFMOE_CHAIN ? count - (panel[count - 1].cols < p->tile->cols) : 1;
     struct whole whole = {.a = a, .b = panel->b[0], .length = u->pair[0].length, .ldb = panel->ldb[0],
+                          .panels = panels, .apart = panels > 1 ? panel[1].b[0] - panel[0].b[0] : 0,
                           .out = (float *)u->out + t->row * u->out_row + t->col, .out_row = u->out_row,
                           .row_bound = s->row_bound + t->row, .col_norm = s->col_norm + slot, .value = t->value,
                           .past = is_past_caches(p), .format = p->format};
     p->tile->whole(t->rows, &whole, open);
     if (p->profile != REFMOE_EXACT)
-        return;
+        return panels;
     s->report.rounding_test += t->rows * t->width;
     for (int i = 0; i < t->rows; i++)
         for (; open[i]; open[i] &= open[i] - 1, s->report.rounding_test--) {
@@ -215,18 +218,18 @@ static void compute_whole(const struct product *p, const struct unit *u, struct 
             whole.out[i * u->out_row + j] = refmoe_resolve_output(p, u, s, t->row + i, t->col + j,
                                                                   t->value[i * t->width + j], slot + j);
         }
+    return panels;
 }
 
-static void compute_tile(const struct product *p, const struct unit *u, struct scratch *s, const struct panel *panel,
-                         int64_t row, int slot, struct block *t)
+/* The first of `count` panels, or some that are computed together; returns how many. */
+static int compute_tiles(const struct product *p, const struct unit *u, struct scratch *s, const struct panel *panel,
+                         int count, int64_t row, int slot, struct block *t)
 {
     const char *a = (const char *)s->packed_rows + row * total_length(p, u) * packed_item(p);
     t->row = row, t->col = panel->first;
     t->rows = (int)lower(p->tile->rows, u->rows - row), t->cols = panel->cols, t->width = p->tile->cols;
-    if (is_whole(p, u, panel)) {
-        compute_whole(p, u, s, panel, a, slot, t);
-        return;
-    }
+    if (is_whole(p, u, panel))
+        return compute_whole(p, u, s, panel, count, a, slot, t);
     start(p, u, t);
     for (int q = 0; q < p->pairs; q++) {
         p->tile->multiply(t->rows, u->pair[q].length, a, panel->b[q], panel->ldb[q], t->value);
@@ -239,6 +242,7 @@ static void compute_tile(const struct product *p, const struct unit *u, struct s
     else
         finish_unfused(u, t);
     store(p, u, t);
+    return 1;
 }
 
 /* ---- the unit ---- */
@@ -270,8 +274,8 @@ void refmoe_compute_unit(const struct product *p, const struct unit *u, struct s
         for (int j = 0; j < count * width; j++)
             s->col_grid[j].known = 0;
         for (int64_t row = 0; row < u->rows; row += p->tile->rows)
-            for (int c = 0; c < count; c++)
-                compute_tile(p, u, s, &panel[c], row, c * width, &tile);
+            for (int c = 0; c < count;)
+                c += compute_tiles(p, u, s, &panel[c], count - c, row, c * width, &tile);
     }
     if (p->kernel->pass_by)
         p->kernel->pass_by();
