@@ -56,7 +56,9 @@ static int is_proven(const refmoe_activation *act)
 {
     double offset = magnitude(act->offset);
     int limited = is_finite(act->limit);
-    if (act->name < REFMOE_SILU || act->name > REFMOE_SOFTCAP || !caps_are_proven(act) || !is_between(0, magnitude(act->alpha), 0x1p100))
+    if (act->name < REFMOE_SILU || act->name > REFMOE_SOFTCAP || !caps_are_proven(act))
+        return 0;
+    if (!is_between(0, magnitude(act->alpha), 0x1p100))
         return 0;
     if (!is_between(0x1p-40, act->limit, limited ? 0x1p100 : act->limit))
         return 0;

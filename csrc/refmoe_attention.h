@@ -21,12 +21,7 @@
 
 #include "refmoe_formulas.h"
 
-#if defined(__cplusplus)
-extern "C" {
-#endif
-#if defined(REFMOE_EXPORT)
-#pragma GCC visibility push(default)
-#endif
+REFMOE_BEGIN
 
 /* cffi: begin */
 
@@ -49,11 +44,6 @@ int refmoe_attention_backward(const refmoe_how *how, const refmoe_heads *heads, 
 
 /* cffi: end */
 
-#if defined(REFMOE_EXPORT)
-#pragma GCC visibility pop
-#endif
-#if defined(__cplusplus)
-}
-#endif
+REFMOE_END
 
 #endif

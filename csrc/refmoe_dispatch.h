@@ -13,12 +13,7 @@
 
 #include "refmoe_kernels.h"
 
-#if defined(__cplusplus)
-extern "C" {
-#endif
-#if defined(REFMOE_EXPORT)
-#pragma GCC visibility push(default)
-#endif
+REFMOE_BEGIN
 
 /* cffi: begin */
 
@@ -45,11 +40,6 @@ int64_t refmoe_first_nonfinite(int64_t n, const float *a);
 
 /* cffi: end */
 
-#if defined(REFMOE_EXPORT)
-#pragma GCC visibility pop
-#endif
-#if defined(__cplusplus)
-}
-#endif
+REFMOE_END
 
 #endif

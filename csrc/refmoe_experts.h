@@ -25,12 +25,7 @@
 
 #include "refmoe_formulas.h"
 
-#if defined(__cplusplus)
-extern "C" {
-#endif
-#if defined(REFMOE_EXPORT)
-#pragma GCC visibility push(default)
-#endif
+REFMOE_BEGIN
 
 /* cffi: begin */
 
@@ -51,11 +46,6 @@ int refmoe_feed_forward_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t
 
 /* cffi: end */
 
-#if defined(REFMOE_EXPORT)
-#pragma GCC visibility pop
-#endif
-#if defined(__cplusplus)
-}
-#endif
+REFMOE_END
 
 #endif

@@ -39,12 +39,7 @@
 
 #include "refmoe_kernels.h"
 
-#if defined(__cplusplus)
-extern "C" {
-#endif
-#if defined(REFMOE_EXPORT)
-#pragma GCC visibility push(default)
-#endif
+REFMOE_BEGIN
 
 /* cffi: begin */
 
@@ -95,11 +90,6 @@ int refmoe_log_sum_exp(const refmoe_how *how, int64_t n, int64_t m, const float 
 
 /* cffi: end */
 
-#if defined(REFMOE_EXPORT)
-#pragma GCC visibility pop
-#endif
-#if defined(__cplusplus)
-}
-#endif
+REFMOE_END
 
 #endif

@@ -64,12 +64,24 @@
 
 #include <stdint.h>
 
+/* What a manual declares stands between REFMOE_BEGIN and REFMOE_END: under C's names in C++ too, and visible while the
+   shared library is made (REFMOE_EXPORT): these names leave it, and no others. */
 #if defined(__cplusplus)
-extern "C" {
+#define REFMOE_C_NAMES extern "C" {
+#define REFMOE_C_NAMES_END }
+#else
+#define REFMOE_C_NAMES
+#define REFMOE_C_NAMES_END
 #endif
-#if defined(REFMOE_EXPORT) /* while the shared library is made: these names leave it, and no others */
-#pragma GCC visibility push(default)
+#if defined(REFMOE_EXPORT)
+#define REFMOE_BEGIN REFMOE_C_NAMES _Pragma("GCC visibility push(default)")
+#define REFMOE_END _Pragma("GCC visibility pop") REFMOE_C_NAMES_END
+#else
+#define REFMOE_BEGIN REFMOE_C_NAMES
+#define REFMOE_END REFMOE_C_NAMES_END
 #endif
+
+REFMOE_BEGIN
 
 /* cffi: begin */
 
@@ -190,11 +202,6 @@ int refmoe_openmp(void);
 
 /* cffi: end */
 
-#if defined(REFMOE_EXPORT)
-#pragma GCC visibility pop
-#endif
-#if defined(__cplusplus)
-}
-#endif
+REFMOE_END
 
 #endif

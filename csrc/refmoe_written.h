@@ -18,12 +18,7 @@
 
 #include "refmoe_kernels.h"
 
-#if defined(__cplusplus)
-extern "C" {
-#endif
-#if defined(REFMOE_EXPORT)
-#pragma GCC visibility push(default)
-#endif
+REFMOE_BEGIN
 
 /* cffi: begin */
 
@@ -46,11 +41,6 @@ int refmoe_adamw(const refmoe_how *how, const refmoe_adamw_constants *constants,
 
 /* cffi: end */
 
-#if defined(REFMOE_EXPORT)
-#pragma GCC visibility pop
-#endif
-#if defined(__cplusplus)
-}
-#endif
+REFMOE_END
 
 #endif

@@ -20,7 +20,7 @@ from .recipes import (
     name_params,
     parameter_shapes,
 )
-from .refusals import is_finite_number, require
+from .refusals import is_finite_number, require, require_instance
 
 
 class Given(NamedTuple):
@@ -43,8 +43,8 @@ class Given(NamedTuple):
 
 def check_inputs(x, params, config, num, given, keep):
     """Raises TypeError or ValueError: the argument, what was expected, what came, one fix.   Spec 0.4"""
-    _require_type(isinstance(config, MoEConfig), "config", "a MoEConfig", config, "use load_preset or MoEConfig")
-    _require_type(isinstance(num, Numerics), "num", "a Numerics", num, "make one with refmoe.Numerics(...)")
+    require_instance("config", config, MoEConfig, "use load_preset or MoEConfig")
+    require_instance("num", num, Numerics, "make one with refmoe.Numerics(...)")
     num.check_environment()
     if not isinstance(keep, str) or keep not in ("all", "backward", "y"):
         require(False, ValueError, "keep", "'all', 'backward' or 'y'", repr(keep), "choose one of these")
@@ -53,15 +53,9 @@ def check_inputs(x, params, config, num, given, keep):
         require(is_plain(x), TypeError, "x", wanted, type(x).__name__, fix)
         require(False, ValueError, "x", wanted, f"shape {x.shape}", fix)
     num.check_stored("x", x, (len(x), config.hidden_size))
-    _require_type(isinstance(given, Given), "given", "Given", given, "build it with refmoe.Given(...)")
+    require_instance("given", given, Given, "build it with refmoe.Given(...)", "Given")
     _check_params(params, config, num, () if given.logits is None else _OF_LOGITS)
     _check_given(given, len(x), config, num)
-
-
-def _require_type(condition, argument, expected, value, fix):
-    """Words take longer than what they are about: they are made when they are needed."""
-    if not condition:
-        require(False, TypeError, argument, expected, type(value).__name__, fix)
 
 
 # What a router computes is finite: what makes it must be.
@@ -74,9 +68,8 @@ _OF_LOGITS = ("w_router", "router_bias", "w_noise")
 
 def _check_params(params, config, num, unread):
     fix, shared = "use init_params or assemble_params", getattr(params, "shared", None)
-    _require_type(isinstance(params, MoEParams), "params", "MoEParams", params, fix)
-    ok = shared is None or isinstance(shared, SharedParams)
-    _require_type(ok, "params.shared", "SharedParams or None", shared, fix)
+    require_instance("params", params, MoEParams, fix, "MoEParams")
+    require_instance("params.shared", shared, SharedParams | None, fix, "SharedParams or None")
     named, shapes = name_params(params), parameter_shapes(config)
     for name, (shape, _) in shapes.items():
         array, fix = named.pop(name, None), "the configuration needs it"
@@ -298,8 +291,7 @@ def _record_facts(record, num_tokens, config, num):
 
 
 def _check_d_losses(d_losses, config):
-    got = type(d_losses).__name__
-    require(isinstance(d_losses, Losses), TypeError, "d_losses", "Losses", got, "build it with refmoe.Losses(...)")
+    require_instance("d_losses", d_losses, Losses, "build it with refmoe.Losses(...)", "Losses")
     for name in LOSSES:
         value, has = getattr(d_losses, name), getattr(config.losses, name) is not None
         ok = value is None or (has and is_finite_number(value))
@@ -308,11 +300,10 @@ def _check_d_losses(d_losses, config):
 
 
 def _check_into(into, params, config, num):
-    got = type(into).__name__
-    require(isinstance(into, MoEParams), TypeError, "into", "MoEParams", got, "give arrays, sinks or None by field")
-    ok = params.shared is None or isinstance(into.shared, SharedParams)
-    got, fix = type(into.shared).__name__, "the layer has a shared expert: give a SharedParams, of None if need be"
-    require(ok, TypeError, "into.shared", "SharedParams", got, fix)
+    require_instance("into", into, MoEParams, "give arrays, sinks or None by field", "MoEParams")
+    if params.shared is not None:
+        fix = "the layer has a shared expert: give a SharedParams, of None if need be"
+        require_instance("into.shared", into.shared, SharedParams, fix, "SharedParams")
     shapes = parameter_shapes(config)
     for name, place in name_params(into).items():
         fix = "only parameters of the configuration have gradients"

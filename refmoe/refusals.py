@@ -24,9 +24,10 @@ def require_fields(argument, value, kind):
     require(ok, TypeError, argument, wanted, type(value).__name__, fix)
 
 
-def require_instance(argument, value, kind, fix):
-    """Raises TypeError unless the value is one of the class `kind`.   Spec 0.4"""
-    require(isinstance(value, kind), TypeError, argument, f"a {kind.__name__}", type(value).__name__, fix)
+def require_instance(argument, value, kind, fix, wanted=None):
+    """Raises TypeError unless the value is one of the class `kind`, which `wanted` puts in words.   Spec 0.4"""
+    if not isinstance(value, kind):  # the words take longer than what they are about
+        require(False, TypeError, argument, wanted or f"a {kind.__name__}", type(value).__name__, fix)
 
 
 def require_path(argument, value):

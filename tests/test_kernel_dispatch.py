@@ -9,7 +9,7 @@ from refmoe.kernels.compiled import load_module
 from refmoe.routing import refuse_nonfinite, topk_weights
 from refmoe.routing.weights import _at_slots
 
-FLOAT32 = Numerics(backend="numpy")
+NUMPY = Numerics(backend="numpy")
 
 
 def make_config(**sections):
@@ -56,7 +56,7 @@ def test_what_stands_at_slots_equals_numpy(T, E, K, unused, zeros, some):
     table = np.random.default_rng(2).standard_normal((T, E + zeros)).astype(np.float32)
     kept = (np.arange(T * K).reshape(T, K) % 4 != 0) & (indices >= 0) if some else None
     num = make()
-    got, want = (_at_slots(table, indices, kept, config, which) for which in (num, FLOAT32))
+    got, want = (_at_slots(table, indices, kept, config, which) for which in (num, NUMPY))
     assert num.engine.calls["at_slots", num.engine.kernel] == 1
     for a, b in zip(got, want, strict=True):
         assert (a.dtype, a.tobytes()) == (b.dtype, b.tobytes())
@@ -66,7 +66,7 @@ def test_no_kept_slots_means_all_that_are_used():
     config = make_config(num_experts=7, top_k=3, routing=RoutingConfig(normalize=True))
     indices = slots(9, 7, 3, 0.4)
     z = np.random.default_rng(3).standard_normal((9, 7)).astype(np.float32)
-    for num in (make(), FLOAT32):
+    for num in (make(), NUMPY):
         every, named = (topk_weights(z, z, indices, kept, config, num) for kept in (None, indices >= 0))
         assert every.tobytes() == named.tobytes() and (every[indices < 0] == 0).all()
 

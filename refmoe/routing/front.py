@@ -68,6 +68,11 @@ def _norm_weight_backward(m, d, x, start, eps):
     return m.sum_over_roots(d * x, _square_sum(m, x, eps)) + start
 
 
+def _softcap(a, c):
+    """The activation c tanh(a z / c), without a limit or an offset."""
+    return "softcap", a, None, 0.0, c
+
+
 def bounded_logits(raw_logits, routing, name, num):
     """logits = a raw_logits, or c tanh(a raw_logits / c) with a soft cap c, as the stage `name`.   Spec 1.1
 
@@ -76,7 +81,7 @@ def bounded_logits(raw_logits, routing, name, num):
     a, c = routing.logits_scale, routing.logits_softcap
     if c is None:
         return num.evaluate(name, lambda m, z: z * a, raw_logits)
-    formula = Named("gated", lambda m, z: m.softcap(z * a, c), ("softcap", a, None, 0.0, c))
+    formula = Named("gated", lambda m, z: m.softcap(z * a, c), _softcap(a, c))
     return num.evaluate(name, formula, raw_logits)
 
 
@@ -90,8 +95,7 @@ def bounded_logits_backward(d_logits, raw_logits, routing, num):
         # logits = a raw
         return num.evaluate("d_raw_logits", lambda m, d: d * a, d_logits)
     # logits = c tanh(a raw / c)
-    slope = Named(
-        "gated_backward", lambda m, d, z: d * a * m.softcap_derivative(z * a, c), ("softcap", a, None, 0.0, c))
+    slope = Named("gated_backward", lambda m, d, z: d * a * m.softcap_derivative(z * a, c), _softcap(a, c))
     return num.evaluate("d_raw_logits", slope, d_logits, raw_logits)
 
 
@@ -108,7 +112,7 @@ def noise_std_backward(d_noise_std, noise_logits, num):
 
     d_noise_std (T, E), noise_logits (T, E) -> d_noise_logits (T, E)
     """
-    # noise_std = softplus(noise_logits) + floor
+    # noise_std = softplus(noise_logits) + floor; the slope, sigmoid, times d: what C calls "gated", act(z) times another
     formula = Named("gated", lambda m, z, d: d * m.sigmoid(z), SIGMOID.parameters)
     return num.evaluate("d_noise_logits", formula, noise_logits, d_noise_std)
 

@@ -24,3 +24,20 @@ static void *read_array(FILE *file, int64_t count, size_t item)
         give_up("the file ends within a case");
     return array;
 }
+
+/* Hands the file that the command line names to `next`, which reads a case, checks and forgets it, and returns how many that
+   makes, 0 at the file's end. */
+static int replay_file(int count, char **argument, int (*next)(FILE *file))
+{
+    long cases = 0;
+    FILE *file = count > 1 ? fopen(argument[1], "rb") : NULL;
+    if (!file)
+        give_up("no such file");
+    for (int more = next(file); more; more = next(file))
+        cases += more;
+    fclose(file);
+    if (cases == 0)
+        give_up("the file holds no case");
+    printf("ok   " DRIVER ": %ld cases\n", cases);
+    return 0;
+}

@@ -185,27 +185,25 @@ static void check_call(const struct written_case *c, refmoe_how how, int hostile
     }
 }
 
-int main(int count, char **argument)
+static void check_case(const struct written_case *c)
+{
+    for (int kernel = 0; kernel < refmoe_kernel_count(); kernel++)
+        if (refmoe_kernel_runs_here(kernel)) {
+            refmoe_how how = {.kernel = kernel};
+            for (how.threads = 1; how.threads <= 2; how.threads++)
+                check_call(c, how, 0);
+            check_call(c, how, 1);
+        }
+}
+
+static int next_case(FILE *file)
 {
     struct written_case c;
-    long cases = 0;
-    FILE *file = count > 1 ? fopen(argument[1], "rb") : NULL;
-    if (!file)
-        give_up("no such file");
-    for (; read_case(file, &c); cases++) {
-        for (int kernel = 0; kernel < refmoe_kernel_count(); kernel++) {
-            refmoe_how how = {.kernel = kernel};
-            if (!refmoe_kernel_runs_here(kernel))
-                continue;
-            for (how.threads = 1; how.threads <= 2; how.threads++)
-                check_call(&c, how, 0);
-            check_call(&c, how, 1);
-        }
-        forget(&c);
-    }
-    fclose(file);
-    if (cases == 0)
-        give_up("the file holds no case");
-    printf("ok   written: %ld cases\n", cases);
-    return 0;
+    if (!read_case(file, &c))
+        return 0;
+    check_case(&c);
+    forget(&c);
+    return 1;
 }
+
+int main(int count, char **argument) { return replay_file(count, argument, next_case); }
