@@ -9,13 +9,17 @@ import warnings
 
 import numpy as np
 
+from .refusals import require, shown
+
 VARIABLES = ("REFMOE_BACKEND", "REFMOE_KERNEL", "REFMOE_NUM_THREADS",
              "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES")
 
 
 def show_config(file=None):
     """Prints the report of `config_report`, to standard output unless a file is given."""
-    print(config_report(), file=file or sys.stdout)
+    ok = file is None or hasattr(file, "write")
+    require(ok, TypeError, "file", "an open file or None", shown(file), "open it for writing")
+    print(config_report(), file=file)
 
 
 def config_report():

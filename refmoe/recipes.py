@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .refusals import require
+from .refusals import is_integer, require, shown
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -78,8 +78,7 @@ def tensor_key(seed, name):
 
     Raises TypeError or ValueError for a seed that is not an integer of 64 bits: other languages have no larger ones.
     """
-    ok = hasattr(seed, "__index__") and not isinstance(seed, bool)
-    require(ok, TypeError, "seed", "an integer", repr(seed), "give one of 0 .. 2^64 - 1")
+    require(is_integer(seed), TypeError, "seed", "an integer", shown(seed), "give one of 0 .. 2^64 - 1")
     require(0 <= seed <= _MASK, ValueError, "seed", "an integer of 0 .. 2^64 - 1", repr(seed), "choose another")
     digest = 0xCBF29CE484222325
     for byte in name.encode():

@@ -90,8 +90,10 @@ def test_names_and_shapes_that_do_not_fit_are_refused():
     for bad in ("experts/9999", "nothing/1", ""):
         with pytest.raises(ValueError, match="CHAPTER/NUMBER"):
             find_case(bad)
-    with pytest.raises(ValueError, match="found none"):
+    with pytest.raises(ValueError, match=r"call: expected one of .*, or None, got 'no such call'; choose one"):
         cases("experts", call="no such call")
+    with pytest.raises(ValueError, match=r"one that chapter experts has with invalid=False \(.*\), got loss; choose"):
+        cases("experts", call="loss")
 
 
 def test_invalid_cases_stand_apart():

@@ -12,6 +12,7 @@ Branches, selection, counts and maxima are those of the real run.
 import numpy as np
 
 from ..recipes import generate
+from ..refusals import require_count, require_flag
 from .digits import FiftyDigits, slope
 from .step import STEP, Complex128, ComplexStep, complex_step
 from .subjects import all_subjects, make_case, make_given
@@ -28,8 +29,10 @@ def check_gradients(config, seed=0, num_tokens=6, limit=4096, oracle=False):
 
     config MoEConfig; num_tokens T; limit: elements checked of one tensor, evenly strided where it has more; oracle:
     by fifty digits as well, where mpmath is installed (.missing says why not) -> GradientCheck with .ok, .errors and a
-    printable table. Raises ImportError for exact GELU without SciPy.
+    printable table. Raises ImportError for exact GELU without SciPy, TypeError or ValueError for bad arguments.
     """
+    num_tokens, limit = require_count("num_tokens", num_tokens), require_count("limit", limit)
+    require_flag("oracle", oracle)
     case = make_case(config, seed, num_tokens)
     digits, missing = find_oracle() if oracle else (None, "not asked for (oracle=True)")
     exact = [function for *_, function in all_subjects(*case, digits)] if digits else None

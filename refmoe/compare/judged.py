@@ -9,7 +9,7 @@ from ..golden.digests import combined_digest, sha256, tensor_digest, to_codes
 from ..golden.errors import BundleError
 from ..golden.inputs import is_expert_tensor
 from ..numerics import Numerics
-from ..refusals import require, require_instance
+from ..refusals import require, require_instance, require_listener, shown
 from ..safetensors import element_bytes
 from .groups import grouping
 from .selected import Selected, judge_selection
@@ -53,7 +53,7 @@ class Comparison(NamedTuple):
         return all(v.verdict == PASSED or (rigorous and v.verdict == SUSPICIOUS) for v in self.verdicts)
 
 
-def compare_tensors(config, inputs, num, mine, accumulator, rows=None, say=str):
+def compare_tensors(config, inputs, num, mine, accumulator, rows=None, say=None):
     """mine: name -> Mine. rows: name -> row of the manifest, whose digests the recomputed case must have.
 
     Raises ValueError for a tensor that cannot be judged as it is, BundleError where the case is not the bundle's.
@@ -62,6 +62,10 @@ def compare_tensors(config, inputs, num, mine, accumulator, rows=None, say=str):
     require_instance("num", num, Numerics, "use Numerics()")
     ok = isinstance(mine, dict) and all(isinstance(one, Mine) for one in mine.values())
     require(ok, TypeError, "mine", "a dictionary from names to Mine", type(mine).__name__, "wrap each array in a Mine")
+    ok = rows is None or (isinstance(rows, dict) and all(isinstance(row, dict) for row in rows.values()))
+    require(ok, TypeError, "rows", "a dictionary of the manifest's rows, or None", shown(rows), "key them by name")
+    require_listener("say", say)
+    say = say or str
     say("the law's values")
     if not any(name.startswith("grads.") for name in mine):
         inputs = inputs._replace(d_y=None)  # nothing of the way back is asked for

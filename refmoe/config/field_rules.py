@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from ..refusals import require
+from ..refusals import is_integer, require, shown
 
 POSITIVE = {"minimum": 1}
 COUNT = {"minimum": 0}
@@ -47,8 +47,8 @@ def _checked(spec, value, where):
         return _typed(isinstance(value, wanted), where, f"a {wanted.__name__}", value)
     if "one_of" in rule:
         wanted = "one of " + ", ".join(map(repr, rule["one_of"]))
-        ok = any(value == allowed and type(value) is type(allowed) for allowed in rule["one_of"])
-        require(ok, ValueError, where, wanted, repr(value), "choose one of these")
+        ok = any(type(value) is type(allowed) and value == allowed for allowed in rule["one_of"])
+        require(ok, ValueError, where, wanted, shown(value), "choose one of these")
         return value
     if isinstance(spec.default, bool):
         return _typed(isinstance(value, bool), where, "True or False", value)
@@ -59,7 +59,7 @@ def _checked(spec, value, where):
 
 
 def _typed(condition, where, expected, value):
-    require(condition, TypeError, where, expected, repr(value), "correct the type")
+    require(condition, TypeError, where, expected, shown(value), "correct the type")
     return value
 
 
@@ -83,6 +83,6 @@ def _read(into, value, where):
 
 
 def _integer(value, where):
-    value = int(_typed(hasattr(value, "__index__") and not isinstance(value, bool), where, "an integer", value))
+    value = int(_typed(is_integer(value), where, "an integer", value))
     require(value < 1 << 63, ValueError, where, "an integer below 2^63", f"{value!r:.40}", "lower it")
     return value

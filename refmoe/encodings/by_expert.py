@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..dispatch import Plan, row_tokens, row_weights
-from ..refusals import require, require_fields
+from ..refusals import require, require_fields, require_flag
 from .by_token import check_capacity, check_places, check_token_order
 from .decoded import (
     check_array,
@@ -108,6 +108,7 @@ def from_capacity_one_hot(encoded, top_k=None, any_order=False):
     probs = np.zeros(counts.shape, encoded.combine.dtype)
     probs[tokens, experts] = encoded.combine[tokens, experts, places]
     decoded = decode_dense("dispatch", counts > 0, probs, top_k)
+    require_flag("any_order", any_order)
     if not any_order:
         check_token_order("dispatch", places[np.argsort(experts, kind="stable")], decoded.plan)
     return decoded

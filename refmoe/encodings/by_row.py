@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..dispatch import Plan, row_tokens
-from ..refusals import require, require_fields
+from ..refusals import require, require_count, require_fields
 from .decoded import (
     check_array,
     check_row_experts,
@@ -15,7 +15,6 @@ from .decoded import (
     integers,
     row_experts,
     row_positions,
-    whole,
 )
 
 
@@ -50,7 +49,7 @@ def from_sorted_slots(encoded, topk_weights, num_experts, any_order=False):
     row_slot = integers("row_slot", encoded.row_slot, "N")
     row_token = integers("row_token", encoded.row_token, *row_slot.shape)
     row_expert = integers("row_expert", encoded.row_expert, *row_slot.shape)
-    num_experts = whole("num_experts", num_experts)
+    num_experts = require_count("num_experts", num_experts)
     check_row_experts("row_expert", row_expert, num_experts)
     decoded = decode_rows("row_slot", row_slot, row_expert, topk_weights, num_experts, any_order)
     check_same("row_token", "row_slot // K", row_token, row_slot // topk_weights.shape[1], "divide the slot by K")
@@ -146,7 +145,7 @@ def to_block_aligned(plan, block_size):
     plan, block_size B -> BlockAligned
     """
     require_fields("plan", plan, Plan)
-    B, E, sentinel = whole("block_size", block_size), len(plan.tokens_per_expert), plan.slot_row.size
+    B, E, sentinel = require_count("block_size", block_size), len(plan.tokens_per_expert), plan.slot_row.size
     blocks, places, ends = padded_layout(plan, B)
     token_ids = np.full(sentinel + E * (B - 1), sentinel, np.int64)
     token_ids[places] = plan.row_slot
@@ -163,7 +162,7 @@ def from_block_aligned(encoded, topk_weights, num_experts, block_size, any_order
     """
     require_fields("encoded", encoded, BlockAligned)
     check_array("topk_weights", topk_weights, "f", "T", "K")
-    B, E = whole("block_size", block_size), whole("num_experts", num_experts)
+    B, E = require_count("block_size", block_size), require_count("num_experts", num_experts)
     token_ids = integers("sorted_token_ids", encoded.sorted_token_ids, "L")
     expert_ids = integers("expert_ids", encoded.expert_ids, -(-len(token_ids) // B))
     used = integers("num_tokens_post_padded", encoded.num_tokens_post_padded, 1)
@@ -203,7 +202,7 @@ def to_aligned_rows(plan, alignment):
     plan, alignment -> AlignedRows
     """
     require_fields("plan", plan, Plan)
-    _, places, ends = padded_layout(plan, whole("alignment", alignment))
+    _, places, ends = padded_layout(plan, require_count("alignment", alignment))
     row_slot, m_indices = np.full((2, ends[-1]), -1, np.int64)
     row_slot[places], m_indices[places] = plan.row_slot, row_experts(plan)
     return AlignedRows(row_slot, int32("plan", m_indices), int32("alignment", ends))
@@ -225,7 +224,7 @@ def from_aligned_rows(encoded, topk_weights, alignment, any_order=False):
     E = len(padded_ends)
     check_row_experts("m_indices", m_indices[real], E)
     decoded = decode_rows("row_slot", row_slot[real], m_indices[real], topk_weights, E, any_order)
-    _, places, ends = padded_layout(decoded.plan, whole("alignment", alignment))
+    _, places, ends = padded_layout(decoded.plan, require_count("alignment", alignment))
     check_same("padded_ends", "counts rounded up, then summed", padded_ends, ends, "include each expert's own padding")
     check_array("m_indices", m_indices, "iu", int(ends[-1]))
     fix = "fill up to a multiple of the alignment, after the expert's rows"

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..dispatch import Plan, row_tokens, row_weights
-from ..refusals import require, require_fields
+from ..refusals import require, require_count, require_fields, require_flag
 from .decoded import (
     check_array,
     check_range,
@@ -19,7 +19,6 @@ from .decoded import (
     row_experts,
     row_grid,
     row_positions,
-    whole,
 )
 
 
@@ -51,7 +50,7 @@ def from_slots(slots, num_experts):
     require_fields("slots", slots, Slots)
     indices = integers("topk_indices", slots.topk_indices, "T", "K")
     check_array("topk_weights", slots.topk_weights, "f", *indices.shape)
-    return decode_slots("topk_indices", indices, slots.topk_weights, whole("num_experts", num_experts))
+    return decode_slots("topk_indices", indices, slots.topk_weights, require_count("num_experts", num_experts))
 
 
 class DenseMap(NamedTuple):
@@ -175,7 +174,7 @@ def to_capacity_pairs(plan, capacity=None):
 def check_capacity(argument, capacity, plan):
     """The capacity, or for None the largest count, which it may not fall below.   Spec 0.4"""
     most = largest_count(plan)
-    return most if capacity is None else whole(argument, capacity, least=most)
+    return most if capacity is None else require_count(argument, capacity, least=most)
 
 
 def from_capacity_pairs(pairs, topk_weights, num_experts, any_order=False):
@@ -190,10 +189,11 @@ def from_capacity_pairs(pairs, topk_weights, num_experts, any_order=False):
     position = integers("position", pairs.position, *topk_weights.shape)
     negative = np.minimum(position, 0), np.minimum(expert, 0)
     check_same("position", "-1 with expert -1 and only there", *negative, "use -1 in both or none")
-    decoded = decode_slots("expert", expert, topk_weights, whole("num_experts", num_experts))
+    decoded = decode_slots("expert", expert, topk_weights, require_count("num_experts", num_experts))
     rows = decoded.plan.row_slot
-    capacity = whole("capacity", pairs.capacity, least=0)
+    capacity = require_count("capacity", pairs.capacity, least=0)
     check_places("position", row_experts(decoded.plan), position.reshape(-1)[rows], capacity)
+    require_flag("any_order", any_order)
     if not any_order:
         check_token_order("position", position.reshape(-1)[rows], decoded.plan)
     return decoded

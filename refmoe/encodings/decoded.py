@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..dispatch import Plan, row_tokens
-from ..refusals import require
+from ..refusals import require, require_count, require_flag
 
 
 class Decoded(NamedTuple):
@@ -87,7 +87,7 @@ def decode_dense(argument, routing_map, probs, top_k):
     """
     counts = np.count_nonzero(routing_map, axis=1)
     most = int(np.max(counts, initial=0))
-    top_k = max(most, 1) if top_k is None else whole("top_k", top_k)
+    top_k = max(most, 1) if top_k is None else require_count("top_k", top_k)
     require(top_k >= most, ValueError, "top_k", f"at least the {most} experts of one token", top_k, "raise it")
     tokens, experts = np.nonzero(routing_map)
     slots = np.arange(len(tokens)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -104,6 +104,7 @@ def decode_rows(argument, row_slot, row_expert, topk_weights, num_experts, any_o
     row_slot (N,), row_expert (N,) int64, ascending, topk_weights (T, K) -> Decoded. Raises ValueError for a slot that
     does not exist or has two rows and, unless any_order, for rows out of token order.
     """
+    require_flag("any_order", any_order)
     total = topk_weights.size
     check_range(argument, row_slot, total, "slots", "number slot k of token t as t K + k")
     twice = np.flatnonzero(np.bincount(row_slot, minlength=total) > 1)
@@ -136,13 +137,6 @@ def integers(argument, array, *shape):
     """The array in int64.   Spec 0.4"""
     check_array(argument, array, "iu", *shape)
     return array.astype(np.int64)
-
-
-def whole(argument, value, least=1):
-    """The value, an integer of at least 1 (or `least`).   Spec 0.4"""
-    ok = isinstance(value, int | np.integer) and value >= least
-    require(ok, ValueError, argument, f"an integer of at least {least}", repr(value), "pass one")
-    return int(value)
 
 
 def int32(argument, array):

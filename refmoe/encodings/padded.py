@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..dispatch import Plan, row_tokens, row_weights
-from ..refusals import require, require_fields
+from ..refusals import require, require_fields, shown
 from .by_token import check_capacity
 from .decoded import check_array, check_same, check_weights, decode_rows, integers, row_experts, row_positions
 
@@ -29,7 +29,8 @@ def to_padded_rows(topk_weights, plan, capacity=None, filler="zeros"):
     """
     require_fields("plan", plan, Plan)
     check_weights(topk_weights, plan)
-    require(filler in FILLERS, ValueError, "filler", "'zeros' or 'tokens'", repr(filler), "choose one of these")
+    ok = isinstance(filler, str) and filler in FILLERS
+    require(ok, ValueError, "filler", "'zeros' or 'tokens'", shown(filler), "choose one of these")
     shape = len(plan.tokens_per_expert), check_capacity("capacity", capacity, plan)
     at = row_experts(plan), row_positions(plan)
     token, slot, weight = (

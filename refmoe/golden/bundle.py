@@ -3,13 +3,14 @@
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from ..config import MoEConfig
 from ..numerics import Numerics
-from ..refusals import require_instance, require_path
+from ..refusals import require, require_flag, require_instance, require_listener, require_path, shown
 from . import storage
 from .containers import CONTAINERS, FILES
 from .digests import SAMPLE_COUNT, sample_stride, tensor_digest
@@ -44,7 +45,9 @@ def write_bundle(directory, config, num, spec_version, title, tokens, rows, stor
     require_path("directory", directory)
     require_instance("config", config, MoEConfig, "use load_preset or MoEConfig.from_dict")
     require_instance("num", num, Numerics, "use Numerics()")
-    directory, options = Path(directory), options or Options()
+    options = Options() if options is None else options
+    _require_options({} if stored is None else stored, force, say, options)
+    directory = Path(directory)
     _require_place(directory, force)
     if options.ranks is not None:
         check_ranks(config, options.ranks)
@@ -66,6 +69,16 @@ def write_bundle(directory, config, num, spec_version, title, tokens, rows, stor
     clock.start("")
     load = next((m.codes for m in made if m.name == "plan.assigned_per_expert"), None)
     return Written(manifest, load, clock.seconds)
+
+
+def _require_options(stored, force, say, options):
+    require_instance("stored", stored, Mapping, "key each array by its tensor's name", "a mapping to arrays")
+    require_flag("force", force)
+    require_listener("say", say)
+    require_instance("options", options, Options, "use refmoe.golden.narrow.Options()", "Options or None")
+    ok = isinstance(options.container, str) and options.container in CONTAINERS
+    known, fix = ", ".join(CONTAINERS), "choose one of these"
+    require(ok, ValueError, "options.container", f"one of {known}", shown(options.container), fix)
 
 
 class _Clock:

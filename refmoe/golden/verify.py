@@ -8,7 +8,7 @@ import numpy as np
 
 from ..config import MoEConfig
 from ..numerics import STORES, Numerics
-from ..refusals import require_path
+from ..refusals import require_listener, require_path
 from .bundle import MANIFEST, make_manifest, tensor_row
 from .containers import find_container
 from .digests import from_codes, sha256
@@ -41,6 +41,7 @@ def check_bundle(directory, spec_version, backend="auto", threads=None, kernel=N
     Raises BundleError (code 1: altered, truncated, incomplete; 2: unreadable, other SPEC_VERSION), ValueError and
     ImportError for a backend that is not to be had.
     """
+    require_listener("say", say)
     with open_bundle(directory, spec_version) as (manifest, reader), maker_pool() as pool:
         path = Path(directory) / MANIFEST
         config, profile, store, options = _case(manifest, path)

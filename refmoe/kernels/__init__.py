@@ -73,8 +73,9 @@ def _choose_kernel(kernel):
     able = [name for name, can_run, _ in rows if can_run]
     if kernel is None:
         return able[-1]
-    if kernel not in able:
-        reason = next((reason for name, _, reason in rows if name == kernel), "there is no such kernel")
+    if not isinstance(kernel, str) or kernel not in able:
+        reasons = {name: reason for name, _, reason in rows}
+        reason = reasons.get(str(kernel), "there is no such kernel")
         raise ValueError(f"{source}: expected one of {', '.join(able)}, got {kernel!r} ({reason}); choose one of these")
     return kernel
 
@@ -83,8 +84,8 @@ def _choose_threads(threads):
     source = "threads" if threads is not None else "REFMOE_NUM_THREADS"
     asked = threads if threads is not None else os.environ.get("REFMOE_NUM_THREADS") or len(os.sched_getaffinity(0))
     try:
-        count = asked.__index__() if hasattr(asked, "__index__") else int(asked) if threads is None else 0
-    except (ValueError, AttributeError):
+        count = int(asked) if threads is None else threads.__index__()
+    except (ValueError, TypeError, AttributeError):
         count = 0
     if not 1 <= count <= MOST_THREADS:
         fix = "give 1 or more" if count < 1 else f"give at most {MOST_THREADS}"

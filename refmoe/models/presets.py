@@ -9,7 +9,7 @@ import difflib
 from pathlib import Path
 
 from ..config import MoEConfig, load_json
-from ..refusals import require
+from ..refusals import require, shown
 
 SCALES = ("full", "minimal")
 _KEYS = {"name", "description", "full", "minimal", "model", "sources", "notes"}
@@ -36,7 +36,8 @@ def load_preset(name, scale="full"):
 
     Raises ValueError for an unknown name (with the nearest known ones) or scale.
     """
-    require(scale in SCALES, ValueError, "scale", f"one of {', '.join(SCALES)}", repr(scale), "choose one of these")
+    ok = isinstance(scale, str) and scale in SCALES
+    require(ok, ValueError, "scale", f"one of {', '.join(SCALES)}", shown(scale), "choose one of these")
     info = preset_info(name)
     data = info["full"] if scale == "full" else merged(info["full"], info["minimal"])
     return MoEConfig.from_dict(data)

@@ -112,7 +112,7 @@ def noise_std_backward(d_noise_std, noise_logits, num):
 
     d_noise_std (T, E), noise_logits (T, E) -> d_noise_logits (T, E)
     """
-    # noise_std = softplus(noise_logits) + floor; the slope, sigmoid, times d: what C calls "gated", act(z) times another
+    # noise_std = softplus(noise_logits) + floor; its slope, sigmoid, times d is what C calls "gated": act(z) up
     formula = Named("gated", lambda m, z, d: d * m.sigmoid(z), SIGMOID.parameters)
     return num.evaluate("d_noise_logits", formula, noise_logits, d_noise_std)
 

@@ -20,7 +20,7 @@ from ..compare.report import place, text_report
 from ..compare.verdicts import PASSED, SUSPICIOUS
 from ..golden.bundle import MANIFEST
 from ..golden.verify import open_case
-from ..refusals import require_path
+from ..refusals import require_flag, require_path
 from .arrays import read_array
 from .vectors import Case, bugs, cases, find_case, judge_vector, results
 
@@ -38,8 +38,9 @@ def assert_conforms(case, got, accumulator=None, rigorous=False):
     """
     if not isinstance(case, Case):
         require_path("case", case)
+    require_flag("rigorous", rigorous)
     if not isinstance(case, Case) and (Path(case) / MANIFEST).is_file():
-        _assert_bundle(Path(case), got, accumulator or "f32", rigorous)
+        _assert_bundle(Path(case), got, "f32" if accumulator is None else accumulator, rigorous)
         return
     case = case if isinstance(case, Case) else find_case(case)
     verdicts = judge_vector(case, _named(got, lambda: list(results(case))), accumulator)

@@ -18,6 +18,7 @@ from ..golden.cases import CALLS, CHAPTERS
 from ..golden.classes import class_of, held_to_every_bit, measure
 from ..golden.vectors import arrays_of
 from ..numerics import Numerics
+from ..refusals import require, require_flag, shown
 
 
 class Case(NamedTuple):
@@ -56,12 +57,20 @@ def _measure(case_id):
 
 def cases(chapter=None, call=None, invalid=False):
     """The cases of a chapter and of a call, or all; `invalid`: those that must be refused, instead of the rest."""
+    _require_known("chapter", chapter, CHAPTERS)
+    _require_known("call", call, CALLS)
+    require_flag("invalid", invalid)
     found = [case for name in CHAPTERS if chapter in (None, name) for case in _of_chapter(name)]
-    kept = [c for c in found if bool(c.refused) == invalid and call in (None, c.call)]
-    if not kept:
-        calls = ", ".join(sorted(CALLS))
-        raise ValueError(f"cases: expected a chapter of {', '.join(CHAPTERS)} with a call of {calls}; found none")
+    found = [case for case in found if bool(case.refused) == invalid]
+    kept = [case for case in found if call in (None, case.call)]
+    calls, fix = ", ".join(sorted({case.call for case in found})) or "none", "choose another, or another chapter"
+    require(kept, ValueError, "call", f"one that chapter {chapter} has with invalid={invalid} ({calls})", call, fix)
     return kept
+
+
+def _require_known(argument, value, names):
+    ok = value is None or (isinstance(value, str) and value in names)
+    require(ok, ValueError, argument, f"one of {', '.join(names)}, or None", shown(value), "choose one")
 
 
 def find_case(case_id):
@@ -98,7 +107,8 @@ def _written(chapter):
 def judge_vector(case, mine, accumulator=None):
     """name -> Verdict of what was submitted. Raises ValueError for a name that the case does not make, or a shape."""
     num = Numerics(profile=case.profile, store=case.store)
-    row = find_accumulator(accumulator or ("f64" if case.profile == "float64" else "f32"))
+    own = "f64" if case.profile == "float64" else "f32"
+    row = find_accumulator(own if accumulator is None else accumulator)
     law = _made(case, Tracking(num, row))
     unknown = sorted(mine.keys() - law.keys())
     if unknown or not mine:
