@@ -193,12 +193,15 @@ static void look_ahead(const struct plan *n, const struct run *r, int number, st
 
 /* ---- sums ---- */
 
-/* Outputs past this many bytes would be pushed out of the last cache anyway. */
+/* What is stored before so many bytes more are stored, or weights read, is pushed out of the last cache before anybody
+   reads it: it need not be read into the caches to be stored. */
 enum { PAST_BYTES = 1 << 24 };
 
 static int is_past_caches(const struct product *p)
 {
-    return p->sum_rows && p->experts * p->rows * p->cols > PAST_BYTES / (int64_t)sizeof(float);
+    int64_t stored = (p->sum_rows ? p->experts : 1) * p->rows * p->cols * (int64_t)sizeof(float);
+    int64_t read = p->sum_rows ? 0 : lower(p->experts, p->rows) * p->cols * p->pair[0].length * item_of(REFMOE_BF16);
+    return stored + read > PAST_BYTES;
 }
 
 static void finish(const struct plan *n, int64_t row, int64_t col, int rows, int cols, const float *value)
@@ -246,8 +249,7 @@ static void multiply_run(const struct plan *n, const struct run *r, struct run *
         }
 }
 
-/* The columns of the unit that are done; the others are for those who take one k a step. */
-int64_t refmoe_compute_pairs(const struct product *p, const struct unit *u, struct scratch *s)
+static int64_t compute(const struct product *p, const struct unit *u, struct scratch *s)
 {
     struct plan n = {.p = p, .u = u, .s = s, .tiles = (int)((u->rows + PAIR_ROWS - 1) / PAIR_ROWS)};
     for (int q = 0; q < p->pairs; q++)
@@ -268,7 +270,14 @@ int64_t refmoe_compute_pairs(const struct product *p, const struct unit *u, stru
     }
     if (r.made)
         s->pair_next = factor_at(&r, r.col), s->pair_next_half = r.half, s->pair_next_safe = r.safe;
-    if (p->sum_rows && p->kernel->pass_by)
-        p->kernel->pass_by();
     return u->cols;
+}
+
+/* The columns of the unit that are done; the others are for those who take one k a step. */
+int64_t refmoe_compute_pairs(const struct product *p, const struct unit *u, struct scratch *s)
+{
+    int64_t done = compute(p, u, s);
+    if (p->kernel->pass_by)
+        p->kernel->pass_by();
+    return done;
 }

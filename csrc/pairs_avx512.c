@@ -224,21 +224,25 @@ INLINE void put_rows(const int rows, const int format, const struct pair_run *ru
         }
 }
 
-/* Part number `part` of a panel that is turned: fours of the line that is staged, while four rows of the next are. */
-INLINE void turn_part(const struct turned *turned, int64_t part, struct seen *seen)
+/* Part number `part` of a panel that is turned: fours of the line that is staged, while four rows of the next are. (A
+   number without a sign, whose quotients are shifts.) */
+INLINE void turn_part(const struct turned *turned, uint64_t part, struct seen *seen)
 {
     enum { STAGED = STAGED_WORDS / 2 };
-    int64_t line = part / PARTS_OF_LINE, row = part % PARTS_OF_LINE * 4, fours = part % 4 * 4, half = part / 4 % 2 * LANES;
+    uint64_t line = part / PARTS_OF_LINE, row = part % PARTS_OF_LINE * 4, fours = part % 4 * 4, half = part / 4 % 2 * LANES;
     uint32_t *here = turned->staged + line % 2 * STAGED, *there = turned->staged + (line + 1) % 2 * STAGED;
     const char *next = turned->codes + (line + 1) * CACHE_LINE;
     EACH_INDEX for (int i = 0; i < 4; i++)
         __builtin_prefetch(turned->soon + (part * 4 + i) * CACHE_LINE, 0, 3);
-    if (part == 0)
-        for (int i = 0; i < PAIR_COLS; i += 4)
-            stage_four(turned->codes + i * turned->step, turned->step, here + i * WORDS, seen);
-    if (line + 1 < turned->lines)
+    if (line + 1 < (uint64_t)turned->lines)
         stage_four(next + row * turned->step, turned->step, there + row * WORDS, seen);
     turn_fours(here + half * WORDS + fours, PAIR_COLS, turned->to + (line * WORDS + fours) * PAIR_COLS + half);
+}
+
+INLINE void stage_first(const struct turned *turned, struct seen *seen)
+{
+    for (int i = 0; i < PAIR_COLS; i += 4)
+        stage_four(turned->codes + i * turned->step, turned->step, turned->staged + i * WORDS, seen);
 }
 
 INLINE int multiply_rows(const int rows, const int turning, const struct pair_run *run)
@@ -251,6 +255,8 @@ INLINE int multiply_rows(const int rows, const int turning, const struct pair_ru
     EACH_INDEX for (int i = 0; i < rows; i++)
         EACH_INDEX for (int v = 0; v < 2; v++)
             sum[i][v] = run->from ? _mm512_loadu_ps(run->from + i * PAIR_COLS + v * LANES) : _mm512_setzero_ps();
+    if (turning && part == 0)
+        stage_first(turned, &seen);
     for (int64_t t = 0, row = 0; t < run->words; row++) {
         const char *line = run->fetch + row * run->step;
         const int64_t end = t + run->lines < run->words ? t + run->lines : run->words;

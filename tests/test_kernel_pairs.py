@@ -9,6 +9,7 @@ from kernel_cases import middle_codes, value_of
 from kernel_oracle import Rule
 
 from refmoe import kernels
+from refmoe.formats import Packed
 
 KERNELS = [name for name, can_run, _ in kernels.available() if can_run]
 each_kernel = pytest.mark.parametrize("kernel", KERNELS)
@@ -73,6 +74,18 @@ def test_the_first_panel_of_a_unit_is_turned_with_the_one_before_it(kernel):
             unsafe[expert, output, k] = 0x0001
             assert paired(kernel, x, unsafe, offsets) == (41 - lost) * 64 * every
     assert paired(kernel, x, np.where(w == w[2, 5, 5], 0, w).astype(np.uint16), offsets) == 41 * 64 * every
+
+
+@pytest.mark.parametrize("kernel", KERNELS[-1:])
+def test_what_large_weights_push_out_is_stored_past_the_caches(kernel):
+    """More than 16 MiB of weights, outputs on the lines of the cache (as the engine allocates) and beside them."""
+    rng, M, K = np.random.default_rng(3), 1040, 8128
+    x, w = middle_codes(rng, (32, K), "bf16"), np.resize(middle_codes(rng, (1, 8, K + 5), "bf16"), (1, M, K))
+    want = Guarded(kernel, 2).grouped_matmul(RULE, value_of(x, "bf16"), value_of(w, "bf16"), [0, 32])
+    got = kernels.load(kernel, 2).grouped_matmul(RULE, value_of(x, "bf16"), Packed(w, "bf16"), [0, 32])
+    assert w.nbytes > 1 << 24 and got.ctypes.data % 64 == 0
+    assert differing_bits(got, want) == 0
+    assert paired(kernel, x, w, np.array([0, 32])) == (32 * M if kernel == "avx512" and HAS_DOT else 0)
 
 
 # ---- the way back: portable C, which has no such instruction, is what it is held against ----
