@@ -15,6 +15,10 @@
 #define DOUBLES(v) ((vd)_mm512_cvtps_pd((__m256)(v)))
 #define NARROW(v) ((half)_mm512_cvtpd_ps((__m512d)(v)))
 #define PASS(p, v) _mm512_stream_ps((p), (__m512)(v))
+#define JOIN(low, high)                                                                                               \
+    ((vf)_mm512_insertf32x8(_mm512_castps256_ps512((__m256)(low)), (__m256)(high), 1))
+#define DIFFER(a, b)                                                                                                  \
+    (_mm512_cmpneq_epi32_mask((__m512i)(a), (__m512i)(b)) | _mm512_cmp_ps_mask((__m512)(b), (__m512)(b), _CMP_UNORD_Q))
 #define UNORDERED(a, b) _mm512_cmp_ps_mask((__m512)(a), (__m512)(b), _CMP_UNORD_Q)
 #define SIGNS(v) _mm256_movemask_ps((__m256)(v))
 #define FLOATS_FP16(p) ((vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p))))

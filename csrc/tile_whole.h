@@ -104,36 +104,68 @@ INLINE void whole_panels_chain(const int rows, const struct whole *w)
         whole_rows_chain(rows, w, (const float *)((const char *)w->b + c * w->apart), w->out + c * 4 * LANES);
 }
 
-INLINE void whole_rows_exact(const int rows, const struct whole *w, uint32_t *undecided)
+/* Lanes that differ in any bit, and those of which the second is NaN. */
+INLINE uint32_t differ(vf below, vf above)
 {
-    const struct format *f = &refmoe_formats[w->format];
-    const int narrow = w->format != REFMOE_FLOAT32;
+#if defined(DIFFER)
+    return (uint32_t)DIFFER(below, above);
+#else
+    typedef int32_t bits __attribute__((vector_size(8 * LANES)));
+    bits open = ((bits)below != (bits)above) | (above != above);
+    const half_memory *part = (const half_memory *)&open;
+    return (uint32_t)SIGNS(part[0]) | (uint32_t)SIGNS(part[1]) << LANES;
+#endif
+}
+
+INLINE vf join(half low, half high)
+{
+#if defined(JOIN)
+    return JOIN(low, high);
+#else
+    vf joined;
+    half_memory *part = (half_memory *)&joined;
+    part[0] = low, part[1] = high;
+    return joined;
+#endif
+}
+
+/* One row of sums, rounded at both ends of what it errs by, and stored: the lanes that are open. */
+INLINE uint32_t end_exact_row(const struct whole *w, int i, vd left, vd right, vd norm[2], const int format)
+{
+    const struct format *f = &refmoe_formats[format];
+    const int narrow = format != REFMOE_FLOAT32;
+    const vd bound = SPREAD64(w->row_bound[i]);
+    vf below = join(round_lanes(FMA64(-bound, norm[0], left), narrow, f), round_lanes(FMA64(-bound, norm[1], right), narrow, f));
+    vf above = join(round_lanes(FMA64(bound, norm[0], left), narrow, f), round_lanes(FMA64(bound, norm[1], right), narrow, f));
+    put_lanes(w->out + i * w->out_row, below, w->past);
+    return differ(below, above);
+}
+
+INLINE void whole_rows_exact(const int rows, const struct whole *w, uint32_t *undecided, const int format)
+{
     const double *a = w->a;
     const float *b = w->b;
-    vd sum[ROWS][2];
-    for (int i = 0; i < rows; i++)
+    vd sum[ROWS][2], norm[2] = {LOAD_D(w->col_norm), LOAD_D(w->col_norm + LANES)};
+    uint32_t any = 0;
+    EACH_INDEX for (int i = 0; i < rows; i++)
         sum[i][0] = sum[i][1] = (vd){0};
     for (int64_t k = 0; k < w->length; k++, a += ROWS, b += w->ldb) {
         vd left = WIDEN(b), right = WIDEN(b + LANES);
-        for (int i = 0; i < rows; i++) {
+        EACH_INDEX for (int i = 0; i < rows; i++)
+        {
             vd x = SPREAD64(a[i]);
             sum[i][0] = FMA64(x, left, sum[i][0]);
             sum[i][1] = FMA64(x, right, sum[i][1]);
         }
     }
-    vd left = LOAD_D(w->col_norm), right = LOAD_D(w->col_norm + LANES);
-    uint32_t any = 0;
-    for (int i = 0; i < rows; i++) {
-        vd bound = SPREAD64(w->row_bound[i]);
-        float *out = w->out + i * w->out_row;
-        undecided[i] = test_lanes(sum[i][0], bound * left, narrow, f, out)
-                       | test_lanes(sum[i][1], bound * right, narrow, f, out + LANES) << LANES;
-        any |= undecided[i];
-    }
-    for (int i = 0; i < rows && any; i++) {
-        *(vd_memory *)(w->value + 2 * LANES * i) = sum[i][0];
-        *(vd_memory *)(w->value + 2 * LANES * i + LANES) = sum[i][1];
-    }
+    EACH_INDEX for (int i = 0; i < rows; i++)
+        any |= undecided[i] = end_exact_row(w, i, sum[i][0], sum[i][1], norm, format);
+    if (any)
+        EACH_INDEX for (int i = 0; i < rows; i++)
+        {
+            *(vd_memory *)(w->value + 2 * LANES * i) = sum[i][0];
+            *(vd_memory *)(w->value + 2 * LANES * i + LANES) = sum[i][1];
+        }
 }
 
 #define WHOLE_CASE(count, ...)                                                                                        \
@@ -157,5 +189,10 @@ static TARGET void whole_chain(int rows, const struct whole *w, uint32_t *undeci
 
 static TARGET void whole_exact(int rows, const struct whole *w, uint32_t *undecided)
 {
-    WHOLE_ROWS(whole_rows_exact(r, w, undecided))
+    if (w->format == REFMOE_FLOAT32)
+        WHOLE_ROWS(whole_rows_exact(r, w, undecided, REFMOE_FLOAT32))
+    else if (w->format == REFMOE_BF16)
+        WHOLE_ROWS(whole_rows_exact(r, w, undecided, REFMOE_BF16))
+    else
+        WHOLE_ROWS(whole_rows_exact(r, w, undecided, REFMOE_FP16))
 }
