@@ -17,6 +17,8 @@ typedef double vd __attribute__((vector_size(8 * LANES)));
 typedef int64_t vi __attribute__((vector_size(8 * LANES)));
 typedef float half __attribute__((vector_size(4 * LANES)));
 typedef int32_t half_int __attribute__((vector_size(4 * LANES)));
+typedef float vf __attribute__((vector_size(8 * LANES)));
+typedef int32_t bits __attribute__((vector_size(8 * LANES)));
 
 #define INLINE static inline __attribute__((always_inline)) TARGET
 #define SPREAD(x) ((vd){0} + (x))
@@ -133,9 +135,60 @@ INLINE void sum_row(const struct sum_row *row, const int plainly, const int form
         sum_vector(row, j, (int)(row->m - j), plainly, format);
 }
 
+/* ---- sums that one operation in float32 makes ---- */
+
+INLINE vf floats(const struct factor *f, int64_t j, const int lanes)
+{
+    vf x = {0};
+    if (!f->col)
+        return (vf){0} + *f->at;
+    if (lanes == 2 * LANES)
+        memcpy(&x, f->at + j, sizeof x);
+    else
+        memcpy(&x, f->at + j, (size_t)lanes * sizeof(float));
+    return x;
+}
+
+/* Of one number, of two, or of one product. The processor rounds them as the law does; of zeros, a product that is not
+   zero alone keeps its sign. */
+INLINE void one_operation(const struct sum_row *row, int64_t j, const int lanes)
+{
+    const struct part *p = row->part;
+    vf a = floats(&p->a, j, lanes), out;
+    if (p->b.at) {
+        vf b = floats(&p->b, j, lanes);
+        out = a * b;
+        out = (vf)((bits)out & ~(((a == 0) | (b == 0)) & (out == out)));
+    } else {
+        out = row->count > 1 ? a + floats(&p[1].a, j, lanes) : a;
+        out = out + 0.0f;
+    }
+    bits none = out != out;
+    out = (vf)((none & 0x7FC00000) | (~none & (bits)out));
+    memcpy(row->out + j, &out, (size_t)lanes * sizeof(float));
+}
+
+INLINE int is_one_operation(const struct sum_row *row)
+{
+    return row->count == 1 || (row->count == 2 && !row->part[0].b.at && !row->part[1].b.at);
+}
+
+INLINE void operate_on_row(const struct sum_row *row)
+{
+    int64_t j = 0;
+    for (; j + 2 * LANES <= row->m; j += 2 * LANES)
+        one_operation(row, j, 2 * LANES);
+    if (j < row->m)
+        one_operation(row, j, (int)(row->m - j));
+}
+
 INLINE void sum_in(const struct sum_row *row, const int format)
 {
     int plainly = row->count == 1;
+    if (format == REFMOE_FLOAT32 && is_one_operation(row)) {
+        operate_on_row(row);
+        return;
+    }
     for (int64_t q = 0; q < row->count; q++)
         plainly |= row->part[q].b.at != NULL;
     if (plainly)

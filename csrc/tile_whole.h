@@ -135,8 +135,10 @@ INLINE uint32_t end_exact_row(const struct whole *w, int i, vd left, vd right, v
     const struct format *f = &refmoe_formats[format];
     const int narrow = format != REFMOE_FLOAT32;
     const vd bound = SPREAD64(w->row_bound[i]);
-    vf below = join(round_lanes(FMA64(-bound, norm[0], left), narrow, f), round_lanes(FMA64(-bound, norm[1], right), narrow, f));
-    vf above = join(round_lanes(FMA64(bound, norm[0], left), narrow, f), round_lanes(FMA64(bound, norm[1], right), narrow, f));
+    vf below = join(round_lanes(FMA64(-bound, norm[0], left), narrow, f),
+                    round_lanes(FMA64(-bound, norm[1], right), narrow, f));
+    vf above = join(round_lanes(FMA64(bound, norm[0], left), narrow, f),
+                    round_lanes(FMA64(bound, norm[1], right), narrow, f));
     put_lanes(w->out + i * w->out_row, below, w->past);
     return differ(below, above);
 }

@@ -212,9 +212,11 @@ static int compute_whole(const struct product *p, const struct unit *u, struct s
     if (p->profile != REFMOE_EXACT)
         return panels;
     s->report.rounding_test += t->rows * t->width;
-    for (int i = 0; i < t->rows; i++)
+    for (int i = 0, waited = 0; i < t->rows; i++)
         for (; open[i]; open[i] &= open[i] - 1, s->report.rounding_test--) {
             int j = __builtin_ctz(open[i]);
+            if (whole.past && !waited++ && p->kernel->pass_by)
+                p->kernel->pass_by(); /* what passed the caches is there before it is written again */
             whole.out[i * u->out_row + j] = refmoe_resolve_output(p, u, s, t->row + i, t->col + j,
                                                                   t->value[i * t->width + j], slot + j);
         }
