@@ -207,7 +207,7 @@ def test_fused_multiply_add_beside_midpoints(kernel):
 @pytest.mark.parametrize("profile", ["chain", "exact"])
 @each_kernel
 def test_large_gradients_are_stored_past_the_caches(kernel, profile):
-    """More than 16 MiB, on the lines of the cache (as the engine allocates) and beside them; exact ones that the rounding
+    """More than 16 MiB, on lines of the cache (as the engine allocates) and beside them; exact ones that the rounding
     test leaves open are stored a second time."""
     rule, rng, offsets = Rule(profile, "float32"), np.random.default_rng(5), [0, 1, 3]
     d, x = special(rng, (3, 1040)), special(rng, (3, 2064))
