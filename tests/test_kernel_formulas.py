@@ -18,9 +18,9 @@ from refmoe.activations import gated, gated_backward, plain, plain_backward
 from refmoe.config import ExpertsConfig, RoutingConfig
 from refmoe.dispatch.rows import weighted_rows
 from refmoe.formats import round_to
-from refmoe.numerics import Numerics
+from refmoe.numerics import Named, Numerics
 from refmoe.routing import front
-from refmoe.scores import SCORE_FNS
+from refmoe.scores import SCORE_FNS, sqrt_softplus_backward
 
 KERNELS = [name for name, can_run, _ in kernels.available() if can_run]
 FORMATS = ("float32", "bf16", "fp16")
@@ -223,6 +223,41 @@ def test_next_to_a_midpoint_the_right_side_is_taken(name):
         assert_equal(gated_backward(d, gate, one(gate), experts, num)[0], d_gate, gate, d)
         if experts.gate_softcap is None:
             assert_equal(plain_backward(d, gate, experts, num), d_gate, gate, d)
+
+
+def bounded(factors, z, num):
+    """The soft cap of the logits times a factor, which C evaluates as it does an activation."""
+    a, c = BOUNDED.logits_scale, BOUNDED.logits_softcap
+    formula = Named("gated", lambda m, z, q: m.softcap(z * a, c) * q, ("softcap", a, None, 0.0, c))
+    return num.evaluate("logits", formula, z, factors)
+
+
+def sqrt_softplus(factors, z, num):
+    formula = Named("gated", lambda m, z, q: m.sqrt_softplus(z) * q, ("sqrt_softplus", 1.0, None, 0.0))
+    return num.evaluate("scores", formula, z, factors)
+
+
+def bounded_backward(d, z, num):
+    return front.bounded_logits_backward(d, z, BOUNDED, num)
+
+
+HARD_OF_A_ROUTER = {
+    "sqrt_softplus": (lambda x: mpmath.sqrt(mpmath.log1p(mpmath.exp(x))), 4, sqrt_softplus, sqrt_softplus_backward),
+    "softcap": (lambda x: mpmath.tanh(mpmath.mpf(-1.7) * x / 0.5) / 2, 0.4, bounded, bounded_backward),
+}
+
+
+@pytest.mark.parametrize("name", HARD_OF_A_ROUTER)
+def test_next_to_a_midpoint_scores_and_bounded_logits_take_the_right_side(name):
+    function, width, there, back = HARD_OF_A_ROUTER[name]
+    x = (np.random.default_rng(2).standard_normal(500) * width).astype(np.float32)
+    (z, q, value), (at, d, slope) = hard_products(function, x), hard_products(mp_slope(function), x)
+    assert min(len(value), len(slope)) > 60
+    for kernel in KERNELS:
+        num = compiled(kernel)
+        assert_equal(there(q, z, num), value, z, q)
+        assert_equal(back(d, at, num), slope, at, d)
+        assert num.engine.calls["gated", kernel] and num.engine.calls["gated_backward", kernel]
 
 
 def test_exhaustive_walk_on_a_slice():
