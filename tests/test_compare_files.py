@@ -131,3 +131,20 @@ def test_the_command_reads_every_container(kind, tmp_path, capsys):
     assert "1 passed" in capsys.readouterr().out
     with open_tensor_file(path) as reader:
         assert list(reader.entries) == ["y"]
+
+
+@pytest.mark.parametrize(
+    ("held", "got"),
+    [("tensors.npz", "one with tensors.npz; name that file"), (raw.TENSORS, "one without tensors.txt; name the file"),
+     ("tensors.safetensors", "one with tensors.safetensors; name that file"), (None, "one without tensors.txt; name")],
+)  # fmt: skip
+def test_a_directory_that_is_no_raw_one_is_told_what_to_name(held, got, tmp_path, capsys):
+    """A bundle in another container, most of all."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    if held:
+        (mine / held).write_bytes(b"")
+    wanted = "expected a .safetensors or .npz file, or a directory with tensors.txt and tensors.raw, got"
+    assert main(["compare", str(tmp_path / "none"), str(mine)]) == 2
+    said = capsys.readouterr().err
+    assert f"refmoe: {mine}: {wanted} {got}" in said and said.count("\n") == 1

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..golden.containers import FILES
 from ..golden.errors import BundleError
 from ..golden.raw import INDEX, TENSORS, TITLE
 from ..safetensors import DTYPES, MAX_DIMENSIONS, MAX_HEADER, Entry, Reader, open_tensors, opened
@@ -36,6 +37,7 @@ def open_tensor_file(path):
 @contextmanager
 def _raw(path):
     """`tensors.txt`: a title, then name, type, first byte, bytes and sizes of each tensor in `tensors.raw`."""
+    _require_raw(path)
     with opened(path / INDEX) as (file, size):
         if size > MAX_HEADER:
             raise BundleError(path / INDEX, "", f"{size} bytes, more than the {MAX_HEADER} that are read")
@@ -47,6 +49,15 @@ def _raw(path):
     with opened(path / TENSORS) as (file, size):
         _require_within(path / TENSORS, entries, size)
         yield Reader(path / TENSORS, entries, b"", file.fileno(), 0)
+
+
+def _require_raw(path):
+    """A bundle in another container is a directory too, of which one file holds the tensors."""
+    if not (path / INDEX).exists():
+        wanted = f"expected a .safetensors or .npz file, or a directory with {INDEX} and {TENSORS}"
+        held = next((file for file in sorted(FILES - {INDEX, TENSORS}) if (path / file).exists()), None)
+        got = f"one with {held}; name that file" if held else f"one without {INDEX}; name the file of your tensors"
+        raise BundleError(path, "", f"{wanted}, got {got}")
 
 
 def _raw_entry(path, number, words):
