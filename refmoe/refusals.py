@@ -54,6 +54,15 @@ def require_count(argument, value, least=1):
     return int(value)
 
 
+def require_array(argument, value, kinds, axes, fix):
+    """Raises TypeError or ValueError unless the value is an array of these kinds and so many axes.   Spec 0.4"""
+    words = {"f": "floating-point numbers", "iu": "integers"}[kinds]
+    ok = isinstance(value, np.ndarray) and value.dtype.kind in kinds
+    got = f"one of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+    require(ok, TypeError, argument, f"a NumPy array of {words}", got, fix)
+    require(value.ndim == axes, ValueError, argument, f"{axes} axes", f"shape {value.shape}", fix)
+
+
 def require_listener(argument, value):
     """Raises TypeError unless the value can be told what is being done, or is None: nobody is told.   Spec 0.4"""
     ok = value is None or callable(value)

@@ -8,7 +8,7 @@ import inspect
 
 import numpy as np
 import pytest
-from test_refusals_walk import BAD, functions, is_one_sentence
+from test_refusals_walk import BAD, functions, refused
 
 import refmoe
 from refmoe import compare, encodings, golden, testing
@@ -102,15 +102,6 @@ def test_a_wrong_option_gets_one_sentence(right, name, option):
         if not fits(option, default, what):
             refused(function, right[name] | {option: bad}, what)
     assert name != "golden.write_bundle" or not right[name]["directory"].exists()
-
-
-def refused(function, arguments, what):
-    try:
-        function(**arguments)
-    except (TypeError, ValueError) as error:
-        assert is_one_sentence(str(error)), (what, str(error))
-    else:
-        pytest.fail(f"{what} was taken")
 
 
 def test_the_calls_are_right(right, capsys):

@@ -5,7 +5,7 @@ from math import copysign, inf, nan
 
 import numpy as np
 
-from ..refusals import require
+from ..refusals import require, shown
 from .rounding import canonical_nan, is_representable
 from .table import format_row
 
@@ -92,12 +92,22 @@ def _values(name):
 
 def pack_nibbles(codes):
     """(..., K) codes of 4 bits -> (..., K / 2) bytes, the even one of each pair in the low nibble. K must be even."""
-    codes = np.asarray(codes, np.uint8)
+    codes = _as_bytes("codes", codes)
+    ok, fix = codes.max(initial=0) < 16, "clear the upper bits"
+    require(ok, ValueError, "codes", "codes of 4 bits", codes.max(initial=0), fix)
     require(codes.shape[-1] % 2 == 0, ValueError, "codes", "an even last axis", codes.shape, "pad it with a zero code")
     return codes[..., 0::2] | codes[..., 1::2] << 4
 
 
+def _as_bytes(argument, values):
+    """An array of bytes; what is no byte would be cut down to one."""
+    array = np.asarray(values)
+    ok = array.dtype == np.uint8 or (array.dtype.kind in "iu" and bool(((array >= 0) & (array < 256)).all()))
+    require(ok and array.ndim > 0, TypeError, argument, "an array of bytes", shown(values), "use .astype(numpy.uint8)")
+    return array.astype(np.uint8, copy=False)
+
+
 def unpack_nibbles(packed):
     """(..., K / 2) bytes -> (..., K) codes of 4 bits; the inverse of `pack_nibbles`."""
-    packed = np.asarray(packed, np.uint8)
+    packed = _as_bytes("packed", packed)
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)

@@ -5,7 +5,10 @@ from math import inf, nan
 
 import numpy as np
 
+from ..refusals import require, shown
 from .table import format_row
+
+_NOTHING = np.dtype(object)
 
 
 def round_to(value, name, overflow="infinity"):
@@ -58,6 +61,8 @@ def _nearest(value, row):
 
 def canonical_nan(array):
     """Every NaN replaced by the positive quiet one, so that equal results have equal bytes."""
+    if getattr(array, "dtype", _NOTHING).kind not in "fciu":
+        require(False, TypeError, "array", "an array of numbers", shown(array), "convert it with numpy.asarray")
     nan = np.isnan(array)
     return np.where(nan, array.dtype.type(np.nan), array) if nan.any() else array
 

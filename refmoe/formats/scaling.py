@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..refusals import require
+from ..refusals import require, require_instance, shown
 from .codes import encode, pack_nibbles
 from .packed import NIBBLES, Packed, spread
 from .rounding import round_to
-from .table import FORMATS
+from .table import FORMATS, format_row
 
 
 class Scheme(NamedTuple):
@@ -63,6 +63,8 @@ def quantise(values, scheme, rule=None, block=None):
 
 def dequantise(packed, name="float32"):
     """The exact products of codes and scales, each rounded once to the format `name`: (E, M, K).   Spec 6.2.1"""
+    require_instance("packed", packed, Packed, "make it with quantise")
+    format_row(name)
     return np.stack([packed.rounded(e, name) for e in range(len(packed))])
 
 
@@ -142,10 +144,12 @@ def scheme_and_rule(scheme, rule=None):
 
     Raises ValueError for a name that is not there, and for None where there are several rules.
     """
-    require(scheme in SCHEMES, ValueError, "scheme", f"one of {', '.join(SCHEMES)}", repr(scheme), "choose one")
+    ok = isinstance(scheme, str) and scheme in SCHEMES
+    require(ok, ValueError, "scheme", f"one of {', '.join(SCHEMES)}", shown(scheme), "choose one")
     row = SCHEMES[scheme]
     rule = row.rules[0] if rule is None and len(row.rules) == 1 else rule
-    require(rule in row.rules, ValueError, "rule", f"one of {', '.join(row.rules)} for {scheme}", repr(rule), "name it")
+    ok = isinstance(rule, str) and rule in row.rules
+    require(ok, ValueError, "rule", f"one of {', '.join(row.rules)} for {scheme}", shown(rule), "name it")
     return row, rule
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import selection
 from ..numerics import Numerics
-from ..refusals import is_finite_number, require, require_instance
+from ..refusals import is_finite_number, require, require_array, require_count, require_instance, shown
 
 
 def update_selection_bias(selection_bias, assigned_per_expert, rate, num):
@@ -79,7 +79,7 @@ def _check_step(selection_bias, assigned_per_expert, num, **numbers):
     require(n.shape == selection_bias.shape, ValueError, name, f"shape {selection_bias.shape}", n.shape, fix)
     require(not (n < 0).any(), ValueError, name, "counts from 0 on", n.tolist(), fix)
     for name, number in numbers.items():
-        require(is_finite_number(number), ValueError, name, "a finite number", repr(number), "correct it")
+        require(is_finite_number(number), ValueError, name, "a finite number", shown(number), "correct it")
 
 
 class PIDState(NamedTuple):
@@ -95,9 +95,13 @@ def update_by_pid(selection_bias, assigned_per_expert, gains, state, num):
     selection_bias (E,), assigned_per_expert (E,), gains (kp, ki, kd), state PIDState or None at the start
     -> selection_bias (E,), PIDState
     """
+    ok = isinstance(gains, list | tuple) and len(gains) == 3
+    require(ok, TypeError, "gains", "three numbers (kp, ki, kd)", shown(gains), "give a tuple of them")
     _check_step(selection_bias, assigned_per_expert, num, **dict(zip(("kp", "ki", "kd"), gains, strict=True)))
+    if state is not None:
+        require_instance("state", state, PIDState, "give what the last step returned", "PIDState or None")
     n, E = np.asarray(assigned_per_expert, np.int64), len(selection_bias)
-    state = state or PIDState(np.zeros_like(selection_bias), np.zeros_like(selection_bias))
+    state = PIDState(np.zeros_like(selection_bias), np.zeros_like(selection_bias)) if state is None else state
     some = n if n.sum() else np.ones_like(n)  # nothing was chosen: no error
     error = num.evaluate("load_error", lambda m, n, total: 1 - n * E / total, some, _total(some))
     integral = num.sum("load_integral", [state.integral, error])
@@ -118,10 +122,13 @@ def required_bias(scores, selection_bias, top_k, num, cutoff="next"):
 
     scores (T, E), selection_bias (E,) -> (T, E). cutoff "next": the (K+1)-th largest biased score; "last": the K-th
     """
-    fix = "with every expert in use there is nothing to balance"
+    require_instance("num", num, Numerics, "use Numerics()")
+    require_array("scores", scores, "f", 2, "give a row a token, a column an expert")
+    num.check_stored("scores", scores, scores.shape, is_read=False)
+    top_k, fix = require_count("top_k", top_k), "with every expert in use there is nothing to balance"
     require(top_k < scores.shape[1], ValueError, "top_k", f"less than the {scores.shape[1]} experts", top_k, fix)
-    require(top_k > 0, ValueError, "top_k", "a positive number", top_k, "raise it")
-    require(cutoff in ("last", "next"), ValueError, "cutoff", "'last' or 'next'", repr(cutoff), "choose one")
+    ok = isinstance(cutoff, str) and cutoff in ("last", "next")
+    require(ok, ValueError, "cutoff", "'last' or 'next'", shown(cutoff), "choose one")
     num.check_stored("selection_bias", selection_bias, scores.shape[1:])
     biased = num.sum("choice_scores", [scores, selection_bias[None]])
     place = {"last": top_k - 1, "next": top_k}[cutoff]
@@ -136,8 +143,8 @@ def update_by_quantile(scores, selection_bias, top_k, num, cutoff="next", rank="
     smallest required bias; "last": the q-th; "mean": half their sum. Kimi K3 ranks sigmoids plus a bias; Megatron
     ranks logits minus one, so that its numbers are the negatives of these.
     """
-    ranks = ("next", "last", "mean")
-    require(rank in ranks, ValueError, "rank", "'next', 'last' or 'mean'", repr(rank), "choose one")
+    ok = isinstance(rank, str) and rank in ("next", "last", "mean")
+    require(ok, ValueError, "rank", "'next', 'last' or 'mean'", shown(rank), "choose one")
     needed = np.sort(required_bias(scores, selection_bias, top_k, num, cutoff), axis=0)
     T, E = needed.shape
     last = max(T * top_k // E - 1, 0)
@@ -156,6 +163,9 @@ def bias_edges(selection_bias, bins, num):
 
     selection_bias (E,) -> (bins + 1,)
     """
+    require_instance("num", num, Numerics, "use Numerics()")
+    bins = require_count("bins", bins)
+    _require_bias(selection_bias, num)
 
     def formula(m, i, low, high):
         return low - 1 + (high - low + 2) * i / bins
@@ -169,6 +179,8 @@ def bias_histogram(needed, edges):
     needed (T, E) from `required_bias`, edges (bins + 1,) -> (E, bins) int64, to be summed over micro-batches.
     What lies outside the edges counts in the outermost bin.
     """
+    require_array("needed", needed, "f", 2, "give what required_bias returned")
+    _require_edges(edges)
     bins = len(edges) - 1
     at = np.clip(np.searchsorted(edges, needed, side="right") - 1, 0, bins - 1)
     counts = np.zeros((needed.shape[1], bins), np.int64)
@@ -176,12 +188,32 @@ def bias_histogram(needed, edges):
     return counts
 
 
+def _require_bias(selection_bias, num):
+    require_array("selection_bias", selection_bias, "f", 1, "give one number an expert")
+    num.check_stored("selection_bias", selection_bias, selection_bias.shape)
+    ok, fix = len(selection_bias) > 0, "give one number an expert"
+    require(ok, ValueError, "selection_bias", "the biases of some experts", "none", fix)
+
+
+def _require_edges(edges):
+    require_array("edges", edges, "f", 1, "give what bias_edges returned")
+    ok = len(edges) > 1 and bool((np.diff(edges) >= 0).all())
+    require(ok, ValueError, "edges", "two or more that ascend", shown(edges), "give what bias_edges returned")
+
+
 def update_by_histogram(counts, edges, selection_bias, top_k, num):
     """The K / E quantile of each expert's histogram, linear within its bin, less the mean.   Spec 4.4; Kimi K3
 
     counts (E, bins), edges (bins + 1,) -> (E,)
     """
-    E = len(counts)
+    require_instance("num", num, Numerics, "use Numerics()")
+    require_array("counts", counts, "iu", 2, "give what bias_histogram returned")
+    _require_edges(edges)
+    E, bins = counts.shape
+    wanted, got = f"{bins + 1} edges for counts of {bins} bins", len(edges)
+    require(got == bins + 1, ValueError, "edges", wanted, got, "give those the counts were made with")
+    num.check_stored("selection_bias", selection_bias, (E,))
+    top_k = require_count("top_k", top_k)
     below = np.cumsum(counts, axis=1)
     tokens = int(below[0, -1])
     if not tokens:
@@ -206,7 +238,14 @@ def update_coefficient(coefficient, active, num_tokens, top_k, num, multiplier=1
     active: experts used, summed over num_tokens tokens (of every layer and rank) -> scalar, to be given as the
     upstream number of the loss. ReMoE starts at 1e-8
     """
-    dense = int(active) > int(num_tokens) * top_k
+    require_instance("num", num, Numerics, "use Numerics()")
+    for name, value in (("coefficient", coefficient), ("multiplier", multiplier)):
+        ok, fix = is_finite_number(np.squeeze(value)), "correct it"
+        require(ok, ValueError, name, "a finite number", shown(value), fix)
+    for name, value in (("active", active), ("num_tokens", num_tokens)):
+        ok = np.size(value) == 1 and np.asarray(value).dtype.kind in "iu" and int(value) >= 0
+        require(ok, ValueError, name, "a count", shown(value), "sum it over all micro-batches")
+    dense = int(active) > int(num_tokens) * require_count("top_k", top_k)
 
     def formula(m, c):
         return c * m.constant(multiplier) if dense else c / m.constant(multiplier)

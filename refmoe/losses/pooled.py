@@ -3,7 +3,9 @@
 import numpy as np
 
 from .. import selection
-from ..refusals import require
+from ..config import MoEConfig
+from ..numerics import Numerics
+from ..refusals import is_finite_number, require, require_instance, shown
 from ..scores import SCORE_FNS
 from .balance import balance_loss, balance_loss_backward
 from .scopes import balance_counts, loss_scopes
@@ -23,12 +25,26 @@ def pooled_balance_loss_backward(d_loss, logits, config, num, given):
 
     d_loss scalar, logits: L arrays (T, E) -> L arrays d_logits_balance (T, E)
     """
+    require(is_finite_number(d_loss), ValueError, "d_loss", "a finite number", shown(d_loss), "give one for the loss")
     d_logits = balance_loss_backward(d_loss, *_pooled(logits, config, num, given), config, num)
     return np.split(d_logits, len(logits))
 
 
+def _require_layers(logits, config, num, given):
+    require_instance("config", config, MoEConfig, "use load_preset or MoEConfig")
+    require_instance("num", num, Numerics, "use Numerics()")
+    ok, got = hasattr(given, "token_mask") and hasattr(given, "sequence_ids"), type(given).__name__
+    require(ok, TypeError, "given", "a Given", got, "build it with refmoe.Given(...)")
+    ok, fix = isinstance(logits, list | tuple | np.ndarray) and len(logits) > 0, "give a list of them"
+    require(ok, TypeError, "logits", "arrays (T, E), one a layer", shown(logits), fix)
+    tokens = np.shape(logits[0])[:1] or (0,)
+    for z in logits:
+        num.check_stored("logits", z, (*tokens, config.num_logits))
+
+
 def _pooled(logits, config, num, given):
     """Logits, counts and scopes of all layers' tokens, one layer after the other."""
+    _require_layers(logits, config, num, given)
     loss = config.losses.balance
     got, fix = loss and loss.selection, "set losses.balance.selection='plain': only logits are known here"
     require(got == "plain", ValueError, "losses.balance", "a loss with selection 'plain'", repr(got), fix)

@@ -5,6 +5,8 @@ A rule takes an `Offer` and gives the experts of each token and the margin of th
 
 from typing import NamedTuple
 
+from ..config import MoEConfig
+from ..refusals import require_instance
 from .assignment import check_assignment, is_unique_assignment, solve_assignment
 from .expert_choice import expert_choice
 from .hashed import hashed
@@ -57,6 +59,7 @@ def is_causal(config):
 
     Not where a rule, a score or a base of ranking looks across tokens, nor where a capacity lets later slots in first.
     """
+    require_instance("config", config, MoEConfig, "use load_preset or MoEConfig")
     soft = Rule(None, causal=False)  # chooses nobody, and mixes everybody
     dispatch, rule = config.dispatch, SELECTIONS.get(config.routing.selection, soft)
     one = config.top_k == 1 and rule.fixed  # slot-major lets a later token's first choice in before a second one
