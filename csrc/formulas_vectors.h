@@ -9,6 +9,7 @@ typedef double vd __attribute__((vector_size(8 * LANES)));
 typedef int64_t vi __attribute__((vector_size(8 * LANES)));
 typedef float half __attribute__((vector_size(4 * LANES)));
 typedef int32_t half_int __attribute__((vector_size(4 * LANES)));
+typedef uint32_t half_bits __attribute__((vector_size(4 * LANES)));
 typedef float half_memory __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline)) TARGET
