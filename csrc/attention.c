@@ -1,9 +1,9 @@
 /* attention.c: refmoe_attention.h, a head at a time, on the tiles of the chain profile.
 
-   A head's scores fit the second cache, so they are never written but for the weights. Row i has i + 1 places: blocks of
-   rows stop where their last row does, and sums over rows begin where the first row of their block does. What is left out
-   are zeros times numbers: they change nothing, unless a number is not finite, which `whole` looks for, or the sum before
-   them is -0, which `append_zeros` does. */
+   A head's scores fit the second cache, so they are never written but for the weights. Row i has i + 1 places: blocks
+   of rows stop where their last row does, and sums over rows begin where the first row of their block does. What is
+   left out are zeros times numbers: they change nothing, unless a number is not finite, which `whole` looks for, or the
+   sum before them is -0, which `append_zeros` does. */
 
 #include "formulas.h"
 #include "panels.h"

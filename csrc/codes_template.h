@@ -1,6 +1,6 @@
-/* codes_template.h: weights of 8 bits and less for the tiles of lanes.c, written once for every kernel, the portable one
-   included. Its includer defines TARGET, INLINE and LANE_ROWS (tile_template.h). Plain loops, which compilers turn into
-   vectors of what TARGET allows.                                                                                     */
+/* codes_template.h: weights of 8 bits and less for the tiles of lanes.c, written once for every kernel, the portable
+   one included. Its includer defines TARGET, INLINE and LANE_ROWS (tile_template.h). Plain loops, which compilers turn
+   into vectors of what TARGET allows. */
 
 #include "codes.h"
 

@@ -28,8 +28,8 @@ static int64_t even(int64_t count, int64_t size, int64_t tile)
     return count > 0 ? whole_tiles(parts(count, parts(count, size)), tile) : tile;
 }
 
-/* Units so small that the largest is at most one part in UNITS_A_THREAD of what a thread has to do. Columns are cut first:
-   a thread that goes on with the same rows has packed them already. One thread shares with nobody. */
+/* Units so small that the largest is at most one part in UNITS_A_THREAD of what a thread has to do. Columns are cut
+   first: a thread that goes on with the same rows has packed them already. One thread shares with nobody. */
 static struct cut share_out(const struct product *p, struct cut cut, int64_t most)
 {
     int64_t rows = p->sum_rows ? p->rows : most, all = p->offsets[p->experts];
@@ -53,8 +53,8 @@ struct cut refmoe_cut(const struct product *p)
         return (struct cut){refmoe_lane_rows(p, length), refmoe_lane_cols(p), length};
     int64_t fit = (INT64_C(1) << 18) / (length > 0 ? length : 1) / tile * tile;
     int64_t rows = lower(fit < tile ? tile : fit, MAX_UNIT_ROWS / tile * tile);
-    struct cut cut = {even(p->sum_rows ? p->rows : most, rows, tile), even(p->cols, MAX_UNIT_COLS, p->tile->cols), length};
-    return share_out(p, cut, most);
+    int64_t cols = even(p->cols, MAX_UNIT_COLS, p->tile->cols);
+    return share_out(p, (struct cut){even(p->sum_rows ? p->rows : most, rows, tile), cols, length}, most);
 }
 
 int64_t refmoe_units(const struct product *p, const struct cut *cut, int64_t e)

@@ -1,5 +1,5 @@
-/* dots.c: refmoe_row_products, on the tiles of the chain profile: of a tile's outputs only the diagonal is wanted, and that
-   is still faster than one row at a time, whose every addition waits for the one before. */
+/* dots.c: refmoe_row_products, on the tiles of the chain profile: of a tile's outputs only the diagonal is wanted, and
+   that is still faster than one row at a time, whose every addition waits for the one before. */
 
 #include "refmoe_sums.h"
 #include "share_out.h"

@@ -46,11 +46,12 @@ extern const struct formulas refmoe_formulas_neon;
 /* The formulas of a kernel; NULL if there is no such kernel or it cannot run here. */
 const struct formulas *refmoe_formulas(int kernel);
 
-/* Row n of softmax with more digits; false where they do not decide it either. Its numbers are finite, some are used. */
+/* Row n of softmax with more digits; false where they do not decide it either. Its numbers are finite, some are
+   used. */
 int refmoe_softmax_again(const struct formula_call *call, int64_t n);
 
-/* The functions of refmoe_gated and refmoe_scaled_rows under `how`, the activation put into the call; NULL where there is
-   no such kernel or the activation is not proven. */
+/* The functions of refmoe_gated and refmoe_scaled_rows under `how`, the activation put into the call; NULL where there
+   is no such kernel or the activation is not proven. */
 formula_function *refmoe_gated_function(const refmoe_how *how, const refmoe_activation *act, struct formula_call *call);
 formula_function *refmoe_scaled_function(const refmoe_how *how, struct formula_call *call);
 

@@ -1,8 +1,8 @@
 /* formulas_again.c: a row of softmax that float64 did not decide, once more in pairs of doubles.
 
    A pair is a sum high + low, high the double nearest to it. Sums, products and quotients of pairs are off by at most
-   2^-100 of the result (Joldes, Muller and Popescu 2017: 3, 8 and 15 of 2^-106). With t = exp(-d) off by 2^-88 of it, so
-   is their sum, and c t / S by 2^-86: what is declared, 2^-80, is many times that.  */
+   2^-100 of the result (Joldes, Muller and Popescu 2017: 3, 8 and 15 of 2^-106). With t = exp(-d) off by 2^-88 of it,
+   so is their sum, and c t / S by 2^-86: what is declared, 2^-80, is many times that.  */
 
 #include "formulas.h"
 
@@ -51,8 +51,8 @@ static pair over(pair a, pair b)
     return plus(with(first, second), (pair){rest.high / b.high, 0});
 }
 
-/* exp(-d), 0 <= d <= 400: 2^-88. d = k ln2 + r, k <= 578: ln2 is off by 2^-99 in the two constants, k times the first is
-   exact. The series of exp(-r), |r| <= 0.347, stops short of r^21 / 21! < 2^-97. */
+/* exp(-d), 0 <= d <= 400: 2^-88. d = k ln2 + r, k <= 578: ln2 is off by 2^-99 in the two constants, k times the first
+   is exact. The series of exp(-r), |r| <= 0.347, stops short of r^21 / 21! < 2^-97. */
 static pair power(pair d)
 {
     const double whole = 0x1.8p52, k = (d.high * 0x1.71547652b82fep+0 + whole) - whole;

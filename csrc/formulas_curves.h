@@ -1,16 +1,17 @@
 /* formulas_curves.h: activations that are not x / (1 + exp(-z)) alone: gelu, sqrt_softplus, soft caps. Included by
-   formulas_template.h, whose rules for bounds hold: u = 2^-53, to first order, and about twice what is counted is declared.
+   formulas_template.h, whose rules for bounds hold: u = 2^-53, to first order, and about twice what is counted is
+   declared.
 
-   Their arguments are held where the value, or what it lacks to its limit, is below 2^-500: products with operands below
-   2^257 round to zero in every format there, with the sign they should have. */
+   Their arguments are held where the value, or what it lacks to its limit, is below 2^-500: products with operands
+   below 2^257 round to zero in every format there, with the sign they should have. */
 
 /* act(x) and act'(x). */
 struct curve {
     struct bounded value, slope;
 };
 
-/* Either factor may be off. A product that is exactly zero has no bound; one that leaves float64, where both factors are held,
-   has a bound that leaves its sign open. */
+/* Either factor may be off. A product that is exactly zero has no bound; one that leaves float64, where both factors
+   are held, has a bound that leaves its sign open. */
 INLINE struct bounded product(struct bounded a, struct bounded b)
 {
     const vd zero = spread(0.0), least = spread(0x1p-1000);
@@ -26,9 +27,9 @@ INLINE vd signed_as(vd size, vd x) { return (vd)((vi)size | ((vi)x & ((vi){0} + 
 
 /* ---- gelu: x Phi(x) ---- */
 
-/* exp(a^2 / 2) (1 - Phi(a)) for 0 <= a <= 28: 14 u. It is P(t) / (a + 5), t = (a - 5) / (a + 5), with P interpolated at 22
-   Chebyshev points of -1 <= t <= 23/33: off by 0.04 u; the coefficients round by 0.3 u, Horner's steps by 4 u; t is off by
-   4 u of itself, which |t P'| < 1.5 P makes 6 u; the other factor and the product bring 3 u. */
+/* exp(a^2 / 2) (1 - Phi(a)) for 0 <= a <= 28: 14 u. It is P(t) / (a + 5), t = (a - 5) / (a + 5), with P interpolated at
+   22 Chebyshev points of -1 <= t <= 23/33: off by 0.04 u; the coefficients round by 0.3 u, Horner's steps by 4 u; t is
+   off by 4 u of itself, which |t P'| < 1.5 P makes 6 u; the other factor and the product bring 3 u. */
 INLINE vd scaled_tail(vd a)
 {
     static const double c[] = {
@@ -45,8 +46,8 @@ INLINE vd scaled_tail(vd a)
 }
 
 /* With a = |x|, e = exp(-a^2/2), R the tail above, k = 1/sqrt(2 pi): Phi(x) is e R below 0 and 1 - e R above, the slope
-   Phi + x k e is e (R - k a) below and 1 - e (R - k a) above. e is off by 3.6 u, and by u a^2/2 where x is no float: 18 u
-   for the products beside that, of the sum of the sizes where terms cancel. */
+   Phi + x k e is e (R - k a) below and 1 - e (R - k a) above. e is off by 3.6 u, and by u a^2/2 where x is no float: 18
+   u for the products beside that, of the sum of the sizes where terms cancel. */
 INLINE struct curve gelu_curve(vd x)
 {
     const vd one = spread(1.0), a = LEAST(size_of(x), spread(28.0)), square = a * a;
@@ -61,8 +62,8 @@ INLINE struct curve gelu_curve(vd x)
 /* ---- sqrt_softplus ---- */
 
 /* sqrt(max(x, 0) + log(1 + t)), t = exp(-|x|): log(1 + t) = 2 atanh(f), f = t / (2 + t) off by 5.6 u; atanh(f) / f is
-   interpolated in f^2 at 11 Chebyshev points of 0 .. 1/9, off by 0.02 u, and rounds by 1.1 u: 8.2 u for the logarithm, 5.6 u
-   for the root, 13 u for the slope sigmoid(x) / (2 root). */
+   interpolated in f^2 at 11 Chebyshev points of 0 .. 1/9, off by 0.02 u, and rounds by 1.1 u: 8.2 u for the logarithm,
+   5.6 u for the root, 13 u for the slope sigmoid(x) / (2 root). */
 INLINE struct curve sqrt_softplus_curve(vd x)
 {
     static const double c[] = {0x1.0000000000000p+0, 0x1.5555555555527p-2, 0x1.99999999a1c4fp-3, 0x1.249249201beacp-3,
@@ -84,8 +85,9 @@ struct capped {
     vd value, slope, relative;
 };
 
-/* tanh(y/2) = m / (1 + t), its derivative by y/2 is 4 t / (1 + t)^2, t = exp(-y), m = 1 - t = (1 - 2^k) - 2^k (exp(-r) - 1).
-   exp(-r) - 1 is off by 2.2 u of itself, so m is by 5 u, t by 3.6 u; y by 2 u, which is 2 u of tanh and 2 u y of the slope. */
+/* tanh(y/2) = m / (1 + t), its derivative by y/2 is 4 t / (1 + t)^2, t = exp(-y), m = 1 - t = (1 - 2^k) - 2^k (exp(-r)
+   - 1). exp(-r) - 1 is off by 2.2 u of itself, so m is by 5 u, t by 3.6 u; y by 2 u, which is 2 u of tanh and 2 u y of
+   the slope. */
 INLINE struct capped cap_of(vd x, double scale, double cap)
 {
     const vd one = spread(1.0);
@@ -104,8 +106,8 @@ INLINE struct curve softcap_curve(vd x, const refmoe_activation *act)
     return (struct curve){within(c.value, size_of(c.value), c.relative), within(slope, size_of(slope), c.relative)};
 }
 
-/* c s, s = sigmoid(alpha x), c = x or its soft cap; the slope is s (c' + alpha c (1 - s)), where alpha x is held. Where the
-   terms cancel, alpha x < 0, the second is above 2^-122, or c' is not held. */
+/* c s, s = sigmoid(alpha x), c = x or its soft cap; the slope is s (c' + alpha c (1 - s)), where alpha x is held. Where
+   the terms cancel, alpha x < 0, the second is above 2^-122, or c' is not held. */
 INLINE struct curve capped_silu_curve(vd x, const refmoe_activation *act)
 {
     struct sigmoid s = sigmoid_of(SILU, 1, x, act->alpha);
@@ -158,7 +160,8 @@ INLINE struct gradients curved_gradients(const int function, vd d, struct operan
 {
     struct curve u = second_factor(function, o, is_gated, act), curve = curve_of(function, o.x, act);
     struct bounded exact_d = exactly(d, spread(0.0));
-    struct gradients g = {product(product(exact_d, u.value), curve.slope), product(product(exact_d, curve.value), u.slope)};
+    struct gradients g = {product(product(exact_d, u.value), curve.slope),
+                          product(product(exact_d, curve.value), u.slope)};
     keep_inside(&g.gate, o.x_inside);
     keep_inside(&g.up, o.u_inside);
     g.gate.e += o.poison + poison(d);

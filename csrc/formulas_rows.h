@@ -233,9 +233,9 @@ static TARGET void softmax_backward_rows(const struct formula_call *c, int64_t b
 
 /* ---- log-sum-exp ---- */
 
-/* log(1 + x), x >= 0: 16 u. 2 atanh(f) = 2 f (1 + f^2/3 + ... + f^20/21), |f| <= 0.1716, stops short of 2^-57; f is x / (2 +
-   x) where that is as small, else (m - 1) / (m + 1), 1 + x = 2^k m, m about 1: off by 3 u. k ln2 at most doubles the
-   relative error of the sum. */
+/* log(1 + x), x >= 0: 16 u. 2 atanh(f) = 2 f (1 + f^2/3 + ... + f^20/21), |f| <= 0.1716, stops short of 2^-57; f is x /
+   (2 + x) where that is as small, else (m - 1) / (m + 1), 1 + x = 2^k m, m about 1: off by 3 u. k ln2 at most doubles
+   the relative error of the sum. */
 INLINE double log_one_plus(double x)
 {
     double k = 0, f = x / (2 + x);

@@ -1,8 +1,8 @@
 /* fuse.h: a step of a chain whose weights only doubles hold: products of codes and scales (codes.h). s = fma(x, w, s),
    rounded once to float32: a double rounded to odd, rounded again. Its includer defines INLINE, FMA64 and the vectors
-   vd of doubles, vi of as many integers, half of as many floats; DOUBLES(v), a half as doubles, where the compiler would
-   do it in parts; and FUSE where roundings may be chosen for each instruction. Elsewhere a double rounded to nearest
-   will do unless it lies on a midpoint of two float32, or below the normal ones. */
+   vd of doubles, vi of as many integers, half of as many floats; DOUBLES(v), a half as doubles, where the compiler
+   would do it in parts; and FUSE where roundings may be chosen for each instruction. Elsewhere a double rounded to
+   nearest will do unless it lies on a midpoint of two float32, or below the normal ones. */
 
 #if !defined(FUSE)
 INLINE vd fuse(vd w, vd x, vd c)

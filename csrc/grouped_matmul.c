@@ -33,7 +33,9 @@ static int check_how(const refmoe_how *how, size_t item, int scaled)
     if (narrow_item ? how->format < REFMOE_FLOAT32 || how->format > REFMOE_FP16 : how->format != REFMOE_FLOAT64)
         return REFMOE_BAD_FORMAT;
     int read = narrow_item && scaled && is_small(how->right_format);
-    if (!is_operand_format(how->left_format, narrow_item) || (!read && !is_operand_format(how->right_format, narrow_item)))
+    if (!is_operand_format(how->left_format, narrow_item))
+        return REFMOE_BAD_FORMAT;
+    if (!read && !is_operand_format(how->right_format, narrow_item))
         return REFMOE_BAD_FORMAT;
     if (how->force < 0 || how->force > (how->profile == REFMOE_EXACT ? REFMOE_FORCE_EXACT : REFMOE_FORCE_NOTHING))
         return REFMOE_BAD_FORCE;

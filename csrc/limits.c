@@ -152,8 +152,8 @@ static void run_tiles(void *of, int thread, int threads)
     struct tile_work *w = of;
     char *left = w->room + thread * (w->left + w->right + w->sums), *right = left + w->left, *sums = right + w->right;
     const struct lanes *l = &w->kernel->lanes[w->profile];
-    struct lane_run run = {.length = w->length, .right_step = w->cols, .from_row = w->cols, .to_row = w->cols, .left = left, .right = right,
-                           .from = sums, .to = sums, .ahead = left, .lines = w->length};
+    struct lane_run run = {.length = w->length, .right_step = w->cols, .from_row = w->cols, .to_row = w->cols,
+                           .left = left, .right = right, .from = sums, .to = sums, .ahead = left, .lines = w->length};
     for (int64_t s = 0; s < w->steps; s++) {
         if (w->lanes)
             l->along[0](w->rows, &run);

@@ -111,8 +111,8 @@ static struct view view_rows(const struct rows *from, int64_t first, int64_t k, 
     return (struct view){room, PACK_RUN};
 }
 
-/* Calls `use` (a statement) with `k`, `j` and turned[0..steps-1], each four j wide, for every four k from `begin` on and
-   every four rows from `first` on. */
+/* Calls `use` (a statement) with `k`, `j` and turned[0..steps-1], each four j wide, for every four k from `begin` on
+   and every four rows from `first` on. */
 #define FOR_EACH_BLOCK(begin, length, first, use)                                                                     \
     float room[4 * PACK_RUN];                                                                                         \
     for (int64_t run = begin; run < length; run += PACK_RUN)                                                          \
@@ -241,8 +241,9 @@ static void widen_panels(const struct product *p, const struct operand *o, int64
         }
 }
 
-/* Columns may be read where they lie if they are whole, side by side, and used once or few k: long strides map every k to
-   the same few places of the cache, and strides of a power of two even these, so what is read again is better packed. */
+/* Columns may be read where they lie if they are whole, side by side, and used once or few k: long strides map every k
+   to the same few places of the cache, and strides of a power of two even these, so what is read again is better
+   packed. */
 static int is_direct(const struct product *p, const struct unit *u, const struct operand *o)
 {
     int used_once = u->rows <= p->tile->rows && p->profile != REFMOE_EXACT; /* `exact` also reads them for the norms */

@@ -1,6 +1,6 @@
 /* placement.h: a thread that slept is often woken on the core of the one that woke it, and a call of a few milliseconds
    is over before the system parts them: one core does the work of two. A thread that finds itself there leaves, once;
-   where it may run stays as it was. But first it must run there: who called it makes way when others have not come.   */
+   where it may run stays as it was. But first it must run there: who called it makes way when others have not come. */
 
 #ifndef REFMOE_PLACEMENT_H
 #define REFMOE_PLACEMENT_H

@@ -11,10 +11,10 @@
    those of refmoe_softmax; what else is written is rounded once for each operation, sum_j in the order of the row from
    +0. Terms that +0 makes zeros are left out where that cannot change a bit.
 
-   qkv (batch size, 3 heads width): a token's queries, keys, values, each head by head; context (batch size, heads width);
-   weights (batch heads size, size); bias (heads, size, size) or NULL.
-   Arrays are dense float32 and no output may overlap another array. how->kernel and threads are read. Errors, threads and
-   the floating-point environment are as in refmoe_kernels.h.  */
+   qkv (batch size, 3 heads width): a token's queries, keys, values, each head by head; context (batch size, heads
+   width); weights (batch heads size, size); bias (heads, size, size) or NULL.
+   Arrays are dense float32 and no output may overlap another array. how->kernel and threads are read. Errors, threads
+   and the floating-point environment are as in refmoe_kernels.h.  */
 
 #ifndef REFMOE_ATTENTION_H
 #define REFMOE_ATTENTION_H

@@ -46,9 +46,10 @@ REFMOE_BEGIN
 enum refmoe_activation_name { REFMOE_SILU = 0, REFMOE_GELU_TANH = 1, REFMOE_RELU = 2, REFMOE_RELU2 = 3,
                               REFMOE_SIGMOID = 4, REFMOE_GELU = 5, REFMOE_SQRT_SOFTPLUS = 6, REFMOE_SOFTCAP = 7 };
 
-/* alpha finite; limit +inf for none, else 2^-40 <= limit; offset 0, or 2^-60 <= |offset|; both at most 2^100. alpha 1 but for
-   silu and softcap. Caps: 0 for none, else 2^-20 .. 2^20, and then alpha is 0 or 2^-100 <= |alpha| <= 2^100; softcap has its cap,
-   silu may have both. relu and relu2: alpha 1, offset 0, limit infinite or a float32. Others are refused with REFMOE_BAD_PROFILE. */
+/* alpha finite; limit +inf for none, else 2^-40 <= limit; offset 0, or 2^-60 <= |offset|; both at most 2^100. alpha 1
+   but for silu and softcap. Caps: 0 for none, else 2^-20 .. 2^20, and then alpha is 0 or 2^-100 <= |alpha| <= 2^100;
+   softcap has its cap, silu may have both. relu and relu2: alpha 1, offset 0, limit infinite or a float32. Others are
+   refused with REFMOE_BAD_PROFILE. */
 typedef struct {
     int32_t name;
     double alpha;
@@ -57,7 +58,8 @@ typedef struct {
     double cap, up_cap;
 } refmoe_activation;
 
-/* The elements of one output that were left open: how many, and the numbers of the first `room` of them, in no order. */
+/* The elements of one output that were left open: how many, and the numbers of the first `room` of them, in no
+   order. */
 typedef struct {
     int64_t count;
     int64_t room;
@@ -77,8 +79,8 @@ int refmoe_gated_backward(const refmoe_how *how, const refmoe_activation *act, i
 int refmoe_scaled_rows(const refmoe_how *how, int64_t n, int64_t m, const float *w, const float *x, float *out,
                        refmoe_open *open);
 
-/* 2^-100 <= c <= 2^100, 1 <= m <= REFMOE_LONGEST_ROW, or REFMOE_BAD_PROFILE. d, z, used (n, m) -> out (n, m); used: 0 or
-   1, or NULL for all. */
+/* 2^-100 <= c <= 2^100, 1 <= m <= REFMOE_LONGEST_ROW, or REFMOE_BAD_PROFILE. d, z, used (n, m) -> out (n, m); used: 0
+   or 1, or NULL for all. */
 enum { REFMOE_LONGEST_ROW = 1024 };
 int refmoe_softmax(const refmoe_how *how, double c, int64_t n, int64_t m, const float *z, const uint8_t *used,
                    float *out, refmoe_open *open);

@@ -34,18 +34,18 @@
    Every NaN is stored as 0x7FC00000 (float32 carrier) or 0x7FF8000000000000 (float64).
 
    Promise. The bits depend on the operands, the profile and the format; not on the kernel, the number of threads, the
-   processor, the caller's floating-point mode, or the rows and columns around an output. (bf16 dot instructions are used
-   only where all factors of an output allow it, and after a sum of known answer.) Threads share out the output and never
-   a sum. Each thread computes under round-to-nearest without flush-to-zero and puts back the mode it found.
+   processor, the caller's floating-point mode, or the rows and columns around an output. (bf16 dot instructions are
+   used only where all factors of an output allow it, and after a sum of known answer.) Threads share out the output and
+   never a sum. Each thread computes under round-to-nearest without flush-to-zero and puts back the mode it found.
 
    Ownership. The caller owns every array. `out` may be uninitialised; each of its elements is written exactly once and
    nothing else is written. `acc` may be `out` itself; no other array may overlap `out`. Arrays need the alignment of
    their elements and no more.
 
-   Workspace. A call works in one block of scratch memory: for each thread at most 2.5 MiB and 296 bytes for each term of
-   the longest sum (K; the Ms of the pairs together; the rows of the largest expert). With how->workspace NULL it takes
-   the block and gives it back before it returns. With how->workspace->at NULL it checks its arguments, computes nothing
-   and sets how->workspace->bytes to what the same call needs. Otherwise it works in the `bytes` at `at`, of any
+   Workspace. A call works in one block of scratch memory: for each thread at most 2.5 MiB and 296 bytes for each term
+   of the longest sum (K; the Ms of the pairs together; the rows of the largest expert). With how->workspace NULL it
+   takes the block and gives it back before it returns. With how->workspace->at NULL it checks its arguments, computes
+   nothing and sets how->workspace->bytes to what the same call needs. Otherwise it works in the `bytes` at `at`, of any
    alignment and content, which no other call may use meanwhile; if they are too few, the status is
    REFMOE_BAD_WORKSPACE and `bytes` becomes what is needed. The report says what a call used. Its stack stays below
    64 KiB a thread.
@@ -139,8 +139,9 @@ typedef struct {
     int32_t scale_format;
 } refmoe_scaled;
 
-/* How many outputs of an exact product each tier decided (the sum is the number of outputs), the bytes of scratch memory
-   that the call used, of all threads, and how many outputs of a chain took two k a step (a bf16 dot instruction). */
+/* How many outputs of an exact product each tier decided (the sum is the number of outputs), the bytes of scratch
+   memory that the call used, of all threads, and how many outputs of a chain took two k a step (a bf16 dot
+   instruction). */
 typedef struct {
     int64_t rounding_test; /* both ends of the float64 interval round alike, or a non-finite value */
     int64_t grid;          /* every partial sum was representable in float64 */
@@ -163,7 +164,8 @@ typedef struct {
     int64_t m;
 } refmoe_pair_f64;
 
-/* x (N, K), w (E, M, K) or a refmoe_scaled, bias (E, M) or NULL, acc (N, M) or NULL -> out (N, M). report may be NULL. */
+/* x (N, K), w (E, M, K) or a refmoe_scaled, bias (E, M) or NULL, acc (N, M) or NULL -> out (N, M). report may be
+   NULL. */
 int refmoe_grouped_matmul_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t m, int64_t k,
                               const int64_t *offsets, const void *x, const void *w, const float *bias,
                               const float *acc, float *out, refmoe_report *report);

@@ -1,7 +1,8 @@
 /* refmoe_written.h: formulas of + - * / and square roots in float32, the manual.
 
    Every written operation is rounded once, in the order in which it is written here; sum_j adds the numbers of a row in
-   their order, from +0. So whoever carries out the same operations has the same bits, NaN aside: every NaN is one value.
+   their order, from +0. So whoever carries out the same operations has the same bits, NaN aside: every NaN is one
+   value.
 
      refmoe_rms_norm           rms = sqrt(sum_j(x_j x_j) / m + eps),  normed = x / rms,  out = normed w
      refmoe_rms_norm_backward  s = d w,  along = sum_j(s_j normed_j) / m,  d_x = (s - normed along) / rms,
@@ -10,8 +11,8 @@
                                p = p - (m rate) / (sqrt(v) root + eps)
 
    The constants are what refmoe/lab/optimisers.py says. Arrays are dense float32; no output may overlap another array,
-   but for what adamw changes in place. Only how->kernel and how->threads are read. Errors, threads and the floating-point
-   environment are as in refmoe_kernels.h; there is no workspace.  */
+   but for what adamw changes in place. Only how->kernel and how->threads are read. Errors, threads and the
+   floating-point environment are as in refmoe_kernels.h; there is no workspace.  */
 
 #ifndef REFMOE_WRITTEN_H
 #define REFMOE_WRITTEN_H

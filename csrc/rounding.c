@@ -1,5 +1,6 @@
 /* rounding.c: the `exact` profile after the float64 sum: rounding, norms for the rounding test, and the way through the
-   tiers behind it (grid.c, compensated.c, accumulator.c). Each decides an output or hands it on; the last always decides. */
+   tiers behind it (grid.c, compensated.c, accumulator.c). Each decides an output or hands it on; the last always
+   decides. */
 
 #include "tiers.h"
 

@@ -7,9 +7,9 @@
 
    Products of two float32 are exact in float64. Sums with a product are first added plainly with a bound of the error;
    where both ends of the interval round alike, that number is stored. Elements left open, and sums of numbers
-   alone, which are midpoints of float32 too often, are added with the error of each addition kept (TwoSum); where the errors
-   add up exactly too, the sum is rounded to odd and then to the format, which rounds as the exact value does. What is
-   left goes to rounding.c, one element at a time. */
+   alone, which are midpoints of float32 too often, are added with the error of each addition kept (TwoSum); where the
+   errors add up exactly too, the sum is rounded to odd and then to the format, which rounds as the exact value does.
+   What is left goes to rounding.c, one element at a time. */
 
 #include "sums.h"
 

@@ -83,8 +83,8 @@ struct run {
     int threads;
 };
 
-/* A thread's own share lies together, so that it turns the rows of few experts that others turn too, and what it fetches
-   ahead is its own; then it helps the others. */
+/* A thread's own share lies together, so that it turns the rows of few experts that others turn too, and what it
+   fetches ahead is its own; then it helps the others. */
 static void work(const void *call, int thread, int64_t most)
 {
     const struct run *run = call;

@@ -5,7 +5,11 @@
 
 #include "tile.h"
 
-static inline float left_of(const struct vector_pair *v, int64_t k) { return number_at(v->a, v->a_format, k * v->a_step); }
+static inline float left_of(const struct vector_pair *v, int64_t k)
+{
+    return number_at(v->a, v->a_format, k * v->a_step);
+}
+
 static inline double right_of(const struct vector_pair *v, int64_t k)
 {
     return v->b_format == REFMOE_FLOAT64 ? ((const double *)v->b)[k] : number_at(v->b, v->b_format, k * v->b_step);

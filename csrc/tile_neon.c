@@ -1,4 +1,5 @@
-/* tile_neon.c: the template with 128-bit vectors of aarch64. (The vectors of 32-bit ARM flush subnormals: no use here.) */
+/* tile_neon.c: the template with 128-bit vectors of aarch64. (The vectors of 32-bit ARM flush subnormals: no use
+   here.) */
 
 #if defined(__aarch64__)
 

@@ -1,5 +1,6 @@
-/* tile_reading.h: the part of the template (tile_template.h) that reads weights and activations in their formats: copies
-   for the tiles of lanes.c, and codes of 16 bits widened to float32, which holds every number of both formats. */
+/* tile_reading.h: the part of the template (tile_template.h) that reads weights and activations in their formats:
+   copies for the tiles of lanes.c, and codes of 16 bits widened to float32, which holds every number of both
+   formats. */
 
 typedef uint16_t codes __attribute__((vector_size(4 * LANES)));
 typedef uint16_t codes_memory __attribute__((vector_size(4 * LANES), aligned(2), may_alias));

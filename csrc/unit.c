@@ -249,7 +249,8 @@ static int compute_tiles(const struct product *p, const struct unit *u, struct s
 
 /* ---- the unit ---- */
 
-/* A thread that stays with these rows finds them packed. Those of an expert without any begin where the next one's do. */
+/* A thread that stays with these rows finds them packed. Those of an expert without any begin where the next one's
+   do. */
 static void hold_rows(const struct product *p, const struct unit *u, struct scratch *s)
 {
     int empty = total_length(p, u) == 0;

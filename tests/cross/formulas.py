@@ -44,10 +44,13 @@ class Bounded:
 
 
 def operands(form, seed):
-    """d, x, u of the format, most of them near 1, some of other magnitudes."""
+    """d, x, u of the format, most of them near 1, some of other magnitudes, zero or infinite."""
     rng = np.random.default_rng(seed)
     drawn = rng.standard_normal((3, COUNT)) * rng.choice([1.0, 4.0, 20.0], (3, COUNT))
     drawn[:, ::16] = np.ldexp(drawn[:, ::16], rng.integers(-30, 14, drawn[:, ::16].shape))
+    for number, row in enumerate(drawn):  # each beside ordinary numbers of the other two, and beside its like
+        row[[1 + number, 5, 9 + number]] = 0.0, -0.0, np.inf
+    drawn[1:, 17] = -0.0, np.inf
     return round_to(drawn, form)
 
 

@@ -73,8 +73,8 @@ def true_capped_silu_slope(x):
     return s * (mpmath.sech(x / GATE_CAP) ** 2 + GATE_CAP * mpmath.tanh(x / GATE_CAP) * other)
 
 
-# name -> (parameters of the named formula, is it the slope, by library, by mpmath)
 PLAIN, CAP = (1.0, None, 0.0), (1.0, None, 0.0, LOGITS_CAP)
+# name -> (parameters of the named formula, is it the slope, by library, by mpmath)
 CURVES = {
     "gelu": (("gelu", *PLAIN), False, gelu, lambda x: x * mpmath.ncdf(x)),
     "gelu'": (("gelu", *PLAIN), True, gelu_slope, lambda x: mpmath.ncdf(x) + x * mpmath.npdf(x)),
