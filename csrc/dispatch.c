@@ -7,13 +7,6 @@
 
 #define ROWS_AT_ONCE 64
 
-/* Whether a table of so many rows and columns can be in memory. */
-static int is_size(int64_t n, int64_t m)
-{
-    int64_t size, limit = INT64_C(1) << 60;
-    return n >= 0 && m >= 0 && !__builtin_mul_overflow(n, m, &size) && size <= limit;
-}
-
 static int are_ids(int64_t slots, const int64_t *topk_indices, int64_t ids)
 {
     int64_t bad = 0;

@@ -1,7 +1,7 @@
 /* feed_forward.c: refmoe_experts.h: the stages of experts with few rows, one after the other in the same threads.
 
    Two stages of units: some columns of gate and of up, with the elements of hidden that need no others; then, when all of
-   those are done, some columns of y. A thread begins with the units of neighbouring experts and tells few.c where it will
+   those are done, some columns of y; their sum by slot, which is short beside them, follows. A thread begins with the units of neighbouring experts and tells few.c where it will
    read next, so that the weights come in one stream from the first to the last.                                       */
 
 #define _GNU_SOURCE /* of placement.h */
@@ -10,6 +10,7 @@
 #include "placement.h"
 #include "product.h"
 #include "refmoe_experts.h"
+#include "sums.h"
 
 enum { ROWS_OF_UP = 0, ROWS_OF_Y = 1, UNIT_COLS = MAX_GROUPED_COLS };
 
@@ -213,10 +214,25 @@ static int describe_formulas(struct call *c, const refmoe_how *how, const refmoe
     return REFMOE_OK;
 }
 
+/* Few terms, so that the sum needs no memory: the workspace is the products'. */
+static int check_slots(const refmoe_how *how, int64_t n, int64_t d, const float *y, const refmoe_slots *s)
+{
+    int status = refmoe_check_weighted_sum(how, s->tokens, d, s->top_k, n, y, s->weights, s->slot_row, s->out);
+    return status == REFMOE_OK && s->top_k > FEW_TERMS ? REFMOE_BAD_SIZE : status;
+}
+
+static int sum_slots(const refmoe_how *how, int64_t n, int64_t d, const float *y, const refmoe_slots *s)
+{
+    refmoe_how then = *how;
+    then.workspace = NULL;
+    return refmoe_weighted_sum_f32(&then, s->tokens, d, s->top_k, n, y, s->weights, s->slot_row, s->out);
+}
+
 int refmoe_feed_forward_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t d, int64_t f, const int64_t *offsets,
                             const void *x, const refmoe_activation *act, const refmoe_linear *gate,
                             const refmoe_linear *up, const float *row_weights, float *hidden, float *weighted,
-                            const refmoe_linear *down, int64_t *left_open, refmoe_report *report)
+                            const refmoe_linear *down, const refmoe_slots *slots, int64_t *left_open,
+                            refmoe_report *report)
 {
     refmoe_open open[2] = {{0}};
     struct call c = {.open = open};
@@ -229,11 +245,14 @@ int refmoe_feed_forward_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t
         status = describe_formulas(&c, how, act, f, gate->w ? gate->out : NULL, up->out, row_weights, hidden, weighted);
     if (!status && (has_many_rows(&c.up) || has_many_rows(&c.down) || (gate->w && has_many_rows(&c.gate))))
         status = REFMOE_MANY_ROWS;
+    if (!status && slots)
+        status = check_slots(how, n, d, down->out, slots);
     if (status)
         return status;
     c.stage[ROWS_OF_UP] = gate->w ? make_stage(&c.gate, &c.up) : make_stage(&c.up, NULL);
     c.stage[ROWS_OF_Y] = make_stage(&c.down, NULL);
     status = run(&c, how->workspace, report);
     *left_open = open[0].count + open[1].count;
-    return status;
+    int is_measured = how->workspace && !how->workspace->at; /* nothing was computed */
+    return status || *left_open || !slots || is_measured ? status : sum_slots(how, n, d, down->out, slots);
 }

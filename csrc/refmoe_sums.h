@@ -2,6 +2,7 @@
    ownership, errors and threads holds here too.
 
      sum            out[i,j] = round(sum_q a_q[i,j] b_q[i,j])
+     weighted_sum   out[t,j] = round(sum_k weights[t,k] y_rows[slot_row[t,k],j])
      row_products   out[i]   = sum_k a[i,k] b[i,k]
 
    A sum is the exact real value, rounded once to how->format, whatever how->profile says; how->force
@@ -41,6 +42,11 @@ typedef struct {
    stack's; more take 40 bytes each and thread, of how->workspace as the products do (refmoe_kernels.h). REFMOE_BAD_SIZE also for a col other
    than 0 and 1; REFMOE_BAD_OFFSETS for an index outside its table. */
 int refmoe_sum_f32(const refmoe_how *how, int64_t n, int64_t m, int64_t terms, const refmoe_term *term, float *out);
+
+/* The sum of such terms: weights, slot_row (tokens, top_k), top_k >= 1; y_rows (rows, cols) -> out (tokens, cols), all
+   dense. A slot_row of -1 makes its term zero, whatever the weight is. Memory and statuses as above. */
+int refmoe_weighted_sum_f32(const refmoe_how *how, int64_t tokens, int64_t cols, int64_t top_k, int64_t rows,
+                            const float *y_rows, const float *weights, const int64_t *slot_row, float *out);
 
 /* a, b (n, m), dense -> out (n): out[i] = the sum of a[i,k] b[i,k] as a chain of fused multiply-adds, k ascending from +0, as
    refmoe_grouped_matmul makes it of n experts of a row and one output each. how->kernel and threads are read. */

@@ -5,6 +5,13 @@
 
 #include "product.h"
 
+/* Whether a table of so many rows and columns can be in memory. */
+static inline int is_size(int64_t n, int64_t m)
+{
+    int64_t size, limit = INT64_C(1) << 60;
+    return n >= 0 && m >= 0 && !__builtin_mul_overflow(n, m, &size) && size <= limit;
+}
+
 /* Numbers begin .. end of the call's results; threads count from 0, the caller's. */
 typedef void range_function(const void *call, int64_t begin, int64_t end, int thread);
 

@@ -3,7 +3,7 @@
 #include "share_out.h"
 #include "sums.h"
 
-enum { ROWS_AT_ONCE = 8, FEW_TERMS = 128 };
+enum { ROWS_AT_ONCE = 8 };
 
 /* ---- one element ---- */
 
@@ -24,11 +24,18 @@ void refmoe_sum_alone(const struct sum_row *row, int64_t j, int format)
 
 /* ---- one row ---- */
 
+/* Terms of refmoe_weighted_sum_f32: by slot, as many of each token as there are terms. */
+struct slots {
+    const float *weights, *rows;
+    const int64_t *slot_row;
+};
+
 struct task {
     const struct sums *sums;
     int format, force;
     int64_t n, m, terms;
     const refmoe_term *term;
+    struct slots slots; /* without `term` */
     float *out;
     char *taken; /* or NULL: see sum_rows */
     size_t bytes;
@@ -54,6 +61,17 @@ static int64_t gather(const struct task *t, int64_t i, struct part *part)
     return count;
 }
 
+static int64_t gather_slots(const struct task *t, int64_t i, struct part *part)
+{
+    int64_t count = 0;
+    for (int64_t slot = i * t->terms; slot < (i + 1) * t->terms; slot++) {
+        int64_t r = t->slots.slot_row[slot];
+        if (r >= 0)
+            part[count++] = (struct part){{t->slots.weights + slot, 0}, {t->slots.rows + r * t->m, 1}};
+    }
+    return count;
+}
+
 /* What one thread gathers, for as many terms as a row has: its parts, and two numbers of each. */
 struct room {
     struct part *part;
@@ -63,7 +81,7 @@ struct room {
 static void sum_one_row(const struct task *t, int64_t i, struct room room)
 {
     struct sum_row row = {.m = t->m, .part = room.part, .room = room.numbers, .out = t->out + i * t->m};
-    row.count = gather(t, i, room.part);
+    row.count = t->term ? gather(t, i, room.part) : gather_slots(t, i, room.part);
     row.force = t->force;
     if (!t->force)
         t->sums->sum(&row, t->format);
@@ -146,13 +164,12 @@ static int check_how(const refmoe_how *how)
 
 static int check(const refmoe_how *how, int64_t n, int64_t m, int64_t terms, const refmoe_term *term, const float *out)
 {
-    int64_t outputs, limit = INT64_C(1) << 60;
     int status = check_how(how);
     if (status)
         return status;
-    if (n < 0 || m < 0 || terms < 1 || terms > limit || __builtin_mul_overflow(n, m, &outputs) || outputs > limit)
+    if (!is_size(n, m) || terms < 1 || !is_size(terms, 1))
         return REFMOE_BAD_SIZE;
-    if (!term || (!out && outputs > 0))
+    if (!term || (!out && n * m > 0))
         return REFMOE_BAD_POINTER;
     for (int64_t q = 0; q < terms && !status; q++) {
         status = check_view(&term[q].a, n, m);
@@ -162,7 +179,23 @@ static int check(const refmoe_how *how, int64_t n, int64_t m, int64_t terms, con
     return status;
 }
 
-/* ---- the public function ---- */
+int refmoe_check_weighted_sum(const refmoe_how *how, int64_t tokens, int64_t cols, int64_t top_k, int64_t rows,
+                              const float *y_rows, const float *weights, const int64_t *slot_row, const float *out)
+{
+    int status = check_how(how);
+    if (status)
+        return status;
+    if (top_k < 1 || !is_size(tokens, cols) || !is_size(tokens, top_k) || !is_size(rows, cols))
+        return REFMOE_BAD_SIZE;
+    if (tokens * cols > 0 && (!out || !weights || !slot_row || (rows > 0 && !y_rows)))
+        return REFMOE_BAD_POINTER;
+    for (int64_t slot = 0; cols > 0 && slot < tokens * top_k; slot++)
+        if (slot_row[slot] < -1 || slot_row[slot] >= rows)
+            return REFMOE_BAD_OFFSETS;
+    return REFMOE_OK;
+}
+
+/* ---- the public functions ---- */
 
 int refmoe_sum_f32(const refmoe_how *how, int64_t n, int64_t m, int64_t terms, const refmoe_term *term, float *out)
 {
@@ -171,5 +204,16 @@ int refmoe_sum_f32(const refmoe_how *how, int64_t n, int64_t m, int64_t terms, c
         return status;
     struct task task = {.sums = refmoe_kernel(how->kernel)->sums, .format = how->format, .force = how->force,
                         .n = n, .m = m, .terms = terms, .term = term, .out = out};
+    return run(&task, how);
+}
+
+int refmoe_weighted_sum_f32(const refmoe_how *how, int64_t tokens, int64_t cols, int64_t top_k, int64_t rows,
+                            const float *y_rows, const float *weights, const int64_t *slot_row, float *out)
+{
+    int status = refmoe_check_weighted_sum(how, tokens, cols, top_k, rows, y_rows, weights, slot_row, out);
+    if (status)
+        return status;
+    struct task task = {.sums = refmoe_kernel(how->kernel)->sums, .format = how->format, .force = how->force, .n = tokens,
+                        .m = cols, .terms = top_k, .slots = {weights, y_rows, slot_row}, .out = out};
     return run(&task, how);
 }

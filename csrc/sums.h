@@ -7,6 +7,8 @@
 
 #include "refmoe_sums.h"
 
+enum { FEW_TERMS = 128 }; /* of which a sum takes no memory but the stack's */
+
 /* A factor of one row of output: element j is at[j * col]. */
 struct factor {
     const float *at;
@@ -40,5 +42,9 @@ extern const struct sums refmoe_sums_avx2, refmoe_sums_avx512;
 
 /* out[j] by the last tiers of rounding.c, which always decide. */
 void refmoe_sum_alone(const struct sum_row *row, int64_t j, int format);
+
+/* The checks of refmoe_weighted_sum_f32, for who sums later on. */
+int refmoe_check_weighted_sum(const refmoe_how *how, int64_t tokens, int64_t cols, int64_t top_k, int64_t rows,
+                              const float *y_rows, const float *weights, const int64_t *slot_row, const float *out);
 
 #endif

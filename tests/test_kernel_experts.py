@@ -13,13 +13,15 @@ from kernel_cases import RULES, coarse
 from kernel_oracle import Rule
 
 from refmoe import ExpertsConfig, Numerics
-from refmoe.experts.feed_forward import expert_ffn
+from refmoe.experts.feed_forward import expert_ffn, expert_ffn_and_sum
 from refmoe.formats import Packed, decode, encode, quantise
+from refmoe.numerics import Gathered
 from refmoe.recipes import MoEParams
 
 KERNELS = [name for name, can_run, _ in kernels.available() if can_run]
 READS_FEW = [name for name in KERNELS if name in ("avx2", "avx512")]  # the others have no such function
 COUNTS = (1, 0, 4, 2, 0, 1, 3)
+SLOT_ROW = np.array([[3, 0], [10, -1], [-1, -1], [1, 9], [7, 2]])  # of five tokens, some rows nobody's
 SCHEMES_OF_MAPS = [("mxfp4",) * 3, ("fp8-block",) * 3, ("mxfp8-e4m3", "fp8-rows", "mxfp8-e4m3")]
 STAGES = ("gate_rows", "up_rows", "hidden_rows", "weighted_hidden_rows", "y_rows")
 
@@ -158,7 +160,8 @@ def test_rows_of_16_bits_are_the_first_maps_alone(kernel):
     p, engine, made = layer.params, kernels.load(kernel, 2), []
     maps = [(p[f"w_{name}"], p[f"b_{name}"]) for name in ("gate", "up", "down")]
     for x in (decode(codes, "bf16"), Packed(codes, "bf16")):
-        made.append(engine.feed_forward(rule, ("silu", 1.0, None, 0.0), x, *maps, layer.offsets, layer.weights))
+        slots = np.abs(gentle(np.random.default_rng(1), (5, 2))), SLOT_ROW
+        made.append(engine.feed_forward(rule, ("silu", 1.0, None, 0.0), x, *maps, layer.offsets, layer.weights, slots))
     for one, other in zip(*made, strict=True):
         assert differing_bits(one, other) == 0
 
@@ -172,6 +175,42 @@ def test_weights_of_fewer_bits_with_scales(profile, schemes):
     stored = {n: quantise(layer.params[n], s, "up" if s.startswith("mx") else None) for n, s in names}
     for force in (None, "compensated") if profile == "exact" else (None,):
         assert_one_call(layer.assert_bits(Rule(profile, "float32", force), threads=(1, 2), params=stored))
+
+
+# ---- the weighted sum that follows ----
+
+
+@each_rule
+@each_kernel
+def test_the_sum_by_slot_has_numpys_bits(kernel, rule):
+    """Slots without a row take no part, even with an infinite weight; where there is no one call there is no sum."""
+    layer = Layer()
+    weights = gentle(np.random.default_rng(1), SLOT_ROW.shape)
+    weights[1, 1] = np.inf
+    num = Numerics(rule.profile, rule.format, force_tier=rule.force_tier, backend="c", kernel=kernel, threads=2)
+    params = MoEParams(w_router=None, **layer.params)
+    arguments = layer.x, params, layer.offsets, layer.experts, num, None, (weights, SLOT_ROW)
+    made, total = expert_ffn_and_sum(*arguments)
+    assert_stages(made, layer.run(rule, backend="numpy")[0])
+    assert (total is not None) == (num.engine.calls["feed_forward", kernel] == 1) == (kernel in READS_FEW)
+    plain = Numerics(rule.profile, rule.format, backend="numpy")
+    terms = [(weights[:, k, None], Gathered(made.y_rows, SLOT_ROW[:, k])) for k in range(2)]
+    assert total is None or differing_bits(total, plain.sum("routed", terms)) == 0
+
+
+@pytest.mark.parametrize("kernel", READS_FEW)
+def test_no_sum_of_what_is_left_open_and_of_slots_that_c_does_not_read(kernel):
+    layer, num = Layer(), Numerics("exact", backend="c", kernel=kernel, threads=2)
+    weights = np.ones(SLOT_ROW.shape, np.float32)
+    many = np.ones((5, 129), np.float32), np.zeros((5, 129), np.int64)
+    cases = [(np.nan, (weights, SLOT_ROW)), (0.5, (weights, SLOT_ROW[:, ::-1])), (0.5, many)]
+    cases += [(0.5, (np.ones((5, 0), np.float32), np.zeros((5, 0), np.int64))), (0.5, None)]
+    for value, slots in cases:
+        layer.x[5, 3] = value
+        params = MoEParams(w_router=None, **layer.params)
+        made, total = expert_ffn_and_sum(layer.x, params, layer.offsets, layer.experts, num, None, slots)
+        assert total is None and made.y_rows.shape == layer.x.shape
+    assert num.engine.calls["feed_forward", kernel] == len(cases)
 
 
 def test_maps_of_different_formats_are_taken_one_by_one():
@@ -201,18 +240,26 @@ class Call:
         self.act = ffi.new("refmoe_activation *", (lib.REFMOE_SILU, 1.0, float("inf"), 0.0))
         self.maps = [ffi.new("refmoe_linear *", one) for one in zip(w[:3], w[3:6], (gate, up, y), strict=True)]
         self.left_open, self.report = ffi.new("int64_t *", -7), ffi.new("refmoe_report *")
+        self.slot_weights, self.slot_row = Buffer(np.ones(SLOT_ROW.shape, np.float32)), Buffer(SLOT_ROW)
+        self.sum, self.held = Buffer((5, D), np.float32), [*self.held, self.slot_weights, self.slot_row]
+        self.slots = self.new_slots()
         self.given = {"how": ffi.new("refmoe_how *", fields), "e": E, "n": N, "d": D, "f": F, "offsets": offsets,
                       "x": x, "act": self.act, "gate": self.maps[0], "up": self.maps[1],
                       "row_weights": w[6] if weighted else ffi.NULL, "hidden": hidden,
                       "weighted": weighted_hidden if weighted else ffi.NULL, "down": self.maps[2],
-                      "left_open": self.left_open, "report": self.report}  # fmt: skip
+                      "slots": self.slots, "left_open": self.left_open, "report": self.report}  # fmt: skip
+
+    def new_slots(self, **change):
+        buffers = {"weights": self.slot_weights, "slot_row": self.slot_row, "out": self.sum}
+        arrays = {name: buffer.pointer() for name, buffer in buffers.items()}
+        return ffi.new("refmoe_slots *", {"tokens": 5, "top_k": 2} | arrays | change)
 
     def status(self, **change):
         return lib.refmoe_feed_forward_f32(*(self.given | change).values())
 
 
 @pytest.mark.parametrize("kernel", READS_FEW)
-def test_nothing_beside_the_five_results_is_written(kernel):
+def test_nothing_beside_the_results_is_written(kernel):
     layer = Layer()
     call = Call(kernel, Rule("exact", "float32"), layer)
     want, _ = layer.run(call.rule, True, backend="numpy")
@@ -222,6 +269,9 @@ def test_nothing_beside_the_five_results_is_written(kernel):
     for buffer, name in zip(call.rows, STAGES, strict=True):
         buffer.assert_guards()
         assert differing_bits(buffer.array, getattr(want, name)) == 0
+    call.sum.assert_guards()
+    terms = [Gathered(want.y_rows, SLOT_ROW[:, k]) for k in range(2)]
+    assert differing_bits(call.sum.array, Numerics(backend="numpy").sum("routed", terms)) == 0
     outputs = sum(getattr(want, name).size for name in ("gate_rows", "up_rows", "y_rows"))
     assert sum(getattr(call.report, tier) for tier in kernels.TIERS) == outputs and call.report.workspace_bytes > 0
 
@@ -235,7 +285,7 @@ def test_a_workspace_is_asked_for_and_held_against_what_is_needed(kernel):
     room = np.zeros(asked.bytes + 64, np.uint8)
     asked.at, asked.bytes = ffi.from_buffer(room), asked.bytes - 1
     assert call.status() == lib.REFMOE_BAD_WORKSPACE
-    for buffer in call.rows:
+    for buffer in [*call.rows, call.sum]:
         buffer.assert_untouched()
     needed = asked.bytes
     assert call.status() == lib.REFMOE_OK and call.report.workspace_bytes == needed
@@ -263,7 +313,14 @@ def test_bad_arguments_are_refused_before_anything_is_written(kernel):
         how = ffi.new("refmoe_how *", call.given["how"][0])
         setattr(how, field, value)
         assert call.status(how=how) == status, field
-    for buffer in call.rows + call.held:
+    beyond, far = Buffer(SLOT_ROW + 1), Buffer(SLOT_ROW - 1)
+    changes = [(lib.REFMOE_BAD_POINTER, {name: ffi.NULL}) for name in ("weights", "slot_row", "out")]
+    changes += [(lib.REFMOE_BAD_SIZE, {"top_k": 0}), (lib.REFMOE_BAD_SIZE, {"tokens": -1})]
+    changes += [(lib.REFMOE_BAD_SIZE, {"tokens": 0, "top_k": 129})]
+    changes += [(lib.REFMOE_BAD_OFFSETS, {"slot_row": buffer.pointer()}) for buffer in (beyond, far)]
+    for status, change in changes:
+        assert call.status(slots=call.new_slots(**change)) == status, change
+    for buffer in [*call.rows, *call.held, call.sum]:
         buffer.assert_untouched()
     assert call.left_open[0] == -7
 

@@ -103,6 +103,41 @@ def test_nothing_ordinary_is_left_open(kernel):
     assert sum(len(left) for ((_, left),) in made) <= 6
 
 
+# ---- the weights of few slots ----
+
+
+@each_kernel
+def test_few_slots_are_one_softmax_of_what_stands_there(kernel):
+    """Slots that weigh nothing: unused ones, dropped ones, experts without weight. NumPy has no such call."""
+    rng, num, c = np.random.default_rng(3), compiled(kernel), 2.5
+    z, indices = draw(40, 16, 3.0)[1], rng.permuted(np.tile(np.arange(16), (40, 1)), axis=1)[:, :6].copy()
+    indices[::3, 4], indices[7] = -1, -1
+    for kept in (None, rng.random(indices.shape) < 0.8):
+        made = num.kept_softmax("topk_weights", z, indices, kept, 13, c)
+        weighs = (indices >= 0) & (indices < 13) & (True if kept is None else kept)
+        stands = np.where(weighs, np.take_along_axis(z, np.maximum(indices, 0), axis=1), z[:, :1])
+        formula = Named("softmax", lambda m, z, u: m.masked_softmax(z, m.real(u) == 1) * c, c)
+        assert_equal(made, NUMPY.evaluate("topk_weights", formula, stands, weighs, core=1), kept)
+    assert num.engine.calls == {("at_slots", kernel): 2, ("softmax", kernel): 2}
+    assert NUMPY.kept_softmax("topk_weights", z, indices, None, 13, c) is None
+
+
+@each_kernel
+def test_what_is_open_or_not_few_is_read_as_any_formula(kernel):
+    """A midpoint, which C leaves open, at first without room to say so; 1024 slots; ids that C does not read."""
+    midpoint = 1 + 2.0**-24  # times 1/2
+    for tokens, c, kind, calls in ((3, midpoint, np.int64, 3), (512, 2.5, np.int64, 1), (3, 2.5, np.int32, 1)):
+        z, indices = np.zeros((tokens, 2), np.float32), np.tile(np.arange(2, dtype=kind), (tokens, 1))
+        config = MoEConfig(hidden_size=4, intermediate_size=4, num_experts=2, top_k=2,
+                           routing=RoutingConfig(normalize=True, scaling_factor=c))  # fmt: skip
+        num = compiled(kernel)
+        assert num.kept_softmax("topk_weights", z, indices, None, 2, c) is None
+        num.engine.calls.clear()
+        got = topk_weights(z, None, indices, None, config, num)
+        assert_equal(got, topk_weights(z, None, indices, None, config, NUMPY), (tokens, c, kind))
+        assert num.engine.calls["softmax", kernel] == calls
+
+
 # ---- midpoints ----
 
 

@@ -169,6 +169,77 @@ def test_what_c_does_not_read_is_added_by_numpy():
     assert not num.engine.calls
 
 
+# ---- weighted sums by slot ----
+
+
+@pytest.mark.parametrize("top_k", (1, 8, 129))
+@each_format
+@each_kernel
+def test_a_weighted_sum_is_the_sum_of_its_terms(kernel, form, top_k):
+    rng = np.random.default_rng(top_k)
+    rows, weights = wide(rng, (40, 21)), wide(rng, (17, top_k))
+    slot_row = rng.integers(-1, 40, (17, top_k))
+    slot_row[3] = -1
+    terms = [(weights[:, k, None], Gathered(rows, slot_row[:, k])) for k in range(top_k)]
+    want = policy(form).sum("routed", terms)
+    for threads in THREADS:
+        num = policy(form, kernel, threads)
+        assert differing_bits(num.weighted_sum("routed", rows, weights, slot_row), want) == 0
+        assert num.engine.calls == {("weighted_sum", kernel): 1}
+
+
+def test_without_rows_a_weighted_sum_is_zero_and_without_slots_c_has_none():
+    num, weights = policy("float32", KERNELS[-1]), np.ones((3, 2), np.float32)
+    none = np.full((3, 2), -1)
+    assert (num.weighted_sum("routed", np.ones((0, 5), np.float32), weights, none) == np.zeros((3, 5))).all()
+    rows = np.ones((2, 5), np.float32)
+    assert num.weighted_sum("routed", rows, weights[:, :0], none[:, :0]) is None
+    assert num.weighted_sum("routed", rows, weights, none.astype(np.int32)) is None
+
+
+def weighted(table, index, into, how=None, **changes):
+    """refmoe_weighted_sum_f32 of 20 tokens, two slots each, weights of 1."""
+    N, m = table.array.shape
+    held = Buffer(np.ones((20, 2), np.float32))
+    given = {"tokens": 20, "cols": m, "top_k": 2, "rows": N, "y_rows": table.pointer(), "weights": held.pointer(),
+             "slot_row": index.pointer(), "out": into.pointer()} | changes  # fmt: skip
+    how = ffi.new("refmoe_how *", how or (len(KERNELS) - 1, 2, lib.REFMOE_EXACT, lib.REFMOE_FLOAT32, 0))
+    status = lib.refmoe_weighted_sum_f32(how, *given.values())
+    held.assert_untouched()
+    return status
+
+
+def test_a_weighted_sum_writes_its_output_alone():
+    rows, index, _ = buffers()
+    out = Buffer((20, 5), np.float32)
+    assert weighted(rows, index, out) == lib.REFMOE_OK
+    rows.assert_untouched(), index.assert_untouched(), out.assert_guards()
+    taken = np.where(index.array[:, None] < 0, 0, rows.array[index.array]).reshape(20, 2, 5)
+    assert differing_bits(out.array, taken.sum(axis=1) + np.float32(0)) == 0
+
+
+WEIGHTED = {
+    "REFMOE_BAD_KERNEL": [{"how": (99, 1, 0, 0, 0)}],
+    "REFMOE_BAD_THREADS": [{"how": (0, 0, 0, 0, 0)}],
+    "REFMOE_BAD_FORMAT": [{"how": (0, 1, 0, lib.REFMOE_FLOAT64, 0)}],
+    "REFMOE_BAD_POINTER": [{name: ffi.NULL} for name in ("y_rows", "weights", "slot_row", "out")],
+    "REFMOE_BAD_SIZE": [{"tokens": -1}, {"cols": -1}, {"top_k": 0}, {"rows": -1}, {"cols": 1 << 60}],
+    "REFMOE_BAD_OFFSETS": [{"rows": 5}],
+}
+
+
+@pytest.mark.parametrize("status", WEIGHTED)
+def test_a_weighted_sum_refuses_before_the_first_write(status):
+    rows, index, _ = buffers()
+    index.array[:] = np.arange(40) % 6
+    out = Buffer((20, 5), np.float32)
+    for changes in WEIGHTED[status]:
+        assert weighted(rows, index, out, **changes) == getattr(lib, status), changes
+    index.array[-1] = -2
+    assert weighted(rows, index, out) == lib.REFMOE_BAD_OFFSETS
+    out.assert_untouched()
+
+
 # ---- what C refuses, and what it leaves alone ----
 
 NO_VIEW = (ffi.NULL, 0, 0, ffi.NULL, 0, 0)

@@ -6,14 +6,14 @@ from ..grouped import bias_gradient, grouped_matmul, grouped_matmul_backward_w, 
 from .records import FeedForward, RowGrads
 
 
-def expert_ffn(x_rows, params, expert_offsets, experts, num, weights=None):
-    """gate, up = W x + b;  hidden = act(gate, up);  y = W_down hidden + b_down, expert by expert.   Spec 3.1, 3.2
+def expert_ffn_and_sum(x_rows, params, expert_offsets, experts, num, weights, slots):
+    """`expert_ffn`, and the weighted sum of its y_rows where the engine has both in one call.   Spec 3.1, 3.2, 2.4
 
-    x_rows (N, D), weights (N,) of the hidden rows, or None -> FeedForward
+    slots: topk_weights and slot_row (T, K), or None -> FeedForward, (T, D) or None: then `combine` makes it
     """
-    gate, up, *rest = _at_one_go(x_rows, params, expert_offsets, experts, num, weights)
+    gate, up, *rest, total = _at_one_go(x_rows, params, expert_offsets, experts, num, weights, slots)
     if rest[-1] is not None:
-        return FeedForward(gate, up, *rest)
+        return FeedForward(gate, up, *rest), total
     if up is None:
         up = grouped_matmul("up_rows", x_rows, params.w_up, expert_offsets, params.b_up, num)
     if experts.gated and gate is None:
@@ -22,17 +22,25 @@ def expert_ffn(x_rows, params, expert_offsets, experts, num, weights=None):
     weighted = None if weights is None else weighted_rows("weighted_hidden_rows", hidden, weights, num)
     read = hidden if weighted is None else weighted
     y = grouped_matmul("y_rows", read, params.w_down, expert_offsets, params.b_down, num)
-    return FeedForward(gate, up, hidden, weighted, y)
+    return FeedForward(gate, up, hidden, weighted, y), None
 
 
-def _at_one_go(x_rows, params, expert_offsets, experts, num, weights):
-    """All stages of experts with few rows, or the first two if the activation is to be read again; else five None."""
+def expert_ffn(x_rows, params, expert_offsets, experts, num, weights=None):
+    """gate, up = W x + b;  hidden = act(gate, up);  y = W_down hidden + b_down, expert by expert.   Spec 3.1, 3.2
+
+    x_rows (N, D), weights (N,) of the hidden rows, or None -> FeedForward
+    """
+    return expert_ffn_and_sum(x_rows, params, expert_offsets, experts, num, weights, None)[0]
+
+
+def _at_one_go(x_rows, params, expert_offsets, experts, num, weights, slots):
+    """All stages of experts with few rows and their sum; two if the activation is to be read again; else six None."""
     activation, made, ask = compiled_activation(experts), None, getattr(num, "feed_forward", None)
     gate, up, down = (params.w_gate, params.b_gate), (params.w_up, params.b_up), (params.w_down, params.b_down)
     read = [w for w, _ in (gate, up, down) if w is not None]
     if ask is not None and activation is not None and is_at_once(num, *read):
-        made = ask(activation, x_rows, gate, up, down, expert_offsets, weights)
-    return (None,) * 5 if made is None else made
+        made = ask(activation, x_rows, gate, up, down, expert_offsets, weights, slots)
+    return (None,) * 6 if made is None else made
 
 
 def expert_ffn_backward(d_y_rows, x_rows, made, params, expert_offsets, experts, num, into, weights=None):

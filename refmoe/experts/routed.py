@@ -3,7 +3,7 @@
 import numpy as np
 
 from .. import dispatch
-from .feed_forward import expert_ffn, expert_ffn_backward
+from .feed_forward import expert_ffn, expert_ffn_and_sum, expert_ffn_backward
 from .latent import latent_in, latent_in_backward, latent_out, latent_out_backward
 from .post_norm import post_norm, post_norm_backward
 from .records import ExpertsRecord, FeedForward, RoutedGrads
@@ -23,10 +23,18 @@ def routed_experts(x, topk_weights, plan, params, experts, num):
     if experts.weight_position == "input":
         weighted = dispatch.weighted_rows("weighted_x_rows", x_rows, weights, num)
     read = x_rows if weighted is None else weighted
-    made = _experts_on_rows(read, weights, plan, params, experts, num)
+    slots = (topk_weights, plan.slot_row) if _is_weighted_sum(params, experts) else None
+    made, routed = _experts_on_rows(read, weights, plan, params, experts, num, slots)
     made |= post_norm(made["y_rows"], params, experts, num)
     record = ExpertsRecord(x_rows=x_rows, weighted_x_rows=weighted, **entered, **made)
-    return _combined(record, x, topk_weights, plan, params, experts, num)
+    return (record, routed) if routed is not None else _combined(record, x, topk_weights, plan, params, experts, num)
+
+
+def _is_weighted_sum(params, experts):
+    """Whether routed is the weighted sum of what the experts with weights make, and nothing else."""
+    between = experts.latent_size or experts.num_weightless or experts.post_expert_norm != "none"
+    beside = params.output_bias is not None or experts.residual != "none"
+    return experts.weight_position == "output" and not between and not beside
 
 
 def _combined(record, x, topk_weights, plan, params, experts, num):
@@ -44,16 +52,17 @@ def _combined(record, x, topk_weights, plan, params, experts, num):
     return record, dispatch.combine(rows, weights, plan, num, more=more)
 
 
-def _experts_on_rows(read, weights, plan, params, experts, num):
-    """The experts with weights on the first rows, those without on the rest: stages by name."""
+def _experts_on_rows(read, weights, plan, params, experts, num, slots):
+    """The experts with weights on the first rows, the others on the rest: stages by name; their sum if it is made."""
     weights = _hidden_weights(weights, experts)
     if not experts.num_weightless:
-        return expert_ffn(read, params, plan.expert_offsets, experts, num, weights)._asdict()
+        made, routed = expert_ffn_and_sum(read, params, plan.expert_offsets, experts, num, weights, slots)
+        return made._asdict(), routed
     own, rest, n = _segments(plan, experts)
     made = expert_ffn(read[:n], params, own, experts, num, weights)
     logits, small, others = weightless_experts(read[n:], rest, params, experts, num)
     y_rows = np.concatenate([made.y_rows, others])
-    return made._asdict() | {"constant_logits": logits, "constant_weights": small, "y_rows": y_rows}
+    return made._asdict() | {"constant_logits": logits, "constant_weights": small, "y_rows": y_rows}, None
 
 
 def routed_experts_backward(d_routed, x, topk_weights, plan, record, params, experts, num, into):

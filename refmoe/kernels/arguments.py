@@ -3,6 +3,7 @@
 import numpy as np
 
 FLOAT32, FLOAT64, UINT16 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.uint16)
+INT64, BOOL = np.dtype(np.int64), np.dtype(bool)
 NAMES = {FLOAT32: "float32", FLOAT64: "float64"}  # NumPy takes longer to tell than C to add up a row
 CODES = ("bf16", "fp16")  # formats whose codes of 16 bits C reads
 
@@ -20,6 +21,11 @@ def operand_of(name, given, rule, shape):
         raise ValueError(f"{name}: expected codes of {' or '.join(CODES)} without scales, in profile exact or chain, "
                          f"got {given.format} in profile {rule.profile}; decode them first")
     return array_of(name, given.codes, UINT16, shape), given.format
+
+
+def is_read(array, dtype):
+    """Whether C reads this array of integers or numbers as it stands; None is passed as NULL."""
+    return array is None or (type(array) is np.ndarray and array.dtype == dtype and array.flags.carray)
 
 
 def array_of(name, array, dtype, shape, optional=False):

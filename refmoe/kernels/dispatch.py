@@ -3,9 +3,7 @@
 import numpy as np
 
 from . import memory
-from .arguments import FLOAT32
-
-_INT64, _BOOL = np.dtype(np.int64), np.dtype(bool)
+from .arguments import BOOL, FLOAT32, INT64, is_read
 
 
 class Dispatch:
@@ -16,10 +14,10 @@ class Dispatch:
 
         topk_indices (T, K) int64; kept (T, K) bool, or None for all that are used; token_mask (T,) bool, or None
         """
-        if not (_reads(topk_indices, _INT64) and _reads(kept, _BOOL) and _reads(token_mask, _BOOL)):
+        if not (is_read(topk_indices, INT64) and is_read(kept, BOOL) and is_read(token_mask, BOOL)):
             return None
         E, slots = num_experts, topk_indices.size
-        made = [np.empty(n, _INT64) for n in (E, E, E + 1, slots)] + [np.empty(topk_indices.shape, _INT64)]
+        made = [np.empty(n, INT64) for n in (E, E, E + 1, slots)] + [np.empty(topk_indices.shape, INT64)]
         arrays = map(self._pointer, (topk_indices, kept, token_mask, *made))
         self._tell("make_plan", self._lib.refmoe_make_plan(*topk_indices.shape, E, *arrays))
         made[3] = made[3][: made[2][-1]]
@@ -27,7 +25,7 @@ class Dispatch:
 
     def permute(self, x, row_slot, top_k):
         """x[row_slot // top_k]: x (T, D) float32, row_slot (N,) -> new array (N, D)."""
-        if x.ndim != 2 or not (_reads(x, FLOAT32) and _reads(row_slot, _INT64)):
+        if x.ndim != 2 or not (is_read(x, FLOAT32) and is_read(row_slot, INT64)):
             return None
         N, (T, D) = len(row_slot), x.shape
         out = memory.empty((N, D), FLOAT32)
@@ -41,17 +39,17 @@ class Dispatch:
 
         table (T, E) float32, topk_indices (T, K) int64, kept (T, K) bool or None for all used -> (T, K), (T, K) bool
         """
-        if not (_reads(table, FLOAT32) and _reads(topk_indices, _INT64) and _reads(kept, _BOOL)):
+        if not (is_read(table, FLOAT32) and is_read(topk_indices, INT64) and is_read(kept, BOOL)):
             return None
         shape = topk_indices.shape
-        out, used = np.empty(shape, FLOAT32), np.empty(shape, _BOOL)
+        out, used = np.empty(shape, FLOAT32), np.empty(shape, BOOL)
         arrays = map(self._pointer, (table, topk_indices, kept, used, out))
         self._tell("at_slots", self._lib.refmoe_at_slots(*shape, table.shape[1], counted, *arrays))
         return out, used
 
     def is_finite(self, array):
         """Whether there is neither an infinity nor a NaN."""
-        if not _reads(array, FLOAT32):
+        if not is_read(array, FLOAT32):
             return None
         return self._lib.refmoe_first_nonfinite(array.size, self._pointer(array)) == array.size
 
@@ -66,7 +64,3 @@ class Dispatch:
             raise ValueError(f"{name}: expected what refmoe_dispatch.h allows, got its status {status}; see there")
         with self._lock:
             self.calls[name, self.kernel] += 1
-
-
-def _reads(array, dtype):
-    return array is None or (type(array) is np.ndarray and array.dtype == dtype and array.flags.carray)

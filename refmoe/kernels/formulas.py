@@ -28,6 +28,19 @@ class Formulas:
             return None
         return compiled(self, rule, parameters, stored)
 
+    def kept_softmax(self, rule, logits, topk_indices, kept, counted, c):
+        """c softmax of logits[t, topk_indices[t, k]] over the slots that weigh, as `at_slots` has them; +0 elsewhere.
+
+        -> new array (T, K); None for many slots, arrays that C does not read, and where a row is left open
+        """
+        few = 0 < topk_indices.size < _ROOM
+        found = self.at_slots(logits, topk_indices, kept, counted) if few else None
+        if found is None:
+            return None
+        out, left = np.empty(topk_indices.shape, np.float32), self._ffi.new("refmoe_open *")
+        made = self._ask("softmax", rule, out.size, [c, *out.shape], [*found, out], [left])
+        return out if made and left.count == 0 else None
+
     def _evaluate(self, name, rule, size, parameters, operands, results):
         """refmoe_`name`(how, parameters, operands, results, lists); `size` elements of work, None is NULL there."""
         operands = [None if array is None else dense(array) for array in operands]

@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 from . import memory
+from .arguments import FLOAT32, INT64, is_read
 
-_FLOAT32 = np.dtype(np.float32)
-_STACK_TERMS = 128  # more want a workspace (refmoe_sums.h)
+STACK_TERMS = 128  # more want a workspace (refmoe_sums.h)
 
 
 class Sums:
@@ -20,7 +20,7 @@ class Sums:
         arrays that C does not read: other types, no axis, more than two axes that differ.
         """
         arrays = [array for term in terms for array, _ in term]
-        if not all(isinstance(a, np.ndarray) and a.dtype == _FLOAT32 and a.dtype.isnative for a in arrays):
+        if not all(isinstance(a, np.ndarray) and a.dtype == FLOAT32 and a.dtype.isnative for a in arrays):
             return None
         shape = np.broadcast_shapes(*{_shape(*factor) for term in terms for factor in term})
         n, m = _table(shape)
@@ -39,21 +39,18 @@ class Sums:
 
         rows (N, D), weights (T, K), slot_row (T, K) int64 -> new array (T, D), or None for arrays that C does not read
         """
-        (T, K), D = weights.shape, rows.shape[1]
-        # without rows there is no array to point to, and C would take the weights for terms of their own
-        if not (_dense(rows) and _dense(weights) and slot_row.flags.carray and T * K and rows.size):
+        (T, K), (N, D) = weights.shape, rows.shape
+        if T * K == 0 or not (is_read(rows, FLOAT32) and is_read(weights, FLOAT32) and is_read(slot_row, INT64)):
             return None
-        numbers, starts = self._pointer(rows), (self._pointer(weights), self._pointer(slot_row))
-        terms = [((starts[0] + k, K, 0, self._null, 0, 0), (numbers, D, 1, starts[1] + k, K, len(rows)))
-                 for k in range(K)]  # fmt: skip
-        out = memory.empty((T, D), np.float32)
-        self._add_up("sum", rule, T * D * K, T, D, K, self._ffi.new("refmoe_term[]", terms), self._pointer(out))
+        out = memory.empty((T, D), FLOAT32)
+        arrays = map(self._pointer, (rows, weights, slot_row, out))
+        self._add_up("weighted_sum", rule, T * D * K, T, D, K, N, *arrays)
         return out
 
     def row_products(self, rule, a, b):
         """out[n] = the chain of a[n, k] b[n, k], k ascending from +0: a, b (N, K) -> (N,); None: C does not read it."""
         asked = rule.profile == "chain" and rule.format == "float32"
-        if not asked or not all(array.dtype == _FLOAT32 and array.flags.carray for array in (a, b)):
+        if not asked or not all(array.dtype == FLOAT32 and array.flags.carray for array in (a, b)):
             return None
         out = memory.empty((len(a),), np.float32)
         how = self._ffi.new("refmoe_how *", {"kernel": self._index, "threads": self._threads_for(a.size)})
@@ -94,7 +91,7 @@ class Sums:
 
     def _add_up(self, name, rule, work, *arguments):
         function, threads = getattr(self._lib, f"refmoe_{name}_f32"), self._threads_for(work)
-        if arguments[2] <= _STACK_TERMS:
+        if arguments[2] <= STACK_TERMS:
             status = function(self._read_how(rule, threads), *arguments)
         else:
             how = self._ffi.new("refmoe_how *", self._how(rule, threads))
@@ -105,10 +102,6 @@ class Sums:
             raise ValueError(f"{name}: expected what refmoe_sums.h allows, got its status {status}; see there")
         with self._lock:
             self.calls[name, self.kernel] += 1
-
-
-def _dense(array):
-    return array.dtype == _FLOAT32 and array.flags.carray
 
 
 def _shape(array, index):

@@ -115,19 +115,20 @@ class Numerics:
         offsets = np.arange(len(a) + 1, dtype=np.int64)
         return self.engine.grouped_matmul(self._rule(name), a, b[:, None, :], offsets)[:, 0]
 
-    def feed_forward(self, activation, x_rows, gate, up, down, offsets, weights=None):
+    def feed_forward(self, activation, x_rows, gate, up, down, offsets, weights=None, slots=None):
         """The stages of experts with few rows, each the same bits as one by one, where the engine has all in one call.
 
         activation: parameters of the formula "gated"; gate, up, down: w and bias, gate (None, None) for plain experts.
-        -> gate_rows, up_rows, hidden_rows, weighted_hidden_rows, y_rows; None from hidden_rows on where a formula is to
-        be read again; None where there is no such call. What overrides `contract` is asked for each stage.
+        slots: weights and rows (T, K) of the `weighted_sum` of y_rows, or None
+        -> gate_rows, up_rows, hidden_rows, weighted_hidden_rows, y_rows, their sum; None from hidden_rows on where a
+        formula is to be read again; None where there is no such call. What overrides `contract` is asked by stage.
         """
         if type(self) is not Numerics or self.profile == "float64" or self.force_tier == "exact":
             return None
         made = getattr(self._engine_for(gate[0], up[0], down[0]), "feed_forward", None)
         if made is None:
             return None
-        return made(self._rule("hidden_rows"), activation, x_rows, gate, up, down, offsets, weights)
+        return made(self._rule("hidden_rows"), activation, x_rows, gate, up, down, offsets, weights, slots)
 
     def takes_codes(self, *weights):
         """Whether one contraction takes all experts of these `Packed` weights: the engine reads their codes where they
@@ -203,6 +204,15 @@ class Numerics:
         """
         made = self._compiled(names, formulas, stored, 0)
         return made or tuple(map(lambda name, one: self.evaluate(name, one, *stored), names, formulas.formula))
+
+    def kept_softmax(self, name, logits, topk_indices, kept, counted, c):
+        """c softmax(logits at the slots that weigh), +0 elsewhere, where the engine has it in one; else None.
+
+        logits (T, E), topk_indices (T, K), kept (T, K) or None, ids below `counted` weigh -> (T, K)
+        """
+        asked = type(self) is Numerics and self.profile != "float64" and self.force_tier != "exact"
+        ask = getattr(self.engine, "kept_softmax", None) if asked else None
+        return ask and ask(self._rule(name), logits, topk_indices, kept, counted, c)
 
     def _compiled(self, names, formula, stored, core):
         """What the engine makes of a formula it knows, its open elements or rows read here; None if it knows none."""

@@ -28,9 +28,7 @@ def topk_weights(logits, scores, topk_indices, kept, config, num, given=None):
         return sparsemixer_weights(logits, topk_indices, kept, multipliers, config, num)
     c = routing.scaling_factor
     if softmax_of_kept(config):
-        z, kept = _at_slots(logits, topk_indices, kept, config, num)
-        formula = Named("softmax", lambda m, z, u: m.masked_softmax(z, m.real(u) == 1) * c, c)
-        return num.evaluate("topk_weights", formula, z, kept, core=1)
+        return _softmax_of_kept(logits, topk_indices, kept, c, config, num)
     s, kept = _at_slots(scores, topk_indices, kept, config, num)
     if routing.divide_by_count:
         return num.evaluate("topk_weights", _shared_out, s, kept, core=1, c=c)
@@ -39,6 +37,16 @@ def topk_weights(logits, scores, topk_indices, kept, config, num, given=None):
         return np.where(kept, w, np.zeros_like(w))
     _refuse_zero_sums(s, kept, routing)
     return num.evaluate("topk_weights", lambda m, s, u: _normalized(m, s, u, routing) * c, s, kept, core=1)
+
+
+def _softmax_of_kept(logits, topk_indices, kept, c, config, num):
+    at_once, counted = getattr(num, "kept_softmax", None), _num_counted(config)
+    made = at_once and at_once("topk_weights", logits, topk_indices, kept, counted, c)
+    if made is not None:
+        return made
+    z, kept = _at_slots(logits, topk_indices, kept, config, num)
+    formula = Named("softmax", lambda m, z, u: m.masked_softmax(z, m.real(u) == 1) * c, c)
+    return num.evaluate("topk_weights", formula, z, kept, core=1)
 
 
 def topk_weights_backward(d_topk_weights, logits, scores, topk_indices, kept, config, num, given=None):
@@ -94,7 +102,12 @@ def counted(topk_indices, config):
 
     topk_indices (T, K) -> (T, K) bool
     """
-    return (topk_indices >= 0) & (topk_indices < config.num_choices - config.experts.zero_experts)
+    return (topk_indices >= 0) & (topk_indices < _num_counted(config))
+
+
+def _num_counted(config):
+    """Ids below it may weigh."""
+    return config.num_choices - config.experts.zero_experts
 
 
 def _kept_softmax_backward(m, G, z, used, c):
@@ -185,7 +198,7 @@ def _refuse_zero_sums(s, kept, routing):
 
 def _at_slots(array, topk_indices, kept, config, num):
     """array[t, topk_indices[t, k]], (T, K), and which slots weigh; where one does not, another of its token stands."""
-    made = by_engine(num, "at_slots", array, topk_indices, kept, config.num_choices - config.experts.zero_experts)
+    made = by_engine(num, "at_slots", array, topk_indices, kept, _num_counted(config))
     if made is not None:
         return made
     weighs = counted(topk_indices, config) if kept is None else kept & counted(topk_indices, config)
