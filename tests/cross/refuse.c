@@ -2,6 +2,7 @@
 
 #define _POSIX_C_SOURCE 200809L
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +10,7 @@
 #include <unistd.h>
 
 #include "memory.h"
-#include "refmoe_kernels.h"
+#include "refmoe_experts.h"
 
 enum { E = 2, N = 3, M = 4, K = 5 };
 
@@ -135,16 +136,50 @@ static void check_table(void)
     expect("the tile of no profile", 0, refmoe_tile_rows(0, 3) + refmoe_tile_cols(0, -1));
 }
 
+/* ---- what asks for memory: the products, and experts with few rows ---- */
+
+typedef int asking(const refmoe_how *how);
+
+static int forward(const refmoe_how *how)
+{
+    return refmoe_grouped_matmul_f32(how, E, N, M, K, good_offsets, x, w, NULL, NULL, out, NULL);
+}
+
+static int back_to_x(const refmoe_how *how)
+{
+    const refmoe_pair_f32 pair[2] = {{d, w, M}, {d, w, M}};
+    return refmoe_grouped_matmul_backward_x_f32(how, E, N, K, good_offsets, 2, pair, NULL, out, NULL);
+}
+
+static int back_to_w(const refmoe_how *how)
+{
+    return refmoe_grouped_matmul_backward_w_f32(how, E, N, M, K, good_offsets, d, x, NULL, out, NULL);
+}
+
+/* Plain experts; their y and its sum by slot are `out`. REFMOE_MANY_ROWS from kernels that have no such function. */
+static int few_rows(const refmoe_how *how)
+{
+    static float up_rows[N * M], hidden[N * M];
+    static const float weights[N] = {1, 1, 1};
+    static const int64_t slot_row[N] = {2, 0, -1};
+    const refmoe_activation act = {.name = REFMOE_RELU, .alpha = 1, .limit = INFINITY};
+    const refmoe_linear gate = {NULL, NULL, NULL}, up = {w, NULL, up_rows}, down = {w, NULL, out};
+    const refmoe_slots slots = {N, 1, weights, slot_row, out + N * K};
+    int64_t left_open;
+    return refmoe_feed_forward_f32(how, E, N, K, M, good_offsets, x, &act, &gate, &up, NULL, hidden, NULL, &down, &slots,
+                                   &left_open, NULL);
+}
+
 /* ---- memory refused at each place in turn ---- */
 
-static void check_memory(void)
+static void check_memory(asking *call, int kernel, int profile)
 {
-    const refmoe_how how = HOW(0, 2, REFMOE_EXACT, REFMOE_FLOAT32, 0);
+    const refmoe_how how = HOW(kernel, 2, profile, REFMOE_FLOAT32, 0);
     int status = REFMOE_NO_MEMORY, allowed = 0;
     for (; status == REFMOE_NO_MEMORY && allowed < 100; allowed++) {
         memset(out, 0xA5, sizeof out);
         allocations_allowed = allowed;
-        status = refmoe_grouped_matmul_f32(&how, E, N, M, K, good_offsets, x, w, NULL, NULL, out, NULL);
+        status = call(&how);
         expect("memory refused", status == REFMOE_NO_MEMORY, is_untouched());
     }
     allocations_allowed = INT32_MAX;
@@ -154,32 +189,50 @@ static void check_memory(void)
 
 /* ---- a workspace of the caller's: asked for, too small, enough ---- */
 
-static void check_own_workspace(void)
+static void check_own_workspace(asking *call, int kernel, int profile)
 {
     refmoe_workspace own = {NULL, -1};
-    const refmoe_how how = HOW(0, 2, REFMOE_EXACT, REFMOE_FLOAT32, 0, .workspace = &own);
-    const refmoe_how wrong = HOW(0, 0, REFMOE_EXACT, REFMOE_FLOAT32, 0, .workspace = &own);
-#define MULTIPLY(how) refmoe_grouped_matmul_f32(how, E, N, M, K, good_offsets, x, w, NULL, NULL, out, NULL)
+    const refmoe_how how = HOW(kernel, 2, profile, REFMOE_FLOAT32, 0, .workspace = &own);
+    const refmoe_how wrong = HOW(kernel, 0, profile, REFMOE_FLOAT32, 0, .workspace = &own);
     memset(out, 0xA5, sizeof out);
-    expect("a bad call with a workspace", REFMOE_BAD_THREADS, MULTIPLY(&wrong));
+    expect("a bad call with a workspace", REFMOE_BAD_THREADS, call(&wrong));
     expect("its size is left alone", 1, own.bytes == -1);
     taken_bytes = 0;
-    expect("a workspace asked for", REFMOE_OK, MULTIPLY(&how));
+    expect("a workspace asked for", REFMOE_OK, call(&how));
     int64_t bytes = own.bytes;
     char *room = malloc((size_t)bytes);
     expect("its size", 1, bytes > 0 && room);
     const int64_t too_few[] = {bytes - 1, 0, -1, INT64_MIN};
     for (int i = 0; i < 4; i++) {
         own = (refmoe_workspace){room, too_few[i]};
-        expect("too small a workspace", REFMOE_BAD_WORKSPACE, MULTIPLY(&how));
+        expect("too small a workspace", REFMOE_BAD_WORKSPACE, call(&how));
         expect("what it should be", 1, own.bytes == bytes && own.at == room);
     }
     expect("nothing was written", 1, is_untouched());
-    expect("a workspace of the caller's", REFMOE_OK, MULTIPLY(&how));
+    expect("a workspace of the caller's", REFMOE_OK, call(&how));
     expect("no other memory", 1, taken_bytes == 0 && !is_untouched());
+    free(room);
+}
+
+static void check_long_sum(void)
+{
+    refmoe_workspace own = {NULL, -1};
+    const refmoe_how how = HOW(0, 2, REFMOE_EXACT, REFMOE_FLOAT32, 0, .workspace = &own);
     expect("too long a sum", REFMOE_NO_MEMORY,
            refmoe_grouped_matmul_f32(&how, E, N, M, INT64_C(1) << 50, good_offsets, x, w, NULL, NULL, out, NULL));
-    free(room);
+}
+
+/* Whether the kernel computes experts with few rows in one call. */
+static int check_asking(int kernel, int profile)
+{
+    asking *const calls_of_all[] = {forward, back_to_x, back_to_w, few_rows};
+    const refmoe_how how = HOW(kernel, 1, profile, REFMOE_FLOAT32, 0);
+    int has_few = few_rows(&how) != REFMOE_MANY_ROWS;
+    for (int i = 0; i < 3 + has_few; i++) {
+        check_memory(calls_of_all[i], kernel, profile);
+        check_own_workspace(calls_of_all[i], kernel, profile);
+    }
+    return has_few;
 }
 
 /* ---- scratch memory where much of it is used: the header's bound holds, and is not idle ---- */
@@ -236,18 +289,20 @@ static void check_fork(void)
 
 int main(void)
 {
-    int count = (int)(sizeof calls / sizeof *calls);
+    int count = (int)(sizeof calls / sizeof *calls), few = 0;
     for (int i = 0; i < count; i++)
         check_refusal(&calls[i]), expect(calls[i].name, 1, is_untouched());
     check_pairs();
     check_table();
-    check_memory();
-    check_own_workspace();
+    check_long_sum();
     for (int kernel = 0; kernel < refmoe_kernel_count(); kernel++)
-        for (int profile = REFMOE_EXACT; profile <= REFMOE_CHAIN && refmoe_kernel_runs_here(kernel); profile++)
+        for (int profile = REFMOE_EXACT; profile <= REFMOE_CHAIN && refmoe_kernel_runs_here(kernel); profile++) {
             check_workspace(kernel, profile);
+            few += check_asking(kernel, profile);
+        }
     check_fork();
     if (failures == 0)
-        printf("ok   %d bad calls refused, the table's ends, memory refused and bounded, a forked child\n", count);
+        printf("ok   %d bad calls refused, the table's ends, memory refused and bounded (few rows: %d), a forked child\n",
+               count, few);
     return failures != 0;
 }
