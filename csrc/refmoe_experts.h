@@ -47,8 +47,8 @@ typedef struct {
 } refmoe_slots;
 
 /* x (n, d); gate and up with w (E, f, d) -> out (n, f); row_weights (n) or NULL -> hidden, weighted (n, f), the latter
-   NULL exactly where row_weights is; down with w (E, d, f) -> out (n, d). slots or NULL -> its out. report may be NULL. The status is
-   REFMOE_MANY_ROWS where an expert has more than few rows: then nothing is written. */
+   NULL exactly where row_weights is; down with w (E, d, f) -> out (n, d); slots, or NULL, -> its out. report may be NULL.
+   The status is REFMOE_MANY_ROWS where an expert has more than few rows: then nothing is written. */
 int refmoe_feed_forward_f32(const refmoe_how *how, int64_t e, int64_t n, int64_t d, int64_t f, const int64_t *offsets,
                             const void *x, const refmoe_activation *act, const refmoe_linear *gate,
                             const refmoe_linear *up, const float *row_weights, float *hidden, float *weighted,

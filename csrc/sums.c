@@ -213,7 +213,7 @@ int refmoe_weighted_sum_f32(const refmoe_how *how, int64_t tokens, int64_t cols,
     int status = refmoe_check_weighted_sum(how, tokens, cols, top_k, rows, y_rows, weights, slot_row, out);
     if (status)
         return status;
-    struct task task = {.sums = refmoe_kernel(how->kernel)->sums, .format = how->format, .force = how->force, .n = tokens,
-                        .m = cols, .terms = top_k, .slots = {weights, y_rows, slot_row}, .out = out};
+    struct task task = {.sums = refmoe_kernel(how->kernel)->sums, .format = how->format, .force = how->force,
+                        .n = tokens, .m = cols, .terms = top_k, .slots = {weights, y_rows, slot_row}, .out = out};
     return run(&task, how);
 }

@@ -166,8 +166,8 @@ static int few_rows(const refmoe_how *how)
     const refmoe_linear gate = {NULL, NULL, NULL}, up = {w, NULL, up_rows}, down = {w, NULL, out};
     const refmoe_slots slots = {N, 1, weights, slot_row, out + N * K};
     int64_t left_open;
-    return refmoe_feed_forward_f32(how, E, N, K, M, good_offsets, x, &act, &gate, &up, NULL, hidden, NULL, &down, &slots,
-                                   &left_open, NULL);
+    return refmoe_feed_forward_f32(how, E, N, K, M, good_offsets, x, &act, &gate, &up, NULL, hidden, NULL, &down,
+                                   &slots, &left_open, NULL);
 }
 
 /* ---- memory refused at each place in turn ---- */
@@ -302,7 +302,7 @@ int main(void)
         }
     check_fork();
     if (failures == 0)
-        printf("ok   %d bad calls refused, the table's ends, memory refused and bounded (few rows: %d), a forked child\n",
-               count, few);
+        printf("ok   %d bad calls refused, the table's ends, memory refused and bounded, of few rows by %d, a forked "
+               "child\n", count, few);
     return failures != 0;
 }
