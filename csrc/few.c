@@ -85,6 +85,17 @@ static double error_factor(const struct product *p, const struct unit *u)
     return HALF_UNIT * (double)(2 * (block / cols) + scales + 8 + 2 * (o->codes != NULL));
 }
 
+/* Rows as words of two k, behind where floats would be. NULL: they may not be, or are unsafe. */
+static const uint32_t *turn_words(const struct product *p, const struct unit *u, struct scratch *s)
+{
+    const struct operand *o = &u->pair[0];
+    uint32_t *to = (uint32_t *)(s->right + refmoe_few_room(p, o->length) / 2);
+    struct pair_source from = {o->a, o->a_format, (int)u->rows, (int)u->rows, o->length, o->a_row};
+    if (!p->paired || o->codes || !p->kernel->few->paired[u->rows])
+        return NULL;
+    return p->kernel->pairs->along(&from, to) ? to : NULL;
+}
+
 /* A thread that stays with an expert finds its rows turned already. (lanes.c turns them otherwise, but not these: the
    number of rows tells whose they are.) */
 static void hold_rows(const struct product *p, const struct unit *u, struct scratch *s)
@@ -94,7 +105,8 @@ static void hold_rows(const struct product *p, const struct unit *u, struct scra
         s->row_grid[i].known = 0;
     if (s->held == u->pair[0].a && s->held_rows == u->rows && s->held_wide == p->wide)
         return;
-    if (p->profile == REFMOE_CHAIN)
+    s->held_words = turn_words(p, u, s);
+    if (p->profile == REFMOE_CHAIN && !s->held_words)
         turn_chain(u, p->wide, s->right);
     for (int64_t i = 0; i < u->rows && p->profile == REFMOE_EXACT; i++)
         s->row_bound[i] = factor * turn_exact(p->kernel->few, u, i, (double *)s->right);
@@ -230,6 +242,26 @@ static const char *next_weights(const struct unit *u, const struct scratch *s, c
     return is_last && s->next ? s->next : u->pair[0].b + (t->col + t->pitch) * step;
 }
 
+/* Two k a step; from the first unsafe weight or unfilled block on, these rows meet one k after the other. */
+static void compute_chain(const struct product *p, const struct unit *u, struct scratch *s, struct part *t,
+                          struct few_block *block)
+{
+    const struct few *few = p->kernel->few;
+    block->x = s->held_words;
+    if (s->held_words && t->cols == t->pitch) {
+        few->paired[t->rows](block);
+        if (t->largest[0] == 0) {
+            s->report.paired += t->rows * t->cols;
+            return;
+        }
+    }
+    if (s->held_words)
+        turn_chain(u, p->wide, s->right);
+    s->held_words = NULL, block->x = s->right;
+    start_chain(u, t);
+    few->run[REFMOE_CHAIN][u->pair[0].b_format][t->rows](block);
+}
+
 static void compute_part(const struct product *p, const struct unit *u, struct scratch *s, struct part *t)
 {
     const struct operand *o = &u->pair[0];
@@ -242,8 +274,7 @@ static void compute_part(const struct product *p, const struct unit *u, struct s
                               .ahead = next_weights(u, s, t, step), .x = s->right, .value = t->value,
                               .largest = t->largest};
     if (p->profile == REFMOE_CHAIN) {
-        start_chain(u, t);
-        p->kernel->few->run[REFMOE_CHAIN][o->b_format][t->rows](&block);
+        compute_chain(p, u, s, t, &block);
         finish_chain(p, u, t);
     } else {
         p->kernel->few->run[REFMOE_EXACT][o->b_format][t->rows](&block);

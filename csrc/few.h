@@ -44,12 +44,16 @@ static inline int few_groups(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 
 
 struct small;
 
+/* `paired`: by number of rows, chains of bf16 from +0 that take two k a step (pairs.h), or NULL: blocks of all the kernel's
+   columns, where x is words, those of all rows word by word. `largest` is not 0 if a weight is unsafe: then the sums are no
+   use. */
+
 /* Codes are of a kind, FEW_MINI or another; x of that one is given times 2^mini_exponent in the exact profile. Functions
    by profile (REFMOE_WIDE: chains of weights that only doubles hold, with x as doubles), kind and rows, of any kernel up to
    MAX_FEW_ROWS. A chain has few_groups(rows) times the kernel's columns. */
 struct few {
     int cols, rows[2], bf16_exponent, mini_exponent;
-    few_function *run[2][3][MAX_FEW_ROWS + 1], *codes[3][FEW_KINDS][MAX_FEW_ROWS + 1];
+    few_function *run[2][3][MAX_FEW_ROWS + 1], *codes[3][FEW_KINDS][MAX_FEW_ROWS + 1], *paired[MAX_FEW_ROWS + 1];
     int (*kind_of)(const struct small *small);
 };
 

@@ -154,8 +154,9 @@ static inline __attribute__((always_inline)) TARGET __m512d mini_doubles(const u
 
 #include "few_template.h"
 #include "few_codes.h"
+#include "few_pairs.h"
 
-const struct few refmoe_few_avx512 = {FEW_FUNCTIONS, CODES_FUNCTIONS};
+const struct few refmoe_few_avx512 = {FEW_FUNCTIONS, CODES_FUNCTIONS, .paired = {UP_TO_8(paired)}};
 
 #else
 typedef int refmoe_no_few_avx512; /* a translation unit may not be empty */

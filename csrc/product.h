@@ -87,6 +87,7 @@ struct scratch {
     const char *held;           /* the rows of x that `right` holds (few.c: likewise), and how many */
     int64_t held_rows;
     int held_wide;              /* as doubles, for a chain (few.c) */
+    const uint32_t *held_words; /* of few.c: the rows as words of two k, which `right` then holds instead, or NULL */
     double *decoded;            /* the weights of one output, where they are codes, and its number from 1 on */
     int64_t decoded_number;
     uint32_t *pair_rows, *pair_panels; /* of pairs.c: words of the first factor, and of the second */

@@ -16,6 +16,8 @@ each_kernel = pytest.mark.parametrize("kernel", KERNELS)
 RULE = Rule("chain", "float32")
 CPU = Path("/proc/cpuinfo")
 HAS_DOT = CPU.exists() and "avx512_bf16" in CPU.read_text()
+SPECIAL = (0x2400, 0x23FF, 0xA3FF, 0x0001, 0x8000, 0x7F80, 0xFF80, 0x7FC0, 0x7F7F)  # 2^-55 and beside it; Inf; NaN
+SAFE = {0x2400, 0x8000, 0x7F80, 0xFF80, 0x7FC0, 0x7F7F}
 
 
 def paired(kernel, x, w, offsets, rule=RULE, left="bf16", **more):
@@ -64,16 +66,68 @@ def test_pairs_end_with_the_panel_before_an_unsafe_weight(kernel, length):
 
 @each_kernel
 def test_the_first_panel_of_a_unit_is_turned_with_the_one_before_it(kernel):
-    """Across experts, of which one has no rows and another so few that they are computed otherwise."""
+    """Across experts, of which one has no rows and another so few that weights are read in blocks of 16 outputs."""
     rng, offsets = np.random.default_rng(4), np.array([0, 12, 12, 21, 24, 44])
     x, w = middle_codes(rng, (44, 96), "bf16"), middle_codes(rng, (5, 64, 96), "bf16")
     every = kernel == "avx512" and HAS_DOT
-    for expert, lost in ((0, 12), (1, 0), (2, 9), (3, 0), (4, 20)):
+    for expert, lost in ((0, 12), (1, 0), (2, 9), (3, 3), (4, 20)):
         for output, k in ((0, 0), (17, 95), (31, 64)):
             unsafe = w.copy()
             unsafe[expert, output, k] = 0x0001
-            assert paired(kernel, x, unsafe, offsets) == (41 - lost) * 64 * every
-    assert paired(kernel, x, np.where(w == w[2, 5, 5], 0, w).astype(np.uint16), offsets) == 41 * 64 * every
+            before = 3 * (output // 16 * 16) if expert == 3 else 0
+            assert paired(kernel, x, unsafe, offsets) == ((44 - lost) * 64 + before) * every
+    assert paired(kernel, x, np.where(w == w[2, 5, 5], 0, w).astype(np.uint16), offsets) == 44 * 64 * every
+
+
+# ---- few rows: weights where they lie, a block of 16 outputs at a time ----
+
+@pytest.mark.parametrize("length", (1, 2, 31, 32, 33, 63, 64, 161))
+@each_kernel
+def test_few_rows_take_pairs_in_whole_blocks(kernel, length):
+    """1 to 8 rows, blocks and a rest of 8 outputs; sums of half a word, and with every kind of rest."""
+    blocks = 32 if kernel == "avx512" and HAS_DOT else 0
+    for rows in range(1, 9):
+        x, w, offsets = operands(length, rows)
+        assert paired(kernel, x, w, offsets) == rows * blocks
+        assert paired(kernel, value_of(x, "bf16"), w, offsets, left="float32") == rows * blocks
+        assert paired(kernel, value_of(x, "bf16") * np.float32(1 + 2**-9), w, offsets, left="float32") == 0
+        assert paired(kernel, x, w, offsets, Rule("chain", "bf16"), bias=value_of(w[:, :, 0], "bf16")) == rows * blocks
+        assert paired(kernel, x, w, offsets, acc=np.ones((rows, 40), np.float32)) == 0
+        assert paired(kernel, x, w[:, :15], offsets) == 0
+
+
+@each_kernel
+def test_pairs_of_few_rows_end_with_the_block_before_an_unsafe_weight(kernel):
+    """In the first k and the last, in lines and beside them; zeros, infinities and NaN are no reason."""
+    block = 16 if kernel == "avx512" and HAS_DOT else 0
+    for rows, length in ((1, 96), (3, 77)):
+        x, w, offsets = operands(length, rows, 64)
+        for output in (0, 15, 16, 47, 63):
+            for k in (0, 31, 32, length - 1):
+                for code in SPECIAL:
+                    special = w.copy()
+                    special[0, output, k] = code
+                    done = 64 if code in SAFE else output // 16 * 16
+                    assert paired(kernel, x, special, offsets) == rows * (done if block else 0)
+        x[rows - 1, length - 1] = 0x8001
+        assert paired(kernel, x, w, offsets) == 0
+
+
+@each_kernel
+def test_pairs_of_few_rows_begin_where_lines_do(kernel):
+    """Rows of whole lines from every place of a line, of which every second is the middle of a word."""
+    for length in (32, 64, 96):
+        x, w, offsets = operands(length, 2, 32)
+        want = Guarded(kernel, 1).grouped_matmul(RULE, value_of(x, "bf16"), value_of(w, "bf16"), offsets)
+        room = np.zeros(w.size + 64, np.uint16)
+        for first in range(32):
+            begin = (first - room.ctypes.data % 64 // 2) % 32
+            placed = room[begin : begin + w.size].reshape(w.shape)
+            placed[...] = w
+            engine = kernels.load(kernel, 1)
+            got = engine.grouped_matmul(RULE, value_of(x, "bf16"), Packed(placed, "bf16"), offsets)
+            assert placed.ctypes.data % 64 == 2 * first and differing_bits(got, want) == 0
+            assert engine.paired == (64 if kernel == "avx512" and HAS_DOT else 0)
 
 
 @pytest.mark.parametrize("kernel", KERNELS[-1:])
@@ -93,8 +147,6 @@ def test_what_large_weights_push_out_is_stored_past_the_caches(kernel):
 FORMS = ("bf16", "float32")
 each_other = pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "portable"] or KERNELS)
 STORED = Rule("chain", "bf16")
-SPECIAL = (0x2400, 0x23FF, 0xA3FF, 0x0001, 0x8000, 0x7F80, 0xFF80, 0x7FC0, 0x7F7F)  # 2^-55 and beside it; Inf; NaN
-SAFE = {0x2400, 0x8000, 0x7F80, 0xFF80, 0x7FC0, 0x7F7F}
 
 
 def outputs_paired(kernel, call, shape, left, right="bf16"):
