@@ -16,6 +16,7 @@ from refmoe import ExpertsConfig, Numerics
 from refmoe.experts.feed_forward import expert_ffn, expert_ffn_and_sum
 from refmoe.formats import Packed, decode, encode, quantise
 from refmoe.numerics import Gathered
+from refmoe.kernels.experts import MOST_FEW_ROWS
 from refmoe.recipes import MoEParams
 
 KERNELS = [name for name, can_run, _ in kernels.available() if can_run]
@@ -111,6 +112,18 @@ def test_a_chain_takes_more_rows_than_an_exact_sum(kernel):
             engines = Layer((1, count), D=17, F=9).assert_bits(Rule(profile, "float32"), [kernel], (2,))
             assert [engine.calls["feed_forward", kernel] for engine in engines] == [calls] * 2
             assert [engine.calls["grouped_matmul", kernel] for engine in engines] == [3 - 3 * calls] * 2
+
+
+@each_kernel
+def test_more_rows_than_all_experts_take_are_not_tried(kernel, monkeypatch):
+    """C would say no, but only after arrays for every stage were made; with one row less it is asked."""
+    engine, tried = type(kernels.load(kernel, 1)), []
+    real = engine._map
+    monkeypatch.setattr(engine, "_map", lambda self, *parts: tried.append(parts) or real(self, *parts))
+    for last, maps in ((MOST_FEW_ROWS, 3), (MOST_FEW_ROWS + 1, 0)):
+        Layer((8, 8, last), D=5, F=6).run(Rule("chain", "float32"), backend="c", kernel=kernel, threads=1)
+        assert len(tried) == maps
+        tried.clear()
 
 
 @pytest.mark.parametrize("force", ["compensated", "exact"])

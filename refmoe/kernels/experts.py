@@ -4,6 +4,8 @@ from . import codes, memory
 from .arguments import FLOAT32, INT64, array_of, dtype_of, is_read, offsets_of, operand_of
 from .sums import STACK_TERMS
 
+MOST_FEW_ROWS = 8  # of an expert, whatever the kernel: refmoe_experts.h
+
 
 class Experts:
     """What `CEngine` computes from the rows of the experts to what they make, each weight read once."""
@@ -24,6 +26,8 @@ class Experts:
         weights_read, right, (E, F, D) = found
         dtype, (x_rows, left) = dtype_of(rule), operand_of("x_rows", x_rows, rule, (None, D))
         N, offsets = len(x_rows), offsets_of(offsets, E)
+        if N > E * MOST_FEW_ROWS:
+            return None  # whichever expert has them: C would say no when arrays for every stage were there
         weights = array_of("weights", weights, dtype, (N,), True)
         biases = [array_of("bias", b, dtype, (E, m), True) for (_, b), m in ((gate, F), (up, F), (down, D))]
         absent = {0: gate[0] is None, 3: weights is None}
