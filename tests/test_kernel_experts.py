@@ -15,8 +15,8 @@ from kernel_oracle import Rule
 from refmoe import ExpertsConfig, Numerics
 from refmoe.experts.feed_forward import expert_ffn, expert_ffn_and_sum
 from refmoe.formats import Packed, decode, encode, quantise
-from refmoe.numerics import Gathered
 from refmoe.kernels.experts import MOST_FEW_ROWS
+from refmoe.numerics import Gathered
 from refmoe.recipes import MoEParams
 
 KERNELS = [name for name, can_run, _ in kernels.available() if can_run]
