@@ -2,8 +2,7 @@
 
    The forward product and the one back to x meet few rows and many weights, and each weight is used once by each row.
    So it is spread over all lanes, and the lanes are rows: they are turned once for an expert and a thread, and stay in
-   the second cache. Float32 weights of a chain's forward product are read where they lie, from its start to its end; others
-   are copied, a short run of k at a time, for they must be widened, or one distance from row to row of the matrix would map
+   the second cache. Float32 weights of a chain's forward product are read where they lie (lanes_direct.c); others are copied, a short run of k at a time, for they must be widened, or one distance from row to row of the matrix would map
    them all to the same few lines of the first cache. "Along": the weights of an output lie
    side by side (forward); "across": those of neighbouring outputs do (back to x).                                  */
 
@@ -141,35 +140,6 @@ static void multiply_bands(const struct plan *n, const struct band *band, int ba
     }
 }
 
-/* ---- weights where they lie ---- */
-
-/* As many rows at a time as neither meet in the same few lines of the first cache nor push one another out of it. */
-static int tall_of(const struct product *p, const struct unit *u)
-{
-    const struct lanes *lanes = lanes_of(p);
-    if (!is_direct_product(p))
-        return 0;
-    int most = meeting_lines(lanes->rows, u->pair[0].b_col * (int64_t)sizeof(float));
-    return most > CACHE_WAYS / 2 ? (lanes->rows + 1) / 2 : lanes->rows;
-}
-
-static void multiply_direct(const struct plan *n, const struct band *b)
-{
-    const struct operand *o = &n->u->pair[0];
-    struct direct_run run = {.length = o->length, .step = o->b_col * (int64_t)sizeof(float), .pitch = n->lanes->width[0]};
-    int begins = !n->u->acc && n->length, last;
-    for (int first = 0; first < b->rows; first = last) {
-        last = first + (int)lower(n->tall, b->rows - first);
-        run.w = o->b + (b->first + first) * run.step;
-        for (int g = 0; g < n->groups; g++) {
-            run.ahead = run.w + (g + 1 < n->groups ? 0 : (last - first) * run.step);
-            run.right = (const float *)n->group[g].right;
-            run.to = (float *)value_of(n, b, g) + first * run.pitch, run.from = begins ? NULL : run.to;
-            n->lanes->direct[n->group[g].shape](last - first, &run);
-        }
-    }
-}
-
 /* ---- rounding ---- */
 
 static void finish_exact(const struct plan *n, const struct band *b, int group, float *result)
@@ -213,20 +183,20 @@ void refmoe_compute_lanes(const struct product *p, const struct unit *u, struct 
                      .length = length, .norm_pitch = covered(p, length), .bands = bands_of(p),
                      .along = p->across == REFMOE_LANES_ALONG};
     struct band band[UNIT_BANDS];
-    n.tall = tall_of(p, u);
-    n.ends = !n.tall && p->profile == REFMOE_CHAIN && p->format == REFMOE_FLOAT32 && !p->wide && !u->bias && length;
+    n.ends = p->profile == REFMOE_CHAIN && p->format == REFMOE_FLOAT32 && !p->wide && !u->bias && length;
     refmoe_cut_groups(&n);
     refmoe_hold_groups(&n);
+    if (is_direct_product(p)) {
+        refmoe_compute_direct(&n);
+        return;
+    }
     for (int64_t first = 0; first < u->cols; first += n.bands * n.lanes->rows) {
         int bands = cut_bands(&n, first, band);
         for (int i = 0; i < bands * n.lanes->rows; i++)
             s->col_grid[i].known = 0;
         for (int i = 0; i < bands; i++)
             start_band(&n, &band[i]);
-        if (n.tall)
-            multiply_direct(&n, &band[0]);
-        else
-            multiply_bands(&n, band, bands);
+        multiply_bands(&n, band, bands);
         for (int i = 0; i < bands; i++)
             finish_band(&n, &band[i]);
     }

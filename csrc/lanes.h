@@ -22,7 +22,6 @@ struct plan {
     int64_t item, depth, length, norm_pitch;
     int groups, bands, along;
     int ends; /* a chain of float32 without bias: its tile has the last word */
-    int tall; /* rows of weights that tiles read where they lie, or 0: they are copied */
     struct group group[MAX_LANE_ROWS];
 };
 
@@ -47,5 +46,8 @@ static inline int64_t covered(const struct product *p, int64_t length)
 /* Of lanes_rows.c: the unit's rows in groups, one a tile; and these turned, unless this thread has them. */
 void refmoe_cut_groups(struct plan *n);
 void refmoe_hold_groups(struct plan *n);
+
+/* Of lanes_direct.c: the unit, from weights where they lie. */
+void refmoe_compute_direct(const struct plan *n);
 
 #endif

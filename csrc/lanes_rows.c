@@ -62,11 +62,26 @@ static int shape_for(const struct lanes *lanes, int64_t count)
     return shape == 0 && lanes->shapes > 1 && 4 * count <= 3 * lanes->width[0] ? 1 : shape;
 }
 
+/* Of tiles that read weights where they lie: as few groups as may be, all of about one width. */
+static int direct_shape_for(const struct lanes *lanes, int64_t count)
+{
+    const struct direct *direct = lanes->direct;
+    int shapes = 0, shape = 0;
+    while (shapes < MAX_DIRECT && direct[shapes].width)
+        shapes++;
+    int64_t groups = (count + direct[shapes - 1].width - 1) / direct[shapes - 1].width;
+    while (direct[shape].width * groups < count)
+        shape++;
+    return shape;
+}
+
 void refmoe_cut_groups(struct plan *n)
 {
+    const int direct = is_direct_product(n->p);
     char *right = n->s->right;
     for (int64_t first = 0; first < n->u->rows; n->groups++) {
-        int shape = shape_for(n->lanes, n->u->rows - first), width = n->lanes->width[shape];
+        int shape = (direct ? direct_shape_for : shape_for)(n->lanes, n->u->rows - first);
+        int width = direct ? n->lanes->direct[shape].width : n->lanes->width[shape];
         n->group[n->groups] = (struct group){right, (int)first, (int)lower(width, n->u->rows - first), width, shape};
         right += n->length * width * n->item;
         first += width;

@@ -227,7 +227,7 @@ static inline int64_t left_item(const struct product *p)
 static inline int is_direct_product(const struct product *p)
 {
     return p->across == REFMOE_LANES_ALONG && p->profile == REFMOE_CHAIN && !p->wide && !p->pair[0].codes
-           && p->pair[0].b_format == REFMOE_FLOAT32 && p->kernel->lanes[REFMOE_CHAIN].direct[0];
+           && p->pair[0].b_format == REFMOE_FLOAT32 && p->kernel->lanes[REFMOE_CHAIN].direct[0].width;
 }
 
 /* Whether those of outputs.c do: weights of a chain back to x that few rows meet. */

@@ -79,16 +79,24 @@ struct lane_run {
 };
 typedef void lane_function(int rows, const struct lane_run *run);
 
-/* The same of float32 weights where they lie, along k, for a chain without bias:  to[i,j] = from[i,j] + sum_k w(i,k)
-   right[k,j], rows of `from` and `to` `pitch` elements apart. Meanwhile it fetches weights that it will read, and towards
-   its end the beginnings of as many rows from `ahead` on. */
+/* The same of float32 weights where they lie, along k, of a chain:  to[i,j] = from[i,j] + sum_k w(i,k) right[k,j], blocks
+   as wide as the tile; `ends`: bias[i] is added (unless NULL), and NaN is canonical. Meanwhile it fetches as many rows
+   from `ahead` on. */
 struct direct_run {
-    int64_t length, step, pitch; /* step: bytes from one row of weights to the next */
+    int64_t length, step; /* step: bytes from one row of weights to the next */
     const char *w, *ahead;
-    const float *right, *from;
+    const float *right, *from, *bias;
     float *to;
+    int ends;
 };
 typedef void direct_function(int rows, const struct direct_run *run);
+
+/* One width of such tiles, and the most rows of weights. */
+struct direct {
+    int width, rows;
+    direct_function *multiply;
+};
+enum { MAX_DIRECT = 8, MAX_DIRECT_COLS = 56 };
 
 enum { REFMOE_WIDE = REFMOE_UNFUSED }; /* the profile that has no lanes of its own lends them its place */
 
@@ -98,7 +106,7 @@ struct lanes {
     int rows, shapes;
     int width[MAX_SHAPES]; /* falling */
     lane_function *along[MAX_SHAPES], *across[MAX_SHAPES];
-    direct_function *direct[MAX_SHAPES]; /* or NULL */
+    struct direct direct[MAX_DIRECT]; /* rising widths, as many as there are */
 };
 
 /* Copies `count` rows (along) or columns (across) of `length` numbers for such tiles; in the exact profile as double, and

@@ -25,6 +25,12 @@
     LANE_TILE(chain_4, float, __m128, 1, _mm_fmadd_ps, _mm_set1_ps)                                                   \
     LANE_TILE(exact_8, double, __m256d, 2, _mm256_fmadd_pd, _mm256_set1_pd)                                           \
     LANE_TILE(exact_4, double, __m256d, 1, _mm256_fmadd_pd, _mm256_set1_pd)
+#define HALF_FMA32(a, b, c) ((half)_mm_fmadd_ps((__m128)(a), (__m128)(b), (__m128)(c)))
+#define DIRECT_SHAPES                                                                                                 \
+    DIRECT_TILE(direct_4, LANE_ROWS, __m128, 1, 0, _mm_fmadd_ps, _mm_set1_ps)                                         \
+    DIRECT_TILE(direct_8, LANE_ROWS, __m256, 1, 0, _mm256_fmadd_ps, _mm256_set1_ps)                                   \
+    DIRECT_TILE(direct_12, LANE_ROWS, __m256, 1, 1, _mm256_fmadd_ps, _mm256_set1_ps)                                  \
+    DIRECT_TILE(direct_16, LANE_ROWS, __m256, 2, 0, _mm256_fmadd_ps, _mm256_set1_ps)
 #include "sums.h"
 #include "tile_template.h"
 
@@ -41,7 +47,8 @@ const struct kernel refmoe_avx2 = {
                                 {exact_8_across, exact_4_across}},
               [REFMOE_CHAIN] = {LANE_ROWS, 3, {16, 8, 4}, {chain_16_along, chain_8_along, chain_4_along},
                                 {chain_16_across, chain_8_across, chain_4_across},
-                                {chain_16_direct, chain_8_direct, chain_4_direct}},
+                                {{4, LANE_ROWS, direct_4}, {8, LANE_ROWS, direct_8},
+                                 {12, LANE_ROWS, direct_12}, {16, LANE_ROWS, direct_16}}},
               [REFMOE_WIDE] = WIDE_LANES},
     VECTOR_COPIES,
     .squares = squares,

@@ -34,6 +34,17 @@
     LANE_TILE(exact_8, double, __m512d, 1, _mm512_fmadd_pd, _mm512_set1_pd)                                           \
     LANE_TILE(exact_4, double, __m256d, 1, _mm256_fmadd_pd, _mm256_set1_pd)
 
+#define HALF_FMA32(a, b, c) ((half)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define DIRECT_SHAPES                                                                                                 \
+    DIRECT_TILE(direct_4, 12, __m128, 1, 0, _mm_fmadd_ps, _mm_set1_ps)                                                \
+    DIRECT_TILE(direct_8, 12, __m256, 1, 0, _mm256_fmadd_ps, _mm256_set1_ps)                                          \
+    DIRECT_TILE(direct_16, 12, __m512, 1, 0, _mm512_fmadd_ps, _mm512_set1_ps)                                         \
+    DIRECT_TILE(direct_24, 12, __m512, 1, 1, _mm512_fmadd_ps, _mm512_set1_ps)                                         \
+    DIRECT_TILE(direct_32, 12, __m512, 2, 0, _mm512_fmadd_ps, _mm512_set1_ps)                                         \
+    DIRECT_TILE(direct_40, 8, __m512, 2, 1, _mm512_fmadd_ps, _mm512_set1_ps)                                          \
+    DIRECT_TILE(direct_48, 8, __m512, 3, 0, _mm512_fmadd_ps, _mm512_set1_ps)                                          \
+    DIRECT_TILE(direct_56, 6, __m512, 3, 1, _mm512_fmadd_ps, _mm512_set1_ps)
+
 /* Towards zero, and the last bit set where anything was lost. */
 static inline __attribute__((always_inline)) TARGET __m512d fuse(__m512d w, __m512d x, __m512d c)
 {
@@ -90,7 +101,8 @@ const struct kernel refmoe_avx512 = {
               [REFMOE_CHAIN] = {LANE_ROWS, 4, {32, 16, 8, 4},
                                 {chain_32_along, chain_16_along, chain_8_along, chain_4_along},
                                 {chain_32_across, chain_16_across, chain_8_across, chain_4_across},
-                                {chain_32_direct, chain_16_direct, chain_8_direct, chain_4_direct}},
+                                {{4, 12, direct_4}, {8, 12, direct_8}, {16, 12, direct_16}, {24, 12, direct_24},
+                                 {32, 12, direct_32}, {40, 8, direct_40}, {48, 8, direct_48}, {56, 6, direct_56}}},
               [REFMOE_WIDE] = WIDE_LANES},
     VECTOR_COPIES,
     .turn = turn,

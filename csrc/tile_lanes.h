@@ -7,11 +7,12 @@
 /* `rows` is known to the compiler where it counts. */
 #define LANE_CASE(name, count)                                                                                        \
     case count:                                                                                                       \
-        name##_rows(count <= LANE_ROWS ? count : LANE_ROWS, run);                                                     \
+        name##_rows(count <= most ? count : most, run);                                                               \
         return;
-#define LANE_FUNCTION(name, run_struct)                                                                               \
+#define LANE_FUNCTION(name, most_rows, run_struct)                                                                    \
     static TARGET void name(int rows, const struct run_struct *run)                                                   \
     {                                                                                                                 \
+        enum { most = most_rows };                                                                                    \
         switch (rows) {                                                                                               \
             LANE_CASE(name, 1) LANE_CASE(name, 2) LANE_CASE(name, 3) LANE_CASE(name, 4) LANE_CASE(name, 5)            \
             LANE_CASE(name, 6) LANE_CASE(name, 7) LANE_CASE(name, 8) LANE_CASE(name, 9) LANE_CASE(name, 10)           \
@@ -61,7 +62,7 @@
             EACH_INDEX for (int v = 0; v < count; v++)                                                                \
                 *(memory *)(to + v * LANE) = (memory)sum[i][v];                                                       \
     }                                                                                                                 \
-    LANE_FUNCTION(name, lane_run)
+    LANE_FUNCTION(name, LANE_ROWS, lane_run)
 #define LANE_TILE(name, ...)                                                                                          \
     LANE_LOOPS(name##_along, ALONG, __VA_ARGS__)                                                                      \
     LANE_LOOPS(name##_across, ACROSS, __VA_ARGS__)

@@ -24,6 +24,9 @@
     LANE_TILE(chain_8, float, float32x4_t, 2, LANE_FMA32, vdupq_n_f32)                                                \
     LANE_TILE(chain_4, float, float32x4_t, 1, LANE_FMA32, vdupq_n_f32)                                                \
     LANE_TILE(exact_4, double, float64x2_t, 2, LANE_FMA64, vdupq_n_f64)
+#define DIRECT_SHAPES                                                                                                 \
+    DIRECT_TILE(direct_4, LANE_ROWS, float32x4_t, 1, 0, LANE_FMA32, vdupq_n_f32)                                      \
+    DIRECT_TILE(direct_8, LANE_ROWS, float32x4_t, 2, 0, LANE_FMA32, vdupq_n_f32)
 #include "sums.h"
 #include "tile_template.h"
 
@@ -37,7 +40,7 @@ const struct kernel refmoe_neon = {
     .lanes = {[REFMOE_EXACT] = {LANE_ROWS, 1, {4}, {exact_4_along}, {exact_4_across}},
               [REFMOE_CHAIN] = {LANE_ROWS, 2, {8, 4}, {chain_8_along, chain_4_along},
                                {chain_8_across, chain_4_across},
-                                {chain_8_direct, chain_4_direct}},
+                                {{4, LANE_ROWS, direct_4}, {8, LANE_ROWS, direct_8}}},
               [REFMOE_WIDE] = WIDE_LANES},
     VECTOR_COPIES,
     .squares = squares,

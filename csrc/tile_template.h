@@ -7,6 +7,7 @@
      SPREAD64(x), SPREAD32(x)     a vector of one number
      LANE_ROWS    rows of a tile of tile_lanes.h, at most MAX_TILE_ROWS; their accumulators are two vectors a row
      LANE_SHAPES  these tiles, made by LANE_TILE
+     DIRECT_SHAPES   those of tile_direct.h, made by DIRECT_TILE; HALF_FMA32(a, b, c), optional: FMA32 on halves
      FLOATS_FP16(p), DOUBLES_FP16(p)   2 * LANES codes of fp16 at p as floats, LANES of them as doubles
      FUSE(w, x, c)   optional: w * x + c as doubles that a rounding to float32 rounds as it would the exact numbers
      UNORDERED(a, b)   optional: not 0 where a lane of one of two vectors of floats is NaN
