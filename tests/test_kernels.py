@@ -121,6 +121,16 @@ def test_bits_equal_numpy_where_weights_are_read_where_they_lie(kernel, counts, 
     assert_same(case, rule, kernel, list(case.outputs(NumpyEngine(), rule)), threads=(1,))
 
 
+@pytest.mark.parametrize("form", ("float32", "bf16"))
+@pytest.mark.parametrize("make", (wide, special), ids=lambda make: make.__name__)
+@each_kernel
+def test_every_width_of_tiles_that_read_weights_where_they_lie(kernel, make, form):
+    """Rows that fill each width, that leave some of it over, and more than the widest holds; bias, acc and NaN end there."""
+    rule, counts = Rule("chain", form), (9, 12, 16, 20, 24, 27, 32, 37, 40, 45, 48, 50, 56, 57, 90)
+    case = Case(make, rule, counts, 27, 19)
+    assert_same(case, rule, kernel, list(case.outputs(NumpyEngine(), rule)), threads=(1,))
+
+
 @pytest.mark.parametrize("kernel", KERNELS[:1] + KERNELS[-1:])
 def test_nan_is_one_value_where_tiles_write_the_output(kernel):
     """Sums of a whole tile never pass another pair of hands."""
