@@ -121,12 +121,11 @@ def test_bits_equal_numpy_where_weights_are_read_where_they_lie(kernel, counts, 
     assert_same(case, rule, kernel, list(case.outputs(NumpyEngine(), rule)), threads=(1,))
 
 
-@pytest.mark.parametrize("form", ("float32", "bf16"))
-@pytest.mark.parametrize("make", (wide, special), ids=lambda make: make.__name__)
+@pytest.mark.parametrize(("make", "form"), [(wide, "float32"), (wide, "bf16"), (special, "float32")])
 @each_kernel
 def test_every_width_of_tiles_that_read_weights_where_they_lie(kernel, make, form):
-    """Rows that fill each width, that leave some of it over, and more than the widest holds; bias, acc and NaN end there."""
-    rule, counts = Rule("chain", form), (9, 12, 16, 20, 24, 27, 32, 37, 40, 45, 48, 50, 56, 57, 90)
+    """Rows of each width, and more than the widest holds; bias, acc and NaN end in the tile."""
+    rule, counts = Rule("chain", form), (9, 16, 20, 27, 37, 45, 50, 57)
     case = Case(make, rule, counts, 27, 19)
     assert_same(case, rule, kernel, list(case.outputs(NumpyEngine(), rule)), threads=(1,))
 
