@@ -15,7 +15,7 @@ INLINE const char *go_on(const char *at, int64_t left, const char *next)
 
 /* Tiles that end in half a vector need HALF_FMA32; others have none to multiply. */
 #if !defined(HALF_FMA32)
-#define HALF_FMA32(a, b, c) (c)
+#define HALF_FMA32(a, b, c) ((void)(a), (void)(b), (c))
 #endif
 
 typedef int32_t half_bits __attribute__((vector_size(4 * LANES)));
