@@ -2,9 +2,10 @@
 
    The forward product and the one back to x meet few rows and many weights, and each weight is used once by each row.
    So it is spread over all lanes, and the lanes are rows: they are turned once for an expert and a thread, and stay in
-   the second cache. Float32 weights of a chain's forward product are read where they lie (lanes_direct.c); others are copied, a short run of k at a time, for they must be widened, or one distance from row to row of the matrix would map
-   them all to the same few lines of the first cache. "Along": the weights of an output lie
-   side by side (forward); "across": those of neighbouring outputs do (back to x).                                  */
+   the second cache. Float32 weights of a chain's forward product are read where they lie (lanes_direct.c); others are
+   copied, a short run of k at a time, for they must be widened, or one distance from row to row of the matrix would map
+   them all to the same few lines of the first cache. "Along": the weights of an output lie side by side (forward);
+   "across": those of neighbouring outputs do (back to x).                                                            */
 
 #include "lanes.h"
 

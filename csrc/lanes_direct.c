@@ -1,14 +1,15 @@
-/* lanes_direct.c: the units of lanes.c whose float32 weights are read where they lie: forward products of a chain, from its
-   start to its end in one tile.
+/* lanes_direct.c: the units of lanes.c whose float32 weights are read where they lie: forward products of a chain, from
+   its start to its end in one tile.
 
-   What few rows of x leave over costs as little as half a vector: there are tiles of any number of halves up to what the
-   registers hold (tile_direct.h). */
+   What few rows of x leave over costs as little as half a vector: there are tiles of any number of halves up to what
+   the registers hold (tile_direct.h). */
 
 #include "lanes.h"
 
 enum { BAND = 24 }; /* rows of weights that all groups meet in turn: whole tiles, whatever their height */
 
-enum { MEETING_ROWS = 6 }; /* of which, with what else a tile reads, the first cache keeps the lines at one place of it */
+/* Of so many rows the first cache keeps the lines at one place of it, beside what else a tile reads. */
+enum { MEETING_ROWS = 6 };
 
 /* As many rows at a time as do not push one another out of the first cache. */
 static int tall_of(const struct direct *direct, int64_t step)

@@ -79,8 +79,8 @@ struct lane_run {
 };
 typedef void lane_function(int rows, const struct lane_run *run);
 
-/* The same of float32 weights where they lie, along k, of a chain:  to[i,j] = from[i,j] + sum_k w(i,k) right[k,j], blocks
-   as wide as the tile; `ends`: bias[i] is added (unless NULL), and NaN is canonical. Meanwhile it fetches as many rows
+/* The same of float32 weights where they lie, along k, of a chain:  to[i,j] = from[i,j] + sum_k w(i,k) right[k,j],
+   blocks as wide as the tile; `ends`: bias[i] is added (unless NULL), and NaN is canonical. Meanwhile it fetches as many rows
    from `ahead` on. */
 struct direct_run {
     int64_t length, step; /* step: bytes from one row of weights to the next */

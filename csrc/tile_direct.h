@@ -1,7 +1,7 @@
 /* tile_direct.h: the part of the template (tile_template.h) that reads float32 weights where they lie: the tiles of
    lanes_direct.c (struct direct_run says what they do), from a chain's start to its end without a copy. */
 
-/* Weights of a line of the cache, and how many before its use it is fetched into the second cache, then into the first. */
+/* Weights of a line of the cache, and how many before its use it is fetched into the second cache, then the first. */
 enum { DIRECT_LINE = 16, DIRECT_BYTES = DIRECT_LINE * sizeof(float), DIRECT_EARLY = 512, DIRECT_AHEAD = 64 };
 
 /* What is fetched at `at` goes on, when `left` weights lie between it and the rows' end, with the rows at `next`. */
