@@ -16,7 +16,8 @@ static int are_ids(int64_t slots, const int64_t *topk_indices, int64_t ids)
 }
 
 int refmoe_make_plan(int64_t tokens, int64_t top_k, int64_t experts, const int64_t *topk_indices, const uint8_t *kept,
-                     const uint8_t *token_mask, int64_t *assigned, int64_t *kept_rows, int64_t *offsets, int64_t *row_slot,
+                     const uint8_t *token_mask, int64_t *assigned, int64_t *kept_rows, int64_t *offsets,
+                      int64_t *row_slot,
                      int64_t *slot_row)
 {
     if (!is_size(tokens, top_k) || !is_size(experts, 1))

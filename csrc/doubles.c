@@ -1,6 +1,6 @@
-/* doubles.c: the forward product of the exact profile, where tiles copy the next weights between their terms (doubles.h).
-   Rows of x lie across the lanes, turned once for an expert and a thread; 12 outputs at a time meet them, DEPTH terms a
-   step.
+/* doubles.c: the forward product of the exact profile, where tiles copy the next weights between their terms
+   (doubles.h). Rows of x lie across the lanes, turned once for an expert and a thread; 12 outputs at a time meet them,
+   DEPTH terms a step.
 
    The sum of every step begins at +0 and then joins what came before. So what it errs by hangs on norms alone: at most
    half a unit for each term, and for each step, of the sum over the steps of the products of the norms; and those sums
@@ -64,7 +64,8 @@ static void cut_groups(struct plan *n)
     double *right = (double *)n->s->right, *norm = n->s->norm + n->d->rows * PITCH;
     for (int64_t first = 0; first < n->u->rows; n->groups++) {
         int shape = shape_for(n->d, n->u->rows - first), width = n->d->width[shape];
-        n->group[n->groups] = (struct group){(int)first, (int)lower(width, n->u->rows - first), width, shape, right, norm};
+        int cols = (int)lower(width, n->u->rows - first);
+        n->group[n->groups] = (struct group){(int)first, cols, width, shape, right, norm};
         right += n->u->pair[0].length * width, norm += n->steps * width;
         first += width;
     }
@@ -113,7 +114,8 @@ static struct step after(const struct plan *n, const struct step *t)
 {
     const struct unit *u = n->u;
     int more = t->number + 1 < n->steps;
-    struct step next = {more ? t->first : t->first + n->d->rows, 0, more ? t->k + DEPTH : 0, 0, more ? t->number + 1 : 0};
+    struct step next = {more ? t->first : t->first + n->d->rows, 0, more ? t->k + DEPTH : 0, 0,
+                        more ? t->number + 1 : 0};
     next.rows = lower(n->d->rows, u->cols - next.first);
     next.length = lower(DEPTH, u->pair[0].length - next.k);
     return next;
@@ -142,8 +144,8 @@ static void copy_weights(const struct plan *n, const struct step *t, double *lef
     keep_norms(n, t, squares);
 }
 
-/* Squares in float32 with fewer than 2^8 roundings each, none of them of a subnormal number; or, if such cannot be ruled
-   out, those of the copy, again. */
+/* Squares in float32 with fewer than 2^8 roundings each, none of them of a subnormal number; or, if such cannot be
+   ruled out, those of the copy, again. */
 static void take_norms(const struct plan *n, const struct step *t, const float *made, const double *left)
 {
     static const double ROUNDED = 1 + 0x1p-16, LEAST = 0x1p-100;
@@ -158,7 +160,8 @@ static void take_norms(const struct plan *n, const struct step *t, const float *
     keep_norms(n, t, squares);
 }
 
-/* The next step of whole tiles is copied while this one is summed, if it needs no more pieces than this one has terms. */
+/* The next step of whole tiles is copied while this one is summed, if it needs no more pieces than this one has
+   terms. */
 static int is_copied_ahead(const struct plan *n, const struct step *t, const struct step *next)
 {
     return t->rows == n->d->rows && next->rows == n->d->rows && next->length % DOUBLES_PIECE == 0

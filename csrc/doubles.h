@@ -7,9 +7,9 @@
 
 enum { DOUBLES_COLS = 16, DOUBLES_SHAPES = 3, DOUBLES_PIECE = 16 };
 
-/* What is copied beside the sums: of each row of weights, `step` bytes apart from `from` on, so many pieces of 16 numbers
-   to rows LEFT_PITCH bytes apart, and their squares are added to the row's 16 at `squares`, in float32. The same of the
-   rows from `next` on is fetched. to NULL: it is only fetched. */
+/* What is copied beside the sums: of each row of weights, `step` bytes apart from `from` on, so many pieces of 16
+   numbers to rows LEFT_PITCH bytes apart, and their squares are added to the row's 16 at `squares`, in float32. The
+   same of the rows from `next` on is fetched. to NULL: it is only fetched. */
 struct doubles_copy {
     const char *from, *next;
     double *to;

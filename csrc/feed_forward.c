@@ -1,9 +1,9 @@
 /* feed_forward.c: refmoe_experts.h: the stages of experts with few rows, one after the other in the same threads.
 
-   Two stages of units: some columns of gate and of up, with the elements of hidden that need no others; then, when all of
-   those are done, some columns of y. A thread begins with the units of neighbouring experts and tells few.c where it
-   will read next, so that the weights come in one stream from the first to the last. The sum of y by slot follows: it is
-   short beside them.                                                                                                  */
+   Two stages of units: some columns of gate and of up, with the elements of hidden that need no others; then, when all
+   of those are done, some columns of y. A thread begins with the units of neighbouring experts and tells few.c where it
+   will read next, so that the weights come in one stream from the first to the last. The sum of y by slot follows: it
+   is short beside them. */
 
 #define _GNU_SOURCE /* of placement.h */
 

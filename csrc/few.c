@@ -72,9 +72,9 @@ static double turn_exact(const struct few *few, const struct unit *u, int64_t i,
     return sum * (1 + 0x1p-20);
 }
 
-/* A lane of doubles takes every half vector or every second one, so a term meets at most twice as many additions as there
-   are whole vectors. Then the last block, two sums, at most eight lanes, acc and bias. Codes do so within a block of one
-   scale; then a sum meets each block once, the last of which may be a piece. */
+/* A lane of doubles takes every half vector or every second one, so a term meets at most twice as many additions as
+   there are whole vectors. Then the last block, two sums, at most eight lanes, acc and bias. Codes do so within a block
+   of one scale; then a sum meets each block once, the last of which may be a piece. */
 static double error_factor(const struct product *p, const struct unit *u)
 {
     const struct operand *o = &u->pair[0];

@@ -51,9 +51,10 @@ static inline __attribute__((always_inline)) TARGET void turn(__m512 *v)
     }
 }
 
-/* Conversions to double take longer than what they are needed for. But a code with three bits put in between, sign and the
-   end of an exponent, is the top of a double, subnormal or not: the number times 2^(127 - 1023). Infinity and NaN become
-   numbers; few.c knows them by the largest code. Here are the 32 tops' first 16 bits, and their next, of which three count. */
+/* Conversions to double take longer than what they are needed for. But a code with three bits put in between, sign and
+   the end of an exponent, is the top of a double, subnormal or not: the number times 2^(127 - 1023). Infinity and NaN
+   become numbers; few.c knows them by the largest code. Here are the 32 tops' first 16 bits, and their next, of which
+   three count. */
 struct apart {
     __m512i first, next;
 };
@@ -104,9 +105,9 @@ static inline __attribute__((always_inline)) TARGET __m512d fuse(__m512d w, __m5
     return _mm512_mask_mov_pd(above, odd, below);
 }
 
-/* Codes of 4 bits are looked up in registers. Of others, sign and fraction go where a double has them, and the exponent to
-   the end of its own, as for bf16: numbers times 2^(bias - 1023). The numbers of all have 16 bits, the last 48 of a double
-   are zero. */
+/* Codes of 4 bits are looked up in registers. Of others, sign and fraction go where a double has them, and the exponent
+   to the end of its own, as for bf16: numbers times 2^(bias - 1023). The numbers of all have 16 bits, the last 48 of a
+   double are zero. */
 struct shape {
     __m512 floats;
     __m512i tops; /* the first 32 bits of the doubles */

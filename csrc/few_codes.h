@@ -1,5 +1,5 @@
-/* few_codes.h: the part of the template (few_template.h) for weights of 8 bits and less, decoded in registers. A stub says
-   how half a vector of codes becomes doubles, and codes in vectors of 32 bits floats:
+/* few_codes.h: the part of the template (few_template.h) for weights of 8 bits and less, decoded in registers. A stub
+   says how half a vector of codes becomes doubles, and codes in vectors of 32 bits floats:
 
      MINI_EXPONENT    x is given times two to this where codes are MINI (below), in the exact profile
      FOUR_POWER(s)    numbers of FOUR_DOUBLES times this are what codes stand for; MINI ones times s->power
@@ -70,8 +70,8 @@ INLINE vf some_scales(const void *scales, int format, int64_t first, int count)
 
 /* ---- exact ---- */
 
-/* Scales of the next `left` blocks of a row, or SCALES_AT_ONCE of them, times `power`. Returns the greatest magnitude among
-   them and `most`, as bits, which order alike; NaN is above all. */
+/* Scales of the next `left` blocks of a row, or SCALES_AT_ONCE of them, times `power`. Returns the greatest magnitude
+   among them and `most`, as bits, which order alike; NaN is above all. */
 APART int64_t read_scales(const struct codes *c, int64_t expert, int64_t row, int64_t first, int64_t left, double power,
                           int64_t most, double *to)
 {
@@ -159,8 +159,8 @@ INLINE void codes_outputs(const int rows, const int many, const int kind, const 
         int at = (int)(number % SCALES_AT_ONCE);
         int64_t end = number + 1 < e->blocks ? k + e->block : b->length;
         for (int j = 0; j < many && at == 0 && c->given.scales; j++)
-            most[j] = read_scales(c, b->expert, b->row + first + j * step, number, e->blocks - number, e->power, most[j],
-                                  scale[j]);
+            most[j] = read_scales(c, b->expert, b->row + first + j * step, number, e->blocks - number, e->power,
+                                  most[j], scale[j]);
         for (; fetched < CODE_BYTES(kind, end); fetched += LINE)
             for (int j = 0; j < many; j++)
                 __builtin_prefetch(w[j] + many * c->pitch + fetched, 0, 2);
@@ -196,7 +196,7 @@ INLINE void exact_codes_rows(const int rows, const int kind, const struct few_bl
 
 /* ---- one function for each number of rows and kind ---- */
 
-#define CODES_FUNCTIONS_OF(rows, kind)                                                                                  \
+#define CODES_FUNCTIONS_OF(rows, kind)                                                                                \
     static TARGET void exact_##kind##_##rows(const struct few_block *b) { exact_codes_rows(rows, kind, b); }          \
     static TARGET void chain_##kind##_##rows(const struct few_block *b) { chain_codes_rows(rows, kind, 0, b); }       \
     static TARGET void wide_##kind##_##rows(const struct few_block *b) { chain_codes_rows(rows, kind, 1, b); }

@@ -1,6 +1,6 @@
-/* few_codes_chain.h: the part of few_codes.h for the chain profile. Lanes are outputs, k ascends; some vectors of outputs
-   at a time, so that a chain need not wait for itself. A chain is `wide` where float32 does not hold the products of code
-   and scale: its sums stand in doubles, every one of which a float32 holds.                                          */
+/* few_codes_chain.h: the part of few_codes.h for the chain profile. Lanes are outputs, k ascends; some vectors of
+   outputs at a time, so that a chain need not wait for itself. A chain is `wide` where float32 does not hold the
+   products of code and scale: its sums stand in doubles, every one of which a float32 holds. */
 
 #include "fuse.h"
 

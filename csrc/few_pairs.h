@@ -1,5 +1,6 @@
 /* few_pairs.h: the part of few_avx512.c for chains of bf16 that take two k a step, by the instruction and the rule of
-   pairs.h: half the multiply-adds, and a chain waits for itself half as often. Weights are looked at as they are read. */
+   pairs.h: half the multiply-adds, and a chain waits for itself half as often. Weights are looked at as they are
+   read. */
 
 #include "pairs.h"
 
@@ -8,8 +9,8 @@
 
 enum { PAIR_DEPTH = 2 * LANES }; /* k of a line of the cache */
 
-/* Two k of every output, which become words as pairs.h has them. `least`: the smallest size of a weight so far, less one:
-   zero is the largest. */
+/* Two k of every output, which become words as pairs.h has them. `least`: the smallest size of a weight so far, less
+   one: zero is the largest. */
 INLINE_PAIRED void meet_words(const int rows, __m512 weights, const uint32_t *x, __m512 *sum, __m512i *least)
 {
     __m512i codes = _mm512_castps_si512(weights), words = _mm512_rol_epi32(codes, 16);

@@ -8,10 +8,10 @@
      DOUBLES(v)   half a vector of floats as doubles
      FLOATS_FP16(p), HALF_FP16(p)   LANES codes of fp16 at p, half as many, as floats
      WIDEN_BF16(p)   LANES / 2 codes of bf16 at p as doubles: numbers times 2^-BF16_EXPONENT
-     APART_ROWS, struct apart, TAKE_APART(p), PART_BF16(apart, h)   the same faster, with more registers, for products of so
-                  many rows: what makes doubles of 2 LANES codes at p, and the h-th LANES / 2 of these
-     MAX32(a,b), MAX16(a,b), HALF_MAX16(a,b)   the greater, lane by lane, of unsigned integers: vectors of 32 bits, of 16,
-                  half vectors of 16
+     APART_ROWS, struct apart, TAKE_APART(p), PART_BF16(apart, h)   the same faster, with more registers, for products
+                  of so many rows: what makes doubles of 2 LANES codes at p, and the h-th LANES / 2 of these
+     MAX32(a,b), MAX16(a,b), HALF_MAX16(a,b)   the greater, lane by lane, of unsigned integers: vectors of 32 bits,
+                  of 16, half vectors of 16
      ADD_ALL(v)   the sum of a vector of doubles, in any order
      MAX_ALL(v)   the greatest of a vector of unsigned 32-bit integers
      TURN(v)      statement: transposes the LANES vectors v[0] .. of floats                                          */
@@ -97,11 +97,12 @@ INLINE void chain_short(const int rows, const int format, const struct few_block
     }
 }
 
-/* k before the first whole lines of the cache: rows that a power of two keeps apart share few places in the cache, which
-   then had to hold each line for two steps. */
+/* k before the first whole lines of the cache: rows that a power of two keeps apart share few places in the cache,
+   which then had to hold each line for two steps. */
 INLINE int unaligned(const int format, const struct few_block *b)
 {
-    int run = BLOCK_BYTES(format) / LANES, beyond = (int)((uintptr_t)b->w % run), item = format == REFMOE_FLOAT32 ? 4 : 2;
+    int run = BLOCK_BYTES(format) / LANES, beyond = (int)((uintptr_t)b->w % run);
+    int item = format == REFMOE_FLOAT32 ? 4 : 2;
     return b->step % run || !beyond || beyond % item ? 0 : (run - beyond) / item;
 }
 
@@ -143,8 +144,8 @@ INLINE void chain_rows(const int rows, const int format, const struct few_block 
 
 /* ---- exact: lanes are k, some outputs at a time ---- */
 
-/* More outputs at a time meet a number of x that was loaded once, but read the weights less in order. Codes of bf16 that
-   were taken apart need registers, too. */
+/* More outputs at a time meet a number of x that was loaded once, but read the weights less in order. Codes of bf16
+   that were taken apart need registers, too. */
 #define IS_APART(format, rows) ((format) == REFMOE_BF16 && (rows) <= APART_ROWS)
 #define TOGETHER(format, rows) ((rows) <= (IS_APART(format, rows) ? 1 : SUMS / 4) ? 4 : 2)
 

@@ -30,14 +30,15 @@ INLINE half round_narrow(vd x, const struct format *f)
     return NARROW((vd)((vi)rounded | ((vi)x & sign)));
 }
 
-/* To bf16 where that is plain, else 0: rounded to float32 both ends are finite and beside every midpoint of bf16, so that
-   rounding twice is rounding once, and half up by integers is half to even; and both round alike. A number with the number
-   below it differs in a high bit only where its low half is 0: on a midpoint, once half a unit is added. */
+/* To bf16 where that is plain, else 0: rounded to float32 both ends are finite and beside every midpoint of bf16, so
+   that rounding twice is rounding once, and half up by integers is half to even; and both round alike. A number with
+   the number below it differs in a high bit only where its low half is 0: on a midpoint, once half a unit is added. */
 INLINE int settle_plainly(vd low, vd high, float *out)
 {
     const half_bits half_unit = (half_bits){0} + 0x8000;
     half_bits below = (half_bits)NARROW(low), a = below + half_unit, b = (half_bits)NARROW(high) + half_unit;
-    half_bits unlike = ((a ^ b) | (a ^ (a - 1)) | (b ^ (b - 1))) >> 16, beyond = ((below & 0x7FFFFFFF) + 0x00800000) >> 31;
+    half_bits unlike = ((a ^ b) | (a ^ (a - 1)) | (b ^ (b - 1))) >> 16;
+    half_bits beyond = ((below & 0x7FFFFFFF) + 0x00800000) >> 31;
     if (__builtin_expect(SIGNS((half)(0 - (unlike | beyond))) != 0, 0))
         return 0;
     *(half_memory *)out = (half)(a & 0xFFFF0000);

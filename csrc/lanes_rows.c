@@ -6,8 +6,8 @@ enum { RIGHT_BYTES_CHAIN = 1 << 19, RIGHT_BYTES_EXACT = 1 << 20 };
 
 /* ---- how much of the output a unit is, and what it needs ---- */
 
-/* Rows of x that one unit may have: as many as the second cache holds turned, or, for many bands, their sums. In the exact
-   profile, where copying weights costs twice as much, all of that cache, and it spills a little. */
+/* Rows of x that one unit may have: as many as the second cache holds turned, or, for many bands, their sums. In the
+   exact profile, where copying weights costs twice as much, all of that cache, and it spills a little. */
 int64_t refmoe_lane_rows(const struct product *p, int64_t length)
 {
     const struct lanes *lanes = lanes_of(p);
@@ -19,8 +19,9 @@ int64_t refmoe_lane_rows(const struct product *p, int64_t length)
     return fit < lanes->width[0] ? lanes->width[0] : lower(fit, most);
 }
 
-/* Weights that pairs.c makes panels of, or that are read where they lie, are taken in pieces as long as may be, if that leaves
-   every thread its units: most of them forward in pairs, where the first panel of a unit is turned before any sum. */
+/* Weights that pairs.c makes panels of, or that are read where they lie, are taken in pieces as long as may be, if that
+   leaves every thread its units: most of them forward in pairs, where the first panel of a unit is turned before any
+   sum. */
 int64_t refmoe_lane_cols(const struct product *p)
 {
     int64_t cols = p->paired && p->across == REFMOE_LANES_ALONG ? 12 * PAIR_COLS : MAX_UNIT_COLS;

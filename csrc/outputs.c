@@ -1,11 +1,11 @@
-/* outputs.c: products with outputs across the lanes of vectors and rows of x on the left: the tiles of lanes.c with their
-   factors exchanged.
+/* outputs.c: products with outputs across the lanes of vectors and rows of x on the left: the tiles of lanes.c with
+   their factors exchanged.
 
-   Where many rows meet each weight, or the weights of neighbouring outputs lie side by side (back to x), it is the weights
-   that are turned or copied, a run of k at a time, into panels as wide as a tile, and a tile writes whole rows of the
-   output. There its sums wait for the next run, too, where nothing but sums is stored: whole tiles of a float32 chain.
-   Float32 weights of a chain back to x that few rows meet are read where they lie, fetched a run ahead, and sums wait side
-   by side. Rows of x are only copied, once for an expert and a thread.                                              */
+   Where many rows meet each weight, or the weights of neighbouring outputs lie side by side (back to x), it is the
+   weights that are turned or copied, a run of k at a time, into panels as wide as a tile, and a tile writes whole rows
+   of the output. There its sums wait for the next run, too, where nothing but sums is stored: whole tiles of a float32
+   chain. Float32 weights of a chain back to x that few rows meet are read where they lie, fetched a run ahead, and sums
+   wait side by side. Rows of x are only copied, once for an expert and a thread. */
 
 #include "outputs.h"
 
@@ -15,8 +15,8 @@ static int is_last(const struct plan *n, const struct run *r) { return r->number
 
 /* ---- which units, and what they need ---- */
 
-/* Of forward products those whose weights are worth turning: not those of long chains that are read where they lie; and in
-   the exact profile what waits for the next run would not stay in cache. */
+/* Of forward products those whose weights are worth turning: not those of long chains that are read where they lie; and
+   in the exact profile what waits for the next run would not stay in cache. */
 int refmoe_is_across_outputs(const struct product *p, const struct unit *u)
 {
     if (p->pair[0].codes || (p->paired && p->across == REFMOE_LANES_ALONG))
@@ -131,7 +131,8 @@ static void look_ahead(const struct plan *n, const struct place *t, const struct
     int64_t lines = (n->u->cols * item + CACHE_LINE - 1) / CACHE_LINE, row = t->number * (r->length / lines);
     run->ahead = (const char *)out_of(n, t);
     run->step = n->u->out_row * (int64_t)sizeof(float), run->ahead_rows = t->rows;
-    run->lines = ((int64_t)((uintptr_t)run->ahead % CACHE_LINE) + t->width * (int64_t)sizeof(float) - 1) / CACHE_LINE + 1;
+    run->lines = ((int64_t)((uintptr_t)run->ahead % CACHE_LINE) + t->width * (int64_t)sizeof(float) - 1) / CACHE_LINE
+                 + 1;
     if (n->runs == 1 || n->p->across == REFMOE_LANES_ALONG || row >= depth_of(n->p) || !r->length)
         return;
     run->lines = lines, run->step = o->b_step * item, run->ahead_rows = INT32_MAX;

@@ -37,8 +37,8 @@ static inline const struct lanes *lanes_of(const struct product *p) { return &p-
 
 static inline int64_t longest_copy(const struct product *p) { return LEFT_BYTES / packed_item(p); }
 
-/* Of weights that are read where they lie so few k at a time that the second cache holds a run and the next one, even of
-   rows that are a power of two apart. */
+/* Of weights that are read where they lie so few k at a time that the second cache holds a run and the next one, even
+   of rows that are a power of two apart. */
 static inline int64_t depth_of(const struct product *p)
 {
     return is_in_place_product(p) ? PLACE_DEPTH : longest_copy(p);
@@ -101,8 +101,8 @@ static inline struct rows columns_of(const struct plan *n, const struct run *r, 
                          n->p->across == REFMOE_LANES_ALONG ? o->b_col : o->b_step};
 }
 
-/* Of outputs_copy.c: the unit's rows, unless this thread has them; and the panels of a run that tiles do not read where they
-   lie. In the exact profile with their norms. */
+/* Of outputs_copy.c: the unit's rows, unless this thread has them; and the panels of a run that tiles do not read where
+   they lie. In the exact profile with their norms. */
 void refmoe_hold_output_rows(const struct plan *n);
 void refmoe_make_output_panels(const struct plan *n, const struct run *r);
 

@@ -1,5 +1,5 @@
-/* outputs_copy.c: the factors of a unit of outputs.c as its tiles read them: copied rows of x, and weights turned or copied
-   into panels as wide as a tile. */
+/* outputs_copy.c: the factors of a unit of outputs.c as its tiles read them: copied rows of x, and weights turned or
+   copied into panels as wide as a tile. */
 
 #include "outputs.h"
 

@@ -1,10 +1,11 @@
 /* pairs.c: products of bf16 in the chain profile, two k a step, where the processor has such an instruction
-   (pairs_avx512.c) and every factor allows it: the bits are those of lanes.c, outputs.c and unit.c, which take over from
-   the first outputs on whose second factors, or from all outputs whose first factors, are not safe (pairs.h).
+   (pairs_avx512.c) and every factor allows it: the bits are those of lanes.c, outputs.c and unit.c, which take over
+   from the first outputs on whose second factors, or from all outputs whose first factors, are not safe (pairs.h).
 
-   Outputs lie across the lanes of vectors in all three products, so that a tile wastes none of an expert's rows. The first
-   factor (rows of x or of d) is made words once for an expert and a thread; of the second, panels as wide as a tile are
-   made words a run at a time: turned (forward), or two neighbouring k woven (back to x, and weight gradients).      */
+   Outputs lie across the lanes of vectors in all three products, so that a tile wastes none of an expert's rows. The
+   first factor (rows of x or of d) is made words once for an expert and a thread; of the second, panels as wide as a
+   tile are made words a run at a time: turned (forward), or two neighbouring k woven (back to x, and weight
+   gradients). */
 
 #include "product.h"
 
@@ -101,7 +102,8 @@ static int is_last(const struct plan *n, const struct run *r) { return r->before
 
 static struct run begin_at(const struct plan *n, const struct operand *o, int64_t k, int64_t before, int64_t col)
 {
-    return (struct run){.o = o, .k = k, .length = lower(2 * run_words(n->p), o->length - k), .before = before, .col = col};
+    int64_t length = lower(2 * run_words(n->p), o->length - k);
+    return (struct run){.o = o, .k = k, .length = length, .before = before, .col = col};
 }
 
 /* The run after it: of the same panels, of the next operand, or the first of the next panels. */
@@ -173,8 +175,8 @@ static struct turned share_of(const struct plan *n, const struct run *next, cons
 {
     int64_t lines = next->length * item_of(next->o->b_format) / CACHE_LINE, parts = lines * PARTS_OF_LINE;
     int64_t first = parts * tile / n->tiles, last = parts * (tile + 1) / n->tiles;
-    return (struct turned){factor_at(next, next->col), factor_at(soon, soon->col), panel_of(n, next, 0), n->s->pair_staged,
-                           next->o->b_col * item_of(next->o->b_format), lines, first, last,
+    return (struct turned){factor_at(next, next->col), factor_at(soon, soon->col), panel_of(n, next, 0),
+                           n->s->pair_staged, next->o->b_col * item_of(next->o->b_format), lines, first, last,
                            higher(words / higher(last - first, 1), 1)};
 }
 

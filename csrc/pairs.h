@@ -17,9 +17,9 @@ enum { UNSAFE_BELOW = (127 - 55) << 7, PAIR_ROWS = 12, PAIR_COLS = 32, PARTS_OF_
      to      (rows, PAIR_COLS), rows to_row elements apart
      ends    REFMOE_FLOAT32 or REFMOE_BF16: bias[j] is added (unless NULL), the sum rounded to the format, and NaN
              canonical; negative: nothing of that. past: stores pass by the caches where they can
-   Meanwhile it fetches what comes next, a line a step, `lines` of each row from `fetch` on, `step` bytes apart; or it turns
-   some parts of the next panel between its sums, which leave it room: a part is four of the words of a line of 16 rows,
-   and a line of four rows that is staged for those that follow. */
+   Meanwhile it fetches what comes next, a line a step, `lines` of each row from `fetch` on, `step` bytes apart; or it
+   turns some parts of the next panel between its sums, which leave it room: a part is four of the words of a line of 16
+   rows, and a line of four rows that is staged for those that follow. */
 struct turned {
     const char *codes; /* PAIR_COLS rows, whole lines of them, `step` bytes apart */
     const char *soon;  /* as many lines, one after the other, which are fetched meanwhile: four with each part */
@@ -38,8 +38,8 @@ struct pair_run {
 /* 0: one of the codes that it turned is unsafe. */
 typedef int pair_function(int rows, const struct pair_run *run);
 
-/* Numbers as words, k after k, `width` of them for each two k (zeros beyond `count`); the last k of an odd `length` meets
-   zero. Along: number (j, k) is x[j * step + k]; across: x[k * step + j]. 0: one is unsafe, or not bf16. */
+/* Numbers as words, k after k, `width` of them for each two k (zeros beyond `count`); the last k of an odd `length`
+   meets zero. Along: number (j, k) is x[j * step + k]; across: x[k * step + j]. 0: one is unsafe, or not bf16. */
 struct pair_source {
     const void *x;
     int format, count, width; /* REFMOE_FLOAT32, whose numbers may be bf16, or REFMOE_BF16 */

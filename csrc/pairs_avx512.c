@@ -1,8 +1,8 @@
 /* pairs_avx512.c: two k a step with vdpbf16ps of AVX-512.
 
-   The instruction adds the product of the high halves, then that of the low ones, each with one rounding to float32, and
-   takes subnormals for zero in its operands, results and accumulators. Some processors might do otherwise: a sum of
-   which the answer is known is done first.                                                                         */
+   The instruction adds the product of the high halves, then that of the low ones, each with one rounding to float32,
+   and takes subnormals for zero in its operands, results and accumulators. Some processors might do otherwise: a sum of
+   which the answer is known is done first. */
 
 #if defined(__x86_64__)
 
@@ -83,8 +83,8 @@ INLINE void turn(__m512i r[16])
     }
 }
 
-/* A line of each of four rows of codes, `step` bytes apart, as words: at a distance that does not map all of them to the
-   same few lines of the first cache. */
+/* A line of each of four rows of codes, `step` bytes apart, as words: at a distance that does not map all of them to
+   the same few lines of the first cache. */
 INLINE void stage_four(const char *codes, int64_t step, uint32_t *staged, struct seen *seen)
 {
     EACH_INDEX for (int i = 0; i < 4; i++)
@@ -148,12 +148,13 @@ static TARGET int along(const struct pair_source *from, uint32_t *to)
 }
 
 /* 16 numbers, `real` of them, each in the high half of its word; `whole`: all of them are. */
-INLINE __m512i high_halves(const struct pair_source *from, const int format, int64_t at, const int whole, __mmask16 real,
-                           struct seen *seen)
+INLINE __m512i high_halves(const struct pair_source *from, const int format, int64_t at, const int whole,
+                           __mmask16 real, struct seen *seen)
 {
     if (format == REFMOE_BF16) {
         const uint16_t *x = (const uint16_t *)from->x + at;
-        __m256i codes = whole ? _mm256_loadu_si256((const __m256i *)(const void *)x) : _mm256_maskz_loadu_epi16(real, x);
+        __m256i codes = whole ? _mm256_loadu_si256((const __m256i *)(const void *)x)
+                              : _mm256_maskz_loadu_epi16(real, x);
         return _mm512_slli_epi32(_mm512_cvtepu16_epi32(codes), 16);
     }
     const float *x = (const float *)from->x + at;
@@ -163,8 +164,8 @@ INLINE __m512i high_halves(const struct pair_source *from, const int format, int
 }
 
 /* Two neighbouring k of 16 numbers, of the second `second`, as words. */
-INLINE __m512i weave(const struct pair_source *from, const int format, int64_t k, int j, const int whole, __mmask16 real,
-                     __mmask16 second, struct seen *seen)
+INLINE __m512i weave(const struct pair_source *from, const int format, int64_t k, int j, const int whole,
+                     __mmask16 real, __mmask16 second, struct seen *seen)
 {
     __m512i high = high_halves(from, format, k * from->step + j, whole, real, seen);
     __m512i low = high_halves(from, format, (k + 1) * from->step + j, whole, second, seen);
@@ -229,7 +230,8 @@ INLINE void put_rows(const int rows, const int format, const struct pair_run *ru
 INLINE void turn_part(const struct turned *turned, uint64_t part, struct seen *seen)
 {
     enum { STAGED = STAGED_WORDS / 2 };
-    uint64_t line = part / PARTS_OF_LINE, row = part % PARTS_OF_LINE * 4, fours = part % 4 * 4, half = part / 4 % 2 * LANES;
+    uint64_t line = part / PARTS_OF_LINE, row = part % PARTS_OF_LINE * 4;
+    uint64_t fours = part % 4 * 4, half = part / 4 % 2 * LANES;
     uint32_t *here = turned->staged + line % 2 * STAGED, *there = turned->staged + (line + 1) % 2 * STAGED;
     const char *next = turned->codes + (line + 1) * CACHE_LINE;
     EACH_INDEX for (int i = 0; i < 4; i++)

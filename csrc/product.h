@@ -93,10 +93,10 @@ struct scratch {
     uint32_t *pair_rows, *pair_panels; /* of pairs.c: words of the first factor, and of the second */
     uint32_t *pair_staged;
     float *pair_sums;
-    const char *pair_held;      /* the rows that pair_rows holds, how many, and whether they, and what they met, are safe */
+    const char *pair_held; /* the rows that pair_rows holds, how many, and whether they, and what they met, are safe */
     int64_t pair_count;
     int pair_safe;
-    const char *pair_next;      /* weights of which the next panel is made, where it is, and whether they are safe; or NULL */
+    const char *pair_next; /* weights of which the next panel is made, where it is, and whether they are safe */
     int pair_next_half, pair_next_safe;
     refmoe_report report;
 };
@@ -142,8 +142,8 @@ void refmoe_copy_columns(int64_t length, int cols, int width, struct rows from, 
 void refmoe_store_turned(int rows, int cols, int64_t pitch, const float *result, float *out, int64_t out_row);
 
 /* The error of a sum of doubles, half a unit a term, and a little for the roundings of this bound itself. (Products of
-   weights that are codes may have more bits than a double: where no instruction fuses, they are rounded too, all of them
-   together by less than one term more.) */
+   weights that are codes may have more bits than a double: where no instruction fuses, they are rounded too, all of
+   them together by less than one term more.) */
 #define HALF_UNIT 0x1.03p-53
 
 /* A block of sums in the exact profile, and what they err by. Element (i, j) is the output in row `row` + i and column
@@ -184,8 +184,10 @@ int64_t refmoe_few_rows(const struct product *product);
 int64_t refmoe_few_room(const struct product *product, int64_t length);
 void refmoe_compute_few(const struct product *product, const struct unit *unit, struct scratch *scratch);
 
-/* The weights of one output of the unit, one pair after the other, where they are codes: they stay until the next call. */
-const double *refmoe_decoded(const struct product *product, const struct unit *unit, struct scratch *scratch, int64_t col);
+/* The weights of one output of the unit, one pair after the other, where they are codes: they stay until the next
+   call. */
+const double *refmoe_decoded(const struct product *product, const struct unit *unit, struct scratch *scratch,
+                             int64_t col);
 double refmoe_error_factor(const struct product *product, int64_t length);
 float refmoe_resolve_output(const struct product *product, const struct unit *unit, struct scratch *scratch,
                             int64_t row, int64_t col, double value, int slot);
@@ -196,8 +198,9 @@ int refmoe_describe_forward(const refmoe_how *how, size_t item, int64_t e, int64
                             void *out, struct product *product);
 
 /* Of threads.c: computes a product; or, piece by piece: how many threads share so many units, the scratch memory of a
-   call (room NULL: it is not to go on), which units each begins with, the threads, and what they report. A function of a
-   team takes at most so many units of its thread's share, and with INT64_MAX all there are; it finds the environment set. */
+   call (room NULL: it is not to go on), which units each begins with, the threads, and what they report. A function of
+   a team takes at most so many units of its thread's share, and with INT64_MAX all there are; it finds the environment
+   set. */
 typedef void team_function(const void *call, int thread, int64_t most);
 int refmoe_run(const struct product *product, refmoe_workspace *workspace, refmoe_report *report);
 int refmoe_team_size(int threads, int64_t units);
@@ -243,7 +246,8 @@ static inline int64_t packed_item(const struct product *p)
     return p->profile == REFMOE_CHAIN ? (int64_t)sizeof(float) : (int64_t)sizeof(double);
 }
 
-/* How many of `count` lines, `step` bytes apart, meet at one place of the first cache (64 places, in most processors). */
+/* How many of `count` lines, `step` bytes apart, meet at one place of the first cache (64 places, in most
+   processors). */
 enum { CACHE_SETS = 64, CACHE_WAYS = 8 };
 static inline int meeting_lines(int64_t count, int64_t step)
 {

@@ -39,8 +39,8 @@ typedef struct {
 } refmoe_term;
 
 /* terms >= 1 of them -> out (n, m), dense, which may not overlap what is read. Up to 128 terms take no memory but the
-   stack's; more take 40 bytes each and thread, of how->workspace as the products do (refmoe_kernels.h). REFMOE_BAD_SIZE also for a col other
-   than 0 and 1; REFMOE_BAD_OFFSETS for an index outside its table. */
+   stack's; more take 40 bytes each and thread, of how->workspace as the products do (refmoe_kernels.h). REFMOE_BAD_SIZE
+   also for a col other than 0 and 1; REFMOE_BAD_OFFSETS for an index outside its table. */
 int refmoe_sum_f32(const refmoe_how *how, int64_t n, int64_t m, int64_t terms, const refmoe_term *term, float *out);
 
 /* The sum of such terms: weights, slot_row (tokens, top_k), top_k >= 1; y_rows (rows, cols) -> out (tokens, cols), all
@@ -48,8 +48,8 @@ int refmoe_sum_f32(const refmoe_how *how, int64_t n, int64_t m, int64_t terms, c
 int refmoe_weighted_sum_f32(const refmoe_how *how, int64_t tokens, int64_t cols, int64_t top_k, int64_t rows,
                             const float *y_rows, const float *weights, const int64_t *slot_row, float *out);
 
-/* a, b (n, m), dense -> out (n): out[i] = the sum of a[i,k] b[i,k] as a chain of fused multiply-adds, k ascending from +0, as
-   refmoe_grouped_matmul makes it of n experts of a row and one output each. how->kernel and threads are read. */
+/* a, b (n, m), dense -> out (n): out[i] = the sum of a[i,k] b[i,k] as a chain of fused multiply-adds, k ascending from
+   +0, as refmoe_grouped_matmul makes it of n experts of a row and one output each. how->kernel and threads are read. */
 int refmoe_row_products(const refmoe_how *how, int64_t n, int64_t m, const float *a, const float *b, float *out);
 
 /* cffi: end */

@@ -67,8 +67,8 @@ struct tile {
      from, to  rows from_row and to_row elements apart, of which the first `width` columns are read and written; from
                NULL: +0
      ends      of a chain: bias[j] is added (unless NULL), and NaN is canonical
-   Meanwhile it fetches what comes next: a line a step, `lines` of each of ahead_rows rows, `step` bytes apart. (Tiles of
-   REFMOE_WIDE neither end a chain nor fetch.) */
+   Meanwhile it fetches what comes next: a line a step, `lines` of each of ahead_rows rows, `step` bytes apart. (Tiles
+   of REFMOE_WIDE neither end a chain nor fetch.) */
 struct lane_run {
     int64_t length, right_step, from_row, to_row, step, lines;
     const void *left, *right, *from;
@@ -80,8 +80,8 @@ struct lane_run {
 typedef void lane_function(int rows, const struct lane_run *run);
 
 /* The same of float32 weights where they lie, along k, of a chain:  to[i,j] = from[i,j] + sum_k w(i,k) right[k,j],
-   blocks as wide as the tile; `ends`: bias[i] is added (unless NULL), and NaN is canonical. Meanwhile it fetches as many rows
-   from `ahead` on. */
+   blocks as wide as the tile; `ends`: bias[i] is added (unless NULL), and NaN is canonical. Meanwhile it fetches as
+   many rows from `ahead` on. */
 struct direct_run {
     int64_t length, step; /* step: bytes from one row of weights to the next */
     const char *w, *ahead;
@@ -109,8 +109,8 @@ struct lanes {
     struct direct direct[MAX_DIRECT]; /* rising widths, as many as there are */
 };
 
-/* Copies `count` rows (along) or columns (across) of `length` numbers for such tiles; in the exact profile as double, and
-   squares[i] += sum_k of the squares of the i-th. `step`: elements from one row of the matrix to the next. */
+/* Copies `count` rows (along) or columns (across) of `length` numbers for such tiles; in the exact profile as double,
+   and squares[i] += sum_k of the squares of the i-th. `step`: elements from one row of the matrix to the next. */
 typedef void copy_function(int count, int64_t length, const void *w, int64_t step, void *left, double *squares);
 
 /* The same for weights that are codes with scales (codes.h); squares is NULL in the chain profile. */
@@ -121,8 +121,8 @@ typedef void copy_codes_function(const struct codes_run *run, void *left, double
 enum { TURN_SIZE = 16 };
 typedef void turn_function(const float *x, int64_t step, float *to, int64_t width);
 
-/* right[c][k,j] = w[k * step + c * width + j] for `count` panels of the widest lanes' width, `apart` bytes from one to the
-   next; in the exact profile as double, and squares[c * width + j] += the sum of their squares. */
+/* right[c][k,j] = w[k * step + c * width + j] for `count` panels of the widest lanes' width, `apart` bytes from one to
+   the next; in the exact profile as double, and squares[c * width + j] += the sum of their squares. */
 typedef void panels_function(int count, int64_t length, const void *w, int64_t step, void *right, int64_t apart,
                              double *squares);
 

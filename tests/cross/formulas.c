@@ -10,8 +10,8 @@
      float   d[n], x[n], u[ups]           operands
      float   value[n], d_x[n], d_u[ups]   results
 
-   Every kernel that runs here makes both calls with 1 and 2 threads and in a caller's hostile floating-point mode; what it
-   decides must be right, it may leave an eighth open, and outputs stand between guard words. */
+   Every kernel that runs here makes both calls with 1 and 2 threads and in a caller's hostile floating-point mode; what
+   it decides must be right, it may leave an eighth open, and outputs stand between guard words. */
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -85,7 +85,8 @@ static int is_open(const refmoe_open *open, int64_t at)
 }
 
 /* result 0 is the value, 1 and 2 are the gradients. */
-static void check_output(const struct activation_case *c, struct output *o, int result, const refmoe_how *how, int status)
+static void check_output(const struct activation_case *c, struct output *o, int result, const refmoe_how *how,
+                         int status)
 {
     int failed = status != REFMOE_OK || o->open.count > c->n / 8;
     int64_t at = failed ? -1 : -GUARD;
@@ -99,9 +100,9 @@ static void check_output(const struct activation_case *c, struct output *o, int 
         }
     }
     if (failed) {
-        printf("FAIL formulas / %s%s: kernel %s, %d thread(s), result %d: status %d, number %lld, %lld left open\n", c->name,
-               result ? " backward" : "", refmoe_kernel_name(how->kernel), (int)how->threads, result, status, (long long)at,
-               (long long)o->open.count);
+        printf("FAIL formulas / %s%s: kernel %s, %d thread(s), result %d: status %d, number %lld, %lld left open\n",
+               c->name, result ? " backward" : "", refmoe_kernel_name(how->kernel), (int)how->threads, result, status,
+               (long long)at, (long long)o->open.count);
         exit(1);
     }
     free(o->room);

@@ -25,8 +25,8 @@ static void *read_array(FILE *file, int64_t count, size_t item)
     return array;
 }
 
-/* Hands the file that the command line names to `next`, which reads a case, checks and forgets it, and returns how many that
-   makes, 0 at the file's end. */
+/* Hands the file that the command line names to `next`, which reads a case, checks and forgets it, and returns how many
+   that makes, 0 at the file's end. */
 static int replay_file(int count, char **argument, int (*next)(FILE *file))
 {
     long cases = 0;

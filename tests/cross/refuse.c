@@ -44,7 +44,8 @@ struct call {
     {.kernel = kernel_, .threads = threads_, .profile = profile_, .format = format_, .force = force_, __VA_ARGS__}
 #define SIZES(e_, n_, m_, k_) .e = e_, .n = n_, .m = m_, .k = k_
 #define ARRAYS(offsets_, x_, w_, out_) .offsets = offsets_, .x = x_, .w = w_, .out = out_
-#define WITH_HOW(status_, ...) {#__VA_ARGS__, status_, HOW(__VA_ARGS__), SIZES(E, N, M, K), ARRAYS(good_offsets, x, w, out)}
+#define WITH_HOW(status_, ...)                                                                                        \
+    {#__VA_ARGS__, status_, HOW(__VA_ARGS__), SIZES(E, N, M, K), ARRAYS(good_offsets, x, w, out)}
 #define WITH_SIZES(status_, ...)                                                                                      \
     {"sizes " #__VA_ARGS__, status_, HOW(0, 2, REFMOE_EXACT, REFMOE_FLOAT32, 0), SIZES(__VA_ARGS__),                  \
      ARRAYS(good_offsets, x, w, out)}

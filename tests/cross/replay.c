@@ -18,9 +18,9 @@
 
    where item is double for the profile REFMOE_UNFUSED and float for the others, and left and right are as their formats
    say. Every kernel that runs here makes each
-   call with 1 and 2 threads (1 without OpenMP), then in a caller's hostile floating-point mode and in a workspace of the
-   caller's between guard words, then, if exact, with its tiers forced. Outputs stand between guard words; operands are
-   compared afterwards; scratch memory is held against the bound that the header gives.                             */
+   call with 1 and 2 threads (1 without OpenMP), then in a caller's hostile floating-point mode and in a workspace of
+   the caller's between guard words, then, if exact, with its tiers forced. Outputs stand between guard words; operands
+   are compared afterwards; scratch memory is held against the bound that the header gives. */
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -69,7 +69,7 @@ static const char *const call_name[CALLS] = {
 /* ---- the calls ---- */
 
 #define DEFINE_CALL(name, type, suffix, ...)                                                                          \
-    static int name(const struct replay *r, int call, const refmoe_how *how, type *out, refmoe_report *report)          \
+    static int name(const struct replay *r, int call, const refmoe_how *how, type *out, refmoe_report *report)        \
     {                                                                                                                 \
         int64_t e = r->head.e, n = r->head.n, m = r->head.m, k = r->head.k;                                           \
         const int64_t *offsets = r->offsets.data;                                                                     \

@@ -1,5 +1,5 @@
-/* written.c: norms, AdamW, attention and products of rows of this build against a file of operands and of the bits that NumPy
-   made of them.
+/* written.c: norms, AdamW, attention and products of rows of this build against a file of operands and of the bits that
+   NumPy made of them.
 
      written FILE     status 1 at the first differing bit
 
@@ -10,8 +10,8 @@
      float   constants[8]
      float   the operands, then the results, of the sizes in `describe`
 
-   Every kernel that runs here makes each call with 1 and 2 threads, and in a caller's hostile floating-point mode; results
-   stand between guard words. Every NaN is one value.                                                                    */
+   Every kernel that runs here makes each call with 1 and 2 threads, and in a caller's hostile floating-point mode;
+   results stand between guard words. Every NaN is one value. */
 
 #include <stdint.h>
 #include <string.h>
@@ -155,7 +155,8 @@ static void compare(const struct written_case *c, const refmoe_how *how, int hos
             memcpy(&want, c->want[result] + i, sizeof want);
         if (status == REFMOE_OK && (is_guard ? got == want : is_same(got, want)))
             continue;
-        printf("FAIL written / %s: kernel %s, %d thread(s)%s: status %d, result %d, number %lld: expected 0x%x, got 0x%x\n",
+        printf("FAIL written / %s: kernel %s, %d thread(s)%s: status %d, result %d, number %lld: expected 0x%x, "
+               "got 0x%x\n",
                c->name, refmoe_kernel_name(how->kernel), (int)how->threads, hostile ? ", hostile mode" : "", status,
                result, (long long)i, (unsigned)want, (unsigned)got);
         exit(1);
